@@ -1,0 +1,72 @@
+"""What a target is, and whether the machine at hand can run what is built for it."""
+
+from __future__ import annotations
+
+import platform
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from saevit_tvm.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Target:
+    """One thing to build for. `tvm` is TVM's target JSON; the rest is what TVM does not know."""
+
+    name: str
+    summary: str
+    tvm: dict[str, Any]
+    arch: str
+    features: tuple[str, ...] = ()
+    kind: str = "llvm"
+    proof: str = "host"
+    compiler: str = "cc"
+    toolchain: tuple[str, ...] = field(default=("cc",))
+
+    @property
+    def fingerprint(self) -> str:
+        """The folder of this target's tuning records: what changes the best schedule, nothing else."""
+        cpu = self.tvm.get("mcpu", "generic")
+        cores = self.tvm.get("num-cores", 0)
+        extra = "".join(self.tvm.get("mattr", []))
+        parts = [self.arch, cpu + extra, f"{cores}c" if cores else "anyc"]
+        return re.sub(r"[^A-Za-z0-9_.+-]+", "_", "-".join(parts))
+
+    @classmethod
+    def from_tvm(cls, name: str, description: dict[str, Any]) -> Target:
+        """A target of the user's own. Only CPUs: anything else needs schedules that are not there."""
+        if description.get("kind") != "llvm":
+            raise UsageError(
+                f"a target of kind '{description.get('kind')}' cannot be built: "
+                'give one of kind "llvm", such as {"kind": "llvm", "mcpu": "znver4"}.'
+            )
+        triple = str(description.get("mtriple", ""))
+        arch = triple.split("-")[0] or platform.machine()
+        if arch != platform.machine():
+            raise UsageError(
+                f"the target's triple '{triple}' is for {arch}, and only {platform.machine()} is supported: "
+                "leave 'mtriple' out."
+            )
+        return cls(name=name, summary="given as TVM target JSON", tvm=dict(description), arch=arch)
+
+
+def runs_here(target: Target) -> tuple[bool, str]:
+    """Whether this machine can run the target's code, and if not, why not."""
+    if target.arch != platform.machine():
+        return False, f"needs a {target.arch} machine, this one is {platform.machine()}"
+    missing = sorted(set(target.features) - cpu_features())
+    if missing:
+        return False, f"needs CPU features this machine lacks: {', '.join(missing)}"
+    return True, "runs on this machine"
+
+
+def cpu_features() -> set[str]:
+    """The feature names the kernel reports for this CPU."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return set()
+    match = re.search(r"^(?:flags|Features)\s*:\s*(.*)$", text, re.MULTILINE)
+    return set(match.group(1).split()) if match else set()
