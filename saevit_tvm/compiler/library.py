@@ -1,0 +1,28 @@
+"""From an executable to a shared library, by the target's own linker."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from saevit_tvm.errors import CompileError, TargetError
+
+if TYPE_CHECKING:
+    from tvm.relax import VMExecutable
+
+    from saevit_tvm.targets import Target
+
+
+def link(executable: VMExecutable, target: Target, path: Path) -> None:
+    """Write the library with the weights inside, or say which compiler is missing."""
+    if shutil.which(target.compiler) is None:
+        raise TargetError(
+            f"target '{target.name}' needs the C compiler '{target.compiler}' to link: install it (Debian: apt install gcc)."
+        )
+    try:
+        executable.export_library(str(path), cc=target.compiler)
+    except RuntimeError as error:
+        path.unlink(missing_ok=True)
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        raise CompileError(f"linking {path.name} with '{target.compiler}' failed: {lines[-1]}") from error

@@ -1,0 +1,7 @@
+"""Passes of our own, one file a concern. Each turns an IRModule into an equivalent one."""
+
+from saevit_tvm.compiler.passes.fold_batch_norm import FoldBatchNorm
+from saevit_tvm.compiler.passes.remove_no_ops import RemoveNoOps
+from saevit_tvm.compiler.passes.schedule import CountedRecords, ScheduleTheRest
+
+__all__ = ["CountedRecords", "FoldBatchNorm", "RemoveNoOps", "ScheduleTheRest"]

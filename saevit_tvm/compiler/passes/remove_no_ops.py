@@ -1,0 +1,65 @@
+"""Importing leaves operators that move nothing: broadcasts and reshapes to the shape at hand, permutes and their inverse."""
+
+from __future__ import annotations
+
+import tvm
+from tvm import relax
+from tvm.relax.dpl import is_op, wildcard
+
+from saevit_tvm.compiler.passes.rewriting import Matched, Rule, rewrite, shape_of
+
+
+def _same_shape(op: str) -> Rule:
+    data = wildcard()
+    pattern = is_op(op)(data, wildcard())
+
+    def replace(expr: relax.Expr, matched: Matched) -> relax.Expr:
+        return matched[data] if shape_of(matched[data]) == shape_of(expr) else expr
+
+    return pattern, replace
+
+
+def _axes(call: relax.Call) -> list[int]:
+    rank = len(shape_of(call))
+    if call.attrs.axes is None:
+        return list(reversed(range(rank)))
+    return [int(axis) % rank for axis in call.attrs.axes]
+
+
+def _permute_of_permute() -> Rule:
+    data = wildcard()
+    inner = is_op("relax.permute_dims")(data)
+    outer = is_op("relax.permute_dims")(inner)
+
+    def replace(expr: relax.Expr, matched: Matched) -> relax.Expr:
+        first = _axes(matched[inner])
+        return relax.op.permute_dims(matched[data], [first[axis] for axis in _axes(matched[outer])])
+
+    return outer, replace
+
+
+def _identity_permute() -> Rule:
+    data = wildcard()
+    pattern = is_op("relax.permute_dims")(data)
+
+    def replace(expr: relax.Expr, matched: Matched) -> relax.Expr:
+        axes = _axes(matched[pattern])
+        return matched[data] if axes == sorted(axes) else expr
+
+    return pattern, replace
+
+
+@tvm.ir.transform.module_pass(opt_level=0, name="RemoveNoOps")
+class RemoveNoOps:
+    """Drop broadcasts and reshapes to the same shape, and permutes that undo each other."""
+
+    def transform_module(self, mod: tvm.IRModule, _context: tvm.transform.PassContext) -> tvm.IRModule:
+        return rewrite(
+            mod,
+            [
+                _same_shape("relax.broadcast_to"),
+                _same_shape("relax.reshape"),
+                _permute_of_permute(),
+                _identity_permute(),
+            ],
+        )

@@ -1,0 +1,48 @@
+"""What the graph passes share: constants as numpy, and rewriting `main` until nothing changes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import tvm
+import tvm_ffi
+from tvm import relax
+from tvm.relax.dpl import DFPattern, rewrite_call
+
+# A rule: the pattern to look for, and what to put in its place (the same expression to decline).
+Matched = dict[DFPattern, relax.Expr]
+Rule = tuple[DFPattern, Callable[[relax.Expr, Matched], relax.Expr]]
+
+
+def array(constant: relax.Expr) -> np.ndarray:
+    """The value of a constant."""
+    assert isinstance(constant, tvm.ir.GenericConst)
+    return constant.value.numpy()
+
+
+def constant(value: np.ndarray) -> relax.Constant:
+    return relax.const(np.ascontiguousarray(value, dtype="float32"), "float32")
+
+
+def shape_of(expr: relax.Expr) -> tuple[int, ...]:
+    """The static shape of an expression; the compiler is fed nothing else."""
+    return tuple(int(extent) for extent in expr.ty.shape)
+
+
+def rewrite(mod: tvm.IRModule, rules: Sequence[Rule]) -> tvm.IRModule:
+    """Apply the rules to every graph function, again and again, until none of them changes anything."""
+    mod = mod.clone()
+    for name, func in list(mod.functions_items()):
+        if isinstance(func, relax.Function):
+            mod[name] = _to_fixed_point(func, rules)
+    return relax.transform.Normalize()(mod)
+
+
+def _to_fixed_point(func: relax.Function, rules: Sequence[Rule]) -> relax.Function:
+    while True:
+        before = func
+        for pattern, replace in rules:
+            func = rewrite_call(pattern, replace, func)
+        if tvm_ffi.structural_equal(before, func):
+            return func

@@ -1,0 +1,203 @@
+"""The one list of passes between a PyTorch model and a library, in order, in phases.
+
+    simplify    inference only: BatchNorm folded, constants folded, nothing that moves no data
+    layout      channels last
+    kernels     operators become loops, neighbours become one kernel
+    records     kernels that were tuned take their best schedule; the rest take a rule
+    library     memory planned, bytecode and machine code
+
+`dump_ir` writes the module after every phase. The kernels that tuning searches are those of the phase `kernels`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tvm
+from tvm import relax
+from tvm.ir.transform import Pass
+from tvm.relax import transform
+
+from saevit_tvm.compiler import library
+from saevit_tvm.compiler.importer import import_model
+from saevit_tvm.compiler.legalize import OPERATORS
+from saevit_tvm.compiler.passes import CountedRecords, FoldBatchNorm, RemoveNoOps, ScheduleTheRest
+from saevit_tvm.errors import CompileError
+
+if TYPE_CHECKING:
+    from saevit_tvm.models.sources import ModelSource
+    from saevit_tvm.targets import Target
+
+CHANNELS_LAST = {"relax.nn.conv2d": ["NHWC", "HWIO"]}
+
+
+def simplify() -> list[Pass]:
+    return [
+        transform.CanonicalizeBindings(),
+        transform.FoldConstant(),
+        FoldBatchNorm(),
+        RemoveNoOps(),
+        transform.DeadCodeElimination(),
+    ]
+
+
+def layout() -> list[Pass]:
+    return [
+        transform.ConvertLayout(CHANNELS_LAST),
+        transform.Normalize(),
+        transform.FoldConstant(),
+        RemoveNoOps(),
+        transform.DeadCodeElimination(),
+    ]
+
+
+def kernels() -> list[Pass]:
+    return [
+        transform.LegalizeOps(OPERATORS),
+        transform.AnnotateTIROpPattern(),
+        transform.FoldConstant(),
+        transform.FuseOps(),
+        transform.FuseTIR(),
+        transform.DeadCodeElimination(),
+        # Weights may be stored in whatever order a schedule likes best.
+        transform.AttachAttrLayoutFreeBuffers(),
+    ]
+
+
+def apply_records(database: Any | None) -> list[Pass]:
+    return [
+        CountedRecords(database),
+        transform.SplitLayoutRewritePreproc(),
+        transform.FoldConstant(),
+        transform.DeadCodeElimination(),
+        ScheduleTheRest(),
+    ]
+
+
+def virtual_machine() -> list[Pass]:
+    return [
+        transform.RewriteDataflowReshape(),
+        transform.ToNonDataflow(),
+        transform.RemovePurityChecking(),
+        transform.CallTIRRewrite(),
+        transform.StaticPlanBlockMemory(),
+        transform.LowerAllocTensor(),
+        transform.KillAfterLastUse(),
+        transform.LowerRuntimeBuiltin(),
+        transform.ComputePrimValue(),
+        transform.VMShapeLower(),
+        transform.AttachGlobalSymbol(),
+    ]
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """An executable and what is worth knowing about how it came to be."""
+
+    executable: relax.VMExecutable
+    target: Target
+    kernels: dict[str, int]
+    regions: dict[str, dict[str, int]]
+    records_digest: str | None
+    warnings: list[str] = field(default_factory=list)
+
+    def export(self, path: Path) -> None:
+        """Link the bare library, weights inside."""
+        library.link(self.executable, self.target, path)
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One kernel that tuning can search, and how often one inference calls it."""
+
+    name: str
+    weight: int
+    module: tvm.IRModule
+
+
+def compile_model(
+    source: ModelSource,
+    target: Target,
+    *,
+    records: Path | None = None,
+    use_tuned: bool = True,
+    dump_ir: Path | None = None,
+    dtype: str = "float32",
+) -> Compiled:
+    """The whole street: from a PyTorch model to an executable for the target."""
+    if dtype != "float32":
+        raise CompileError(f"dtype '{dtype}' cannot be compiled: only float32 is supported.")
+    found = _open_records(records, target) if use_tuned else None
+    database, digest = found if found else (None, None)
+    dump = _Dump(dump_ir)
+    tvm_target = tvm.target.Target(target.tvm)
+    mod = dump("import", import_model(source))
+    for name, passes in [
+        ("simplify", simplify()),
+        ("layout", layout()),
+        ("kernels", kernels()),
+        ("records", apply_records(database)),
+    ]:
+        mod = dump(name, run(mod, passes, tvm_target))
+    counts = count_kernels(mod)
+    mod = dump("library", run(mod, virtual_machine(), tvm_target))
+    executable = relax.build(mod, tvm_target, relax_pipeline=None)
+    regions = {name: {"found": 0, "expected": count} for name, count in source.regions.items()}
+    return Compiled(executable, target, counts, regions, digest)
+
+
+def kernels_to_tune(source: ModelSource, target: Target, dtype: str = "float32") -> list[Kernel]:
+    """Every distinct kernel that the model needs on the target, most used first."""
+    if dtype != "float32":
+        raise CompileError(f"dtype '{dtype}' cannot be tuned: only float32 is supported.")
+    tvm_target = tvm.target.Target(target.tvm)
+    mod = import_model(source)
+    for passes in (simplify(), layout(), kernels()):
+        mod = run(mod, passes, tvm_target)
+    from tvm.s_tir.meta_schedule.relax_integration import extract_tasks
+
+    tasks = extract_tasks(mod, tvm_target)
+    found = [Kernel(task.task_name, int(task.weight), task.dispatched[0]) for task in tasks]
+    return sorted(found, key=lambda kernel: (-kernel.weight, kernel.name))
+
+
+def run(mod: tvm.IRModule, passes: Iterable[Pass], target: tvm.target.Target) -> tvm.IRModule:
+    """Run passes with the target in scope, as scheduling needs it."""
+    with target, tvm.transform.PassContext(opt_level=3):
+        return tvm.transform.Sequential(list(passes))(mod)
+
+
+def count_kernels(mod: tvm.IRModule) -> dict[str, int]:
+    """How many kernels there are, and where each one's schedule came from."""
+    origins = Counter(
+        str(func.attrs["saevit.schedule"]) for func in mod.functions.values() if "saevit.schedule" in func.attrs
+    )
+    counts = {name: origins.get(name, 0) for name in ("tuned", "scheduled", "fallback")}
+    return {"total": sum(counts.values()), **counts}
+
+
+def _open_records(root: Path | None, target: Target) -> tuple[Any, str] | None:
+    from saevit_tvm.tuning.store import open_records
+
+    return open_records(root, target)
+
+
+class _Dump:
+    """Writes the module after each phase into a folder, numbered so that they sort in order."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
+        self._count = 0
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def __call__(self, phase: str, mod: tvm.IRModule) -> tvm.IRModule:
+        if self._folder is not None:
+            path = self._folder / f"{self._count}-{phase}.py"
+            path.write_text(mod.script(show_meta=False) + "\n")
+        self._count += 1
+        return mod
