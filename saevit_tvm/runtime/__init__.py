@@ -1,1 +1,1 @@
-
+"""What an artifact is, and how it is loaded: neither PyTorch nor the compiler is needed here."""

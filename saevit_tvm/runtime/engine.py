@@ -1,0 +1,210 @@
+"""Running an artifact from Python: `engine = load("x.so")`, then `engine(array)`.
+
+TVM's virtual machine is not thread-safe, and its thread pool belongs to the calling thread, changes that
+thread's CPU affinity and does not survive a fork. So an engine computes on worker threads of its own, with a
+virtual machine each and the weights in common. As many workers as fit the cores; more callers than that wait.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import weakref
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from saevit_tvm.errors import ArtifactError, UsageError
+from saevit_tvm.runtime import abi
+from saevit_tvm.runtime.artifact import check_runnable, read_manifest
+
+_ALIGNMENT = 64  # what TVM's kernels may assume of a tensor's memory
+_POOLED_ALLOCATOR = 2
+_SHARE_ALL_CORES = -3
+_MOST_THREADS = 1024
+
+
+class TensorSpec(NamedTuple):
+    """What an input or output looks like."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+def load(path: str | os.PathLike[str], *, threads: int | None = None) -> Engine:
+    """Open an artifact. `threads` per inference: by default TVM_NUM_THREADS, else every physical core."""
+    if threads is None:
+        threads = _default_threads()
+    if not 1 <= threads <= _MOST_THREADS:
+        raise UsageError(f"threads={threads} is impossible: give a number from 1 to {_MOST_THREADS}.")
+    manifest = read_manifest(path)
+    check_runnable(manifest, path)
+    return Engine(Path(path).absolute(), manifest, threads)
+
+
+class Engine:
+    """A loaded artifact. Call it with an array; any thread may, at any time."""
+
+    def __init__(self, path: Path, manifest: dict[str, Any], threads: int) -> None:
+        self.path, self.manifest, self.threads = path, manifest, threads
+        self.inputs = tuple(map(_spec, manifest["inputs"]))
+        self.outputs = tuple(map(_spec, manifest["outputs"]))
+        self._machines = _Machines(path, self.inputs[0], threads)
+        self._start()
+        _engines.add(self)
+        self._result(self._machines.mine)
+
+    def __call__(self, x: Any) -> Any:
+        """The output for x: NumPy in, NumPy out; PyTorch in, PyTorch out; several outputs are a tuple."""
+        array, is_torch = _admit(x, self.inputs[0])
+        outputs = self._result(lambda: self._machines.mine().run(array))
+        if is_torch:
+            outputs = [sys.modules["torch"].from_numpy(output) for output in outputs]
+        return outputs[0] if len(self.outputs) == 1 else tuple(outputs)
+
+    def __repr__(self) -> str:
+        return f"<Engine {self.path.name}: {self.manifest['model']}, {self.threads} threads>"
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError("an Engine holds native code and cannot be pickled or copied: load its file there.")
+
+    def _start(self) -> None:
+        workers = max(1, _physical_cores() // self.threads)
+        self._workers = ThreadPoolExecutor(workers, thread_name_prefix="saevit-tvm")
+        self._running: set[Future] = set()
+
+    def _result(self, work: Any) -> Any:
+        if _forked_while_running:
+            raise ArtifactError(
+                "this process was forked while its parent was computing, so TVM's locks may be stuck: "
+                "fork while no inference runs, or start processes with 'spawn'."
+            )
+        future = self._workers.submit(work)
+        self._running.add(future)
+        try:
+            return future.result()
+        finally:
+            self._running.discard(future)
+
+
+class _Machines:
+    """The library, and a virtual machine for every worker thread."""
+
+    def __init__(self, path: Path, spec: TensorSpec, threads: int) -> None:
+        load_library = abi.global_function("ffi.Module.load_from_file.so")
+        self._library = load_library(os.fsencode(path), b"so")
+        self._spec, self._threads = spec, threads
+        self._local = threading.local()
+
+    def mine(self) -> _Machine:
+        machine = getattr(self._local, "machine", None)
+        if machine is None:
+            machine = self._local.machine = _Machine(self._library, self._spec, self._threads)
+        return machine
+
+
+class _Machine:
+    """One virtual machine, made and used by one thread."""
+
+    def __init__(self, library: abi.Object, spec: TensorSpec, threads: int) -> None:
+        _configure_thread_pool(threads)
+        machine = abi.module_function(library, "vm_load_executable")()
+        abi.module_function(machine, "vm_initialization")(abi.CPU, 0, _POOLED_ALLOCATOR)
+        self._main = abi.module_function(machine, "main")
+        self._staging = _aligned(spec)
+        self._staged = abi.BorrowedTensor(self._staging)
+
+    def run(self, array: np.ndarray) -> list[np.ndarray]:
+        if array.flags.c_contiguous and array.ctypes.data % _ALIGNMENT == 0:
+            argument = abi.BorrowedTensor(array)
+        else:
+            np.copyto(self._staging, array)
+            array, argument = self._staging, self._staged
+        result = self._main(argument)
+        tensors = result.items() if isinstance(result, abi.Array) else [result]
+        outputs = [np.asarray(tensor) for tensor in tensors]
+        # An output that is the input handed through would change with it.
+        return [out.copy() if np.may_share_memory(out, array) else out for out in outputs]
+
+
+def _aligned(spec: TensorSpec) -> np.ndarray:
+    dtype = np.dtype(spec.dtype)
+    size = int(np.prod(spec.shape)) * dtype.itemsize
+    memory = np.empty(size + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    return memory[start : start + size].view(dtype).reshape(spec.shape)
+
+
+def _spec(entry: dict[str, Any]) -> TensorSpec:
+    return TensorSpec(entry["name"], tuple(entry["shape"]), entry["dtype"])
+
+
+# What may come in -----------------------------------------------------------
+
+
+def _admit(x: Any, wanted: TensorSpec) -> tuple[np.ndarray, bool]:
+    """The array to compute on and whether PyTorch brought it, or one error that names both sides."""
+    torch = sys.modules.get("torch")
+    is_torch = torch is not None and isinstance(x, torch.Tensor)
+    if not is_torch and not isinstance(x, np.ndarray):
+        raise TypeError(f"the input is a {type(x).__name__}: give a NumPy array or a PyTorch tensor.")
+    dtype = str(x.dtype).removeprefix("torch.")
+    device = str(x.device) if is_torch else "cpu"
+    if (tuple(x.shape), dtype, device) != (wanted.shape, wanted.dtype, "cpu"):
+        raise ValueError(
+            f"the input has shape {tuple(x.shape)}, dtype {dtype}, on {device}, and '{wanted.name}' "
+            f"must have shape {wanted.shape}, dtype {wanted.dtype}, on cpu."
+        )
+    return (x.detach().numpy(), True) if is_torch else (x, False)
+
+
+# Threads and processes --------------------------------------------------------
+
+
+def _default_threads() -> int:
+    stated = os.environ.get("TVM_NUM_THREADS", "")
+    return int(stated) if stated.isdigit() and int(stated) else _physical_cores()
+
+
+def _physical_cores() -> int:
+    """The cores that this process may use, siblings of one core counted once."""
+    cores = set()
+    for cpu in os.sched_getaffinity(0):
+        topology = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        try:
+            cores.add(topology.read_text())
+        except OSError:
+            cores.add(str(cpu))
+    return len(cores)
+
+
+def _configure_thread_pool(threads: int) -> None:
+    """Give the calling thread a TVM pool of this size.
+
+    TVM would bind each pool to the first cores, so two engines, or two processes, would fight for the same
+    ones; the environment has the only switch. Who sets it to 1 gets the binding back.
+    """
+    os.environ.setdefault("TVM_BIND_THREADS", "0")
+    allowed = sorted(os.sched_getaffinity(0))
+    cpus = [b"%d" % allowed[index % len(allowed)] for index in range(threads)]
+    cpu_list = abi.global_function("ffi.Array")(*cpus)
+    abi.global_function("runtime.config_threadpool")(_SHARE_ALL_CORES, threads, cpu_list)
+
+
+_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
+_forked_while_running = False
+
+
+def _after_fork() -> None:
+    """In a child, no worker thread exists any more: start afresh."""
+    global _forked_while_running
+    for engine in list(_engines):
+        _forked_while_running |= bool(engine._running)
+        engine._start()
+
+
+os.register_at_fork(after_in_child=_after_fork)
