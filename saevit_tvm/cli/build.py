@@ -1,0 +1,77 @@
+"""saevit-tvm build: one verified .so and its manifest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from saevit_tvm.cli.app import common, folder, model_options, target_option
+from saevit_tvm.cli.console import Console
+
+
+@click.command(
+    "build",
+    short_help="Make a verified .so from a model.",
+    help="Compile a model for a target, verify the result against PyTorch, and put it in place.",
+)
+@target_option
+@model_options
+@click.option("--dtype", default="float32", show_default=True, help="What it computes in.")
+@click.option("--classes", "num_classes", type=int, help="Number of classes of the head.")
+@click.option("--features-only", is_flag=True, help="Give the maps of the four stages, not class scores.")
+@click.option(
+    "--seed", type=int, default=0, show_default=True, help="Of the random weights, without --weights."
+)
+@click.option("--no-tuned", is_flag=True, help="Leave tuned records aside.")
+@click.option("--store", type=folder, help="Where tuned records are.")
+@click.option("--out", type=folder, default="out", show_default=True, help="Where the artifact goes.")
+@click.option("--name", help="The artifact's file name; by default from model, target, batch and size.")
+@click.option("--dump-ir", type=folder, help="Write the module after each phase there.")
+@common
+def command(as_json: bool, no_tuned: bool, **options: Any) -> None:
+    console = Console(as_json)
+    from saevit_tvm.verbs.build import BuildOptions, build
+
+    result = build(BuildOptions(use_tuned=not no_tuned, **options), console.say)
+    for warning in result.warnings:
+        console.say(f"warning: {warning}")
+    manifest = result.manifest
+    console.object(
+        {
+            "artifact": str(result.artifact),
+            "manifest": str(result.manifest_path),
+            "size": result.artifact.stat().st_size,
+            "seconds": round(result.seconds, 1),
+            "warnings": result.warnings,
+        }
+        | {key: manifest[key] for key in ("regions", "kernels", "verification")}
+    )
+    _print(console, result.artifact, result.manifest_path, manifest, result.seconds)
+
+
+def _print(
+    console: Console, artifact: Path, manifest_path: Path, manifest: dict[str, Any], seconds: float
+) -> None:
+    kernels, proof = manifest["kernels"], manifest["verification"]
+    regions = [
+        f"{name} {count['found']} of {count['expected']}" for name, count in manifest["regions"].items()
+    ]
+    console.line(f"built     {artifact} ({artifact.stat().st_size / 1e6:.1f} MB) in {seconds:.0f} s")
+    console.line(f"manifest  {manifest_path}")
+    console.line(f"regions   {', '.join(regions) or 'none expected in this model'}")
+    console.line(
+        f"kernels   {kernels['total']}: {kernels['tuned']} from tuned records, "
+        f"{kernels['scheduled']} from hand-written schedules, {kernels['fallback']} from fallback rules"
+    )
+    if proof["passed"]:
+        console.line(
+            f"verified  against PyTorch on {proof['inputs']} random inputs: "
+            f"largest deviation {proof['max_abs_error']:.2g} "
+            f"(relative {proof['max_rel_error']:.2g}, {proof['tolerance']:g} allowed)"
+        )
+    else:
+        console.line(
+            "verified  no: this machine cannot run it; run 'saevit-tvm verify' where it can (proof: none)"
+        )

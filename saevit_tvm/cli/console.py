@@ -1,0 +1,80 @@
+"""What a command writes: its results on stdout, its progress on stderr.
+
+Libraries print what they like, some of it from C; so file descriptor 1 is pointed at stderr while a command
+works, and only the console holds the real stdout. That is what makes `--json` one object and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+
+class Console:
+    """Tables and colours on a terminal, plain aligned text elsewhere, one object with `as_json`."""
+
+    def __init__(self, as_json: bool = False) -> None:
+        sys.stdout.flush()
+        self.as_json = as_json
+        self._out = os.fdopen(os.dup(1), "w", encoding="utf-8", errors="replace")
+        os.dup2(2, 1)
+        self.terminal = self._out.isatty()
+
+    def say(self, text: str) -> None:
+        """Progress: a line on stderr."""
+        print(text, file=sys.stderr, flush=True)
+
+    def line(self, text: str = "") -> None:
+        """A line of the result."""
+        if not self.as_json:
+            self._write(text)
+
+    def object(self, value: dict[str, Any]) -> None:
+        """The result for scripts."""
+        if self.as_json:
+            self._write(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+
+    def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
+        """A table of the result; columns whose cells are numbers are aligned to the right."""
+        if self.as_json:
+            return
+        right = [all(_is_number(row[i]) for row in rows) for i in range(len(columns))]
+        if self.terminal:
+            self._rich_table(columns, rows, right, title)
+            return
+        if title:
+            self._write(title)
+        lines = [columns, *rows]
+        widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
+        for line in lines:
+            cells = [
+                cell.rjust(w) if r else cell.ljust(w) for cell, w, r in zip(line, widths, right, strict=True)
+            ]
+            self._write("  ".join(cells).rstrip())
+
+    def _rich_table(
+        self, columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[bool], title: str
+    ) -> None:
+        from rich import box
+        from rich.console import Console as RichConsole
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(title=title or None, box=box.SIMPLE_HEAD, title_justify="left")
+        for column, to_right in zip(columns, right, strict=True):
+            table.add_column(column, justify="right" if to_right else "left", overflow="fold")
+        for row in rows:
+            table.add_row(*(Text(cell) for cell in row))
+        RichConsole(file=self._out).print(table)
+        self._out.flush()
+
+    def _write(self, text: str) -> None:
+        self._out.write(text + "\n")
+        self._out.flush()
+
+
+def _is_number(cell: str) -> bool:
+    return cell in ("", "-") or cell.rstrip("x%").replace(".", "", 1).replace("e-", "", 1).isdigit()

@@ -1,0 +1,32 @@
+"""saevit-tvm models: what can be built."""
+
+from __future__ import annotations
+
+import click
+
+from saevit_tvm.cli.app import common
+from saevit_tvm.cli.console import Console
+
+
+@click.command("models", short_help="List the built-in models.", help="List the models that are built in.")
+@common
+def command(as_json: bool) -> None:
+    console = Console(as_json)
+    from saevit_tvm.verbs.listing import models
+
+    listing = models()
+    console.object(listing)
+    console.table(
+        ["model", "dims", "depths", "GMACs at 224", "parameters"],
+        [
+            [
+                model["name"],
+                " ".join(map(str, model["dims"])),
+                " ".join(map(str, model["depths"])),
+                f"{model['gmacs']:.2f}",
+                f"{model['params'] / 1e6:.2f} M",
+            ]
+            for model in listing["models"]
+        ],
+    )
+    console.line("Also: timm:NAME, a torch.export file (.pt2), or an ONNX file (.onnx).")

@@ -1,0 +1,239 @@
+"""build: model + target -> one verified artifact in place, or nothing at all.
+
+Compile, link, seal, load that very file, compare it with PyTorch, and only then move it to its name.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from saevit_tvm import targets
+from saevit_tvm.errors import ParityError, TargetError, UsageError, unknown
+from saevit_tvm.verbs import workspace
+
+if TYPE_CHECKING:
+    from saevit_tvm.compiler.pipeline import Compiled
+    from saevit_tvm.models.sources import ModelSource
+    from saevit_tvm.targets import Target
+
+DTYPES = ("float32",)
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What the user asked for; None means that the model or its checkpoint decides."""
+
+    model: str = "saevit_xs"
+    target: str = "native"
+    weights: str | None = None
+    batch: int = 1
+    image_size: int | None = None
+    dtype: str = "float32"
+    num_classes: int | None = None
+    features_only: bool = False
+    seed: int = 0
+    use_tuned: bool = True
+    store: Path | None = None
+    out: Path = Path("out")
+    name: str | None = None
+    dump_ir: Path | None = None
+
+
+@dataclass(frozen=True)
+class BuildResult:
+    artifact: Path
+    manifest_path: Path
+    manifest: dict[str, Any]
+    warnings: list[str]
+    seconds: float
+
+
+def build(options: BuildOptions, say: Say) -> BuildResult:
+    """Build, prove and place one artifact."""
+    start = time.monotonic()
+    if options.dtype not in DTYPES:
+        raise unknown("dtype", options.dtype, DTYPES)
+    if options.dump_ir is not None and options.dump_ir.exists() and not options.dump_ir.is_dir():
+        raise UsageError(f"'{options.dump_ir}' is not a directory: give --dump-ir a folder.")
+    target = targets.get(options.target)
+    if shutil.which(target.compiler) is None:
+        raise TargetError(
+            f"target '{target.name}' links with the C compiler '{target.compiler}', which is not there: "
+            "install it (Debian: apt install gcc)."
+        )
+    stem = _stem(options, target)
+    artifact, manifest_path = options.out / f"{stem}.so", options.out / f"{stem}.json"
+    with workspace.staging(options.out) as staged, workspace.scratch() as scratch:
+        workspace.free(artifact, manifest_path)
+        source = _open(options)
+        workspace.reserve(staged, _estimate(source))
+        batch, _, height, width = source.input_shape
+        say(
+            f"compiling {source.name} at {height}x{width}, batch {batch}, "
+            f"for {target.name} ({target.summary})"
+        )
+        compiled = _compile(source, target, options)
+        say("linking")
+        library = scratch / "library.so"
+        compiled.export(library)
+        manifest = _prove(source, compiled, target, options.dtype, library, staged / artifact.name, say)
+        workspace.place([(staged / artifact.name, artifact), (staged / manifest_path.name, manifest_path)])
+    return BuildResult(artifact, manifest_path, manifest, compiled.warnings, time.monotonic() - start)
+
+
+def _stem(options: BuildOptions, target: Target) -> str:
+    """The artifact's name without .so: the user's, or one that tells artifacts of one model apart."""
+    if options.name is None:
+        path = Path(options.model)
+        parts = [path.stem if path.suffix in (".pt2", ".onnx") else options.model, target.name]
+        parts += [f"b{options.batch}"] if options.batch != 1 else []
+        parts += [f"{options.image_size}px"] if options.image_size is not None else []
+        parts += ["features"] if options.features_only else []
+        return re.sub(r"[^A-Za-z0-9_.+-]+", "_", "-".join(parts))
+    stem = options.name.removesuffix(".so")
+    if not re.fullmatch(r"[A-Za-z0-9_+-][A-Za-z0-9_.+-]{0,199}", stem):
+        raise UsageError(
+            f"'{options.name}' cannot be the name of an artifact: use up to 200 letters, digits and any of "
+            "_ . + -, and give the folder with --out."
+        )
+    return stem
+
+
+def _open(options: BuildOptions) -> ModelSource:
+    from saevit_tvm.models.sources import open_model
+
+    return open_model(
+        options.model,
+        weights=options.weights,
+        batch=options.batch,
+        image_size=options.image_size,
+        num_classes=options.num_classes,
+        features_only=options.features_only,
+        seed=options.seed,
+    )
+
+
+def _compile(source: ModelSource, target: Target, options: BuildOptions) -> Compiled:
+    from saevit_tvm.compiler.pipeline import compile_model
+
+    return compile_model(
+        source,
+        target,
+        records=options.store,
+        use_tuned=options.use_tuned,
+        dump_ir=options.dump_ir,
+        dtype=options.dtype,
+    )
+
+
+def _estimate(source: ModelSource) -> int:
+    """Bytes that the artifact will need at least: its weights, and some code."""
+    if source.onnx is not None:
+        return source.onnx.ByteSize() + 1_000_000
+    return sum(t.numel() * t.element_size() for t in source.module.state_dict().values()) + 1_000_000
+
+
+# The proof ----------------------------------------------------------
+
+
+def _prove(
+    source: ModelSource,
+    compiled: Compiled,
+    target: Target,
+    dtype: str,
+    library: Path,
+    sealed: Path,
+    say: Say,
+) -> dict[str, Any]:
+    """Compare the library with PyTorch, seal it with the result, see that the sealed file answers alike."""
+    from saevit_tvm.runtime.artifact import read_manifest, seal
+    from saevit_tvm.verbs import parity, proof
+    from saevit_tvm.verbs.sources import one_thread
+
+    inputs = parity.random_inputs(source.input_shape)
+    with one_thread():
+        expected = [source.reference(x) for x in inputs]
+    manifest = _manifest(source, compiled, target, dtype, inputs, expected)
+    runnable, why = targets.runs_here(target)
+    if not runnable:
+        say(f"not verified: {target.name} {why}; run 'saevit-tvm verify' on such a machine")
+        seal(library, manifest, sealed)
+        return read_manifest(sealed)
+
+    say(f"verifying against PyTorch on {len(inputs)} random inputs")
+    trial = library.with_name("trial.so")
+    seal(library, manifest, trial)
+    answers = proof.answers(trial, inputs, library.parent)
+    deviation = parity.deviation(answers, expected)
+    tolerance = parity.TOLERANCE[dtype]
+    if not deviation.within(tolerance):
+        raise ParityError(
+            f"the library deviates from PyTorch by {deviation.max_abs_error:.3g} "
+            f"({deviation.max_rel_error:.3g} of the largest value, where {tolerance:g} is allowed), so nothing was built: please report the model."
+        )
+    manifest["verification"] |= {
+        "passed": True,
+        "max_abs_error": deviation.max_abs_error,
+        "max_rel_error": deviation.max_rel_error,
+        "proof": target.proof,
+    }
+    seal(library, manifest, sealed)
+    again = proof.answers(sealed, inputs, library.parent)
+    if parity.deviation(again, answers).max_abs_error != 0:
+        raise ParityError(
+            "the library does not answer twice alike, so nothing was built: please report the model."
+        )
+    return read_manifest(sealed)
+
+
+def _manifest(
+    source: ModelSource,
+    compiled: Compiled,
+    target: Target,
+    dtype: str,
+    inputs: list[Any],
+    expected: list[list[Any]],
+) -> dict[str, Any]:
+    """Everything but the proof. No time, no date, no path: the same inputs give the same bytes."""
+    from saevit_tvm.runtime.artifact import installed_versions
+    from saevit_tvm.verbs import parity
+
+    outputs = zip(source.output_names, expected[0], strict=True)
+    return {
+        "model": source.recipe["model"],
+        "recipe": source.recipe,
+        "weights": source.weights,
+        "weights_digest": source.weights_digest,
+        "inputs": [{"name": "input", "shape": list(source.input_shape), "dtype": dtype}],
+        "outputs": [{"name": n, "shape": list(value.shape), "dtype": dtype} for n, value in outputs],
+        "preprocessing": source.preprocessing,
+        "labels": list(source.labels) if source.labels else None,
+        "target": {
+            "name": target.name,
+            "tvm": target.tvm,
+            "arch": target.arch,
+            "features": list(target.features),
+        },
+        "dtype": dtype,
+        "versions": installed_versions(),
+        "records_digest": compiled.records_digest,
+        "regions": compiled.regions,
+        "kernels": compiled.kernels,
+        "verification": {
+            "passed": False,
+            "max_abs_error": None,
+            "max_rel_error": None,
+            "proof": "none",
+            "tolerance": parity.TOLERANCE[dtype],
+            "inputs": len(inputs),
+            "seed": parity.SEED,
+        },
+        "reference": parity.record(expected),
+    }

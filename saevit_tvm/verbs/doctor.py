@@ -1,0 +1,290 @@
+"""doctor: what this machine can do, and what is missing for the rest.
+
+Whatever can crash (a broken TVM, its ffi, a compiler) is tried in a subprocess, so a crash is a finding.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from saevit_tvm.verbs import peers
+from saevit_tvm.verbs.child import import_path
+
+TIMEOUT = 120
+ROOM = 500_000_000  # bytes below which a disk is called nearly full
+
+# Families and models of CPUs that have AVX-512 unless a hypervisor hides it.
+AMD_ZEN4 = {
+    (25, model) for low, high in ((0x10, 0x1F), (0x60, 0x7F), (0xA0, 0xAF)) for model in range(low, high + 1)
+}
+INTEL_SERVERS = {(6, model) for model in (0x55, 0x6A, 0x6C, 0x8F, 0xCF, 0xAD, 0xAE)}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding. `needed` are those without which nothing can be built on and for this machine."""
+
+    name: str
+    ok: bool
+    detail: str
+    needed: bool = True
+
+
+def doctor(store: Path | None = None) -> dict[str, Any]:
+    """Every check in turn; `ready` when the main job (build and verify for this CPU) can be done."""
+    checks = [
+        _python(),
+        *_pins(),
+        _tvm(),
+        _tvm_ffi(),
+        _imports("torch", "import torch; print(torch.__version__)"),
+        _imports(
+            "what TVM needs and does not ask for",
+            "import psutil, cloudpickle, tornado, xgboost; print('all there')",
+        ),
+        _compiler(),
+        _cpu(),
+        _cores(),
+        _folder("temporary files", Path(tempfile.gettempdir())),
+        _folder("tuning store", store or _default_store()),
+        *_targets(),
+        *_peers(),
+    ]
+    ready = all(check.ok for check in checks if check.needed)
+    return {"ready": ready, "checks": [asdict(check) for check in checks]}
+
+
+# Trying things out --------------------------------------------------
+
+
+def _try(code: str) -> tuple[bool, str]:
+    """Run a piece of Python in a fresh process: whether it worked, and its last words."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=TIMEOUT,
+            check=False,
+            start_new_session=True,
+            env=os.environ | {"PYTHONPATH": import_path()},
+        )
+    except subprocess.TimeoutExpired:
+        return False, f"no answer within {TIMEOUT} s"
+    if done.returncode < 0:
+        return False, f"crashes with {signal.Signals(-done.returncode).name}"
+    words = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines()
+    return done.returncode == 0, words[-1] if words else ""
+
+
+def _imports(
+    name: str, code: str, fix: str = "install saevit-tvm again: pip install --force-reinstall saevit-tvm"
+) -> Check:
+    ok, words = _try(code)
+    return Check(name, ok, words if ok else f"{words}; {fix}")
+
+
+# The installation ---------------------------------------------------
+
+
+def _python() -> Check:
+    fine = sys.version_info >= (3, 10)
+    return Check("python", fine, platform.python_version() + ("" if fine else "; 3.10 or later is needed"))
+
+
+def _pins() -> list[Check]:
+    """The versions of TVM, its ffi and PyTorch against what this package asks for."""
+    checks = []
+    try:
+        wanted = [line for line in metadata.requires("saevit-tvm") or [] if "extra ==" not in line]
+    except metadata.PackageNotFoundError:
+        return [Check("installation", False, "saevit-tvm itself is not installed: pip install it")]
+    for line in wanted:
+        name, pins = re.match(r"([A-Za-z0-9._-]+)\s*(.*)", line).groups()  # type: ignore[union-attr]
+        try:
+            version = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            checks.append(Check(name, False, f"not installed: pip install '{line}'"))
+            continue
+        fits = all(_fits(version, pin.strip()) for pin in pins.split(",") if pin.strip())
+        if not fits or name in ("apache-tvm", "apache-tvm-ffi", "torch"):
+            checks.append(
+                Check(
+                    name, fits, version if fits else f"{version}, but {pins} is needed: pip install '{line}'"
+                )
+            )
+    return checks
+
+
+def _fits(version: str, pin: str) -> bool:
+    """Enough of PEP 440 for our own pins."""
+    operator, bound = re.match(r"(==|>=|<=|<|>)\s*(.+)", pin).groups()  # type: ignore[union-attr]
+    have, want = ([int(part) for part in re.findall(r"\d+", text.split("+")[0])] for text in (version, bound))
+    return {"==": have == want, ">=": have >= want, "<=": have <= want, "<": have < want, ">": have > want}[
+        operator
+    ]
+
+
+def _tvm() -> Check:
+    return _imports(
+        "TVM with LLVM",
+        "import tvm; from tvm.target import codegen as c; print('LLVM', c.llvm_version_major(), 'for', "
+        "', '.join(sorted({'x86-64', 'aarch64', 'riscv64', 'arm'} & set(map(str, c.llvm_get_targets())))))",
+    )
+
+
+def _tvm_ffi() -> Check:
+    return _imports(
+        "tvm-ffi serialises IR",
+        "import tvm; tvm.ir.load_json(tvm.ir.save_json(tvm.IRModule())); print('works')",
+        "this tvm-ffi does not go with this TVM: pip install 'apache-tvm-ffi>=0.1.14.post0,<0.1.15'",
+    )
+
+
+def _compiler() -> Check:
+    """Compile, link and load a trivial library."""
+    name = "C compiler"
+    compiler = shutil.which("cc")
+    if compiler is None:
+        return Check(name, False, "'cc' is not on the PATH: install one (Debian: apt install gcc)")
+    with tempfile.TemporaryDirectory(prefix="saevit-tvm-") as folder:
+        source, library = Path(folder, "a.c"), Path(folder, "a.so")
+        source.write_text("int answer(void) { return 42; }\n")
+        try:
+            done = subprocess.run(
+                [compiler, "-shared", "-fPIC", "-o", str(library), str(source)],
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=TIMEOUT,
+                check=False,
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            return Check(name, False, f"{compiler} cannot be run: {error}")
+        if done.returncode:
+            words = done.stderr.strip().splitlines() or ["no reason was given"]
+            return Check(name, False, f"{compiler} cannot link a library: {words[-1]}")
+        ok, words_ = _try(f"import ctypes; assert ctypes.CDLL({str(library)!r}).answer() == 42")
+    return Check(name, ok, compiler if ok else f"what {compiler} links cannot be loaded: {words_}")
+
+
+# The machine --------------------------------------------------------
+
+
+def _cpu() -> Check:
+    from saevit_tvm.targets.base import cpu_features
+
+    text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    field = dict(re.findall(r"^([\w ]+?)\s*:\s*(.*)$", text, re.MULTILINE))
+    features = cpu_features()
+    vector = [
+        name
+        for name in ("sse4_2", "avx", "avx2", "fma", "avx512f", "avx512_bf16", "amx_tile")
+        if name in features
+    ]
+    detail = (
+        f"{field.get('model name', platform.machine())}: {', '.join(vector) or 'no vector features known'}"
+    )
+    try:
+        model = (int(field.get("cpu family", 0)), int(field.get("model", 0)))
+    except ValueError:
+        model = (0, 0)
+    usual = model in AMD_ZEN4 or model in INTEL_SERVERS
+    if usual and "avx512f" not in features:
+        detail += "; this family of CPUs has AVX-512, and the hypervisor of this machine hides it"
+    return Check("cpu", True, detail)
+
+
+def _cores() -> Check:
+    usable = len(os.sched_getaffinity(0))
+    quota = _quota()
+    detail = f"{usable} of {os.cpu_count()} usable"
+    if quota is not None and quota < usable:
+        detail += f"; a container quota leaves {quota:g} cores: bench with --threads {max(1, int(quota))}"
+    return Check("cores", True, detail)
+
+
+def _quota() -> float | None:
+    """Cores that a container's CPU quota leaves, if there is one."""
+    try:
+        limit, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return None if limit == "max" else int(limit) / int(period)
+    except (OSError, ValueError):
+        return None
+
+
+def _folder(name: str, folder: Path) -> Check:
+    """Whether files can be written there, and how much room is left."""
+    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there) as probe:
+            probe.write(b"x" * 4096)
+            probe.flush()
+    except OSError as error:
+        return Check(name, False, f"cannot write in '{there}': {error.strerror}; choose another folder")
+    left = shutil.disk_usage(there).free
+    low = left < ROOM
+    return Check(
+        name, not low, f"{folder}, {left / 1e9:.1f} GB free" + ("; that is too little" if low else "")
+    )
+
+
+def _default_store() -> Path:
+    from saevit_tvm.tuning.store import default_root
+
+    return default_root()
+
+
+# What can be built, and compared with -------------------------------
+
+
+def _targets() -> list[Check]:
+    """One line a target: ready, or what is missing."""
+    code = (
+        "import json, tvm; from saevit_tvm.targets import all_targets, runs_here\n"
+        "rows = []\n"
+        "for t in all_targets():\n"
+        "    tvm.target.Target(t.tvm)\n"
+        "    rows.append([t.name, t.compiler, *runs_here(t)])\n"
+        "print(json.dumps(rows))"
+    )
+    ok, words = _try(code)
+    if not ok:
+        return [Check("targets", False, f"cannot be listed: {words}")]
+    checks = []
+    for name, compiler, runs, why in json.loads(words):
+        found = shutil.which(compiler) is not None
+        detail = "ready" if runs else f"can be built, not verified here: {why}"
+        checks.append(
+            Check(
+                f"target {name}",
+                found,
+                detail if found else f"needs the compiler '{compiler}'",
+                name == "native",
+            )
+        )
+    return checks
+
+
+def _peers() -> list[Check]:
+    checks = []
+    for peer in peers.PEERS:
+        missing = peer.missing()
+        detail = (
+            f"not installed, bench will do without: pip install {peer.install}" if missing else "installed"
+        )
+        checks.append(Check(f"bench against {peer.name}", not missing, detail, needed=False))
+    return checks

@@ -1,0 +1,72 @@
+"""ncnn, converted by pnnx, with float32 storage and arithmetic (its default would be half precision)."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from saevit_tvm.errors import ModelError
+from saevit_tvm.verbs.peers.base import Answer, Peer
+
+
+class Ncnn(Peer):
+    name = "ncnn"
+    modules = ("ncnn", "pnnx")
+    install = "ncnn pnnx"
+
+    def convert(self, model: Path, example: Path, folder: Path) -> None:
+        if model.suffix != ".pt":
+            raise ModelError("pnnx converts PyTorch modules, and this model is ONNX.")
+        import numpy as np
+        import pnnx
+        import torch
+
+        from saevit_tvm.verbs.peers.pytorch import load_module
+
+        x = torch.from_numpy(np.load(example))
+        if x.shape[0] != 1:
+            raise ModelError("ncnn computes one picture at a time; build with --batch 1 to compare with it.")
+        work = folder / "pnnx"
+        work.mkdir()
+        with torch.inference_mode():
+            torch.jit.trace(load_module(model), x, check_trace=False).save(str(work / "model.pt"))
+        pnnx.convert(str(work / "model.pt"), [list(x.shape)], ["f32"], fp16=False)
+        self._refuse_unconverted(work / "model.ncnn.param")
+        for suffix in ("param", "bin"):
+            (work / f"model.ncnn.{suffix}").rename(folder / f"model.{suffix}")
+
+    @staticmethod
+    def _refuse_unconverted(param: Path) -> None:
+        # pnnx exits 0 when it leaves operators as they are, and ncnn then crashes.
+        if not param.exists():
+            raise ModelError("pnnx wrote no ncnn model.")
+        kinds = {line.split()[0] for line in param.read_text().splitlines()[2:] if line.strip()}
+        foreign = sorted(kind for kind in kinds if re.match(r"(aten|prim|pnnx|torch|nn|F|Tensor)[.:]", kind))
+        if foreign:
+            raise ModelError(f"pnnx could not convert {', '.join(foreign)}.")
+
+    def load(self, folder: Path, threads: int) -> Answer:
+        import ncnn
+        import numpy as np
+
+        net = ncnn.Net()
+        net.opt.num_threads = threads
+        net.opt.use_vulkan_compute = False
+        for option in ("use_fp16_packed", "use_fp16_storage", "use_fp16_arithmetic", "use_bf16_storage"):
+            setattr(net.opt, option, False)
+        if net.load_param(str(folder / "model.param")) or net.load_model(str(folder / "model.bin")):
+            raise ModelError("ncnn cannot load what pnnx wrote.")
+        entry, exits = net.input_names()[0], net.output_names()
+
+        def answer(x):
+            with net.create_extractor() as extractor:
+                extractor.input(entry, ncnn.Mat(np.ascontiguousarray(x[0])).clone())
+                outputs = []
+                for name in exits:
+                    status, mat = extractor.extract(name)
+                    if status:
+                        raise ModelError(f"ncnn fails to compute '{name}' (status {status}).")
+                    outputs.append(np.array(mat)[None])
+                return outputs
+
+        return answer

@@ -1,0 +1,72 @@
+"""The runtimes that read ONNX: onnxruntime and OpenVINO, both in float32."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from saevit_tvm.verbs.peers.base import Answer, Peer
+
+OPSET = 17  # the first with LayerNormalization
+
+
+class OnnxPeer(Peer):
+    def convert(self, model: Path, example: Path, folder: Path) -> None:
+        if model.suffix == ".onnx":
+            shutil.copy(model, folder / "model.onnx")
+            return
+        import numpy as np
+        import torch
+
+        from saevit_tvm.verbs.peers.pytorch import load_module
+
+        x = torch.from_numpy(np.load(example))
+        # The exporter that needs nothing but `onnx`; the newer one needs onnxscript as well.
+        torch.onnx.export(
+            load_module(model), (x,), str(folder / "model.onnx"), dynamo=False, opset_version=OPSET
+        )
+
+
+class OnnxRuntime(OnnxPeer):
+    name = "onnxruntime"
+    modules = ("onnxruntime", "onnx")
+    install = "onnxruntime onnx"
+
+    def load(self, folder: Path, threads: int) -> Answer:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+        session = onnxruntime.InferenceSession(
+            str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"]
+        )
+        (entry,) = session.get_inputs()
+        return lambda x: session.run(None, {entry.name: x})
+
+
+class OpenVino(OnnxPeer):
+    name = "openvino"
+    modules = ("openvino", "onnx")
+    install = "openvino onnx"
+
+    def load(self, folder: Path, threads: int) -> Answer:
+        import openvino
+
+        core = openvino.Core()
+        settings = {
+            "INFERENCE_PRECISION_HINT": "f32",  # left alone it computes in bfloat16 where the CPU can
+            "INFERENCE_NUM_THREADS": threads,
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": 1,
+        }
+        request = core.compile_model(
+            core.read_model(folder / "model.onnx"), "CPU", settings
+        ).create_infer_request()
+
+        def answer(x):
+            results = request.infer([x], share_inputs=True, share_outputs=True)
+            return [results[i] for i in range(len(results))]
+
+        return answer

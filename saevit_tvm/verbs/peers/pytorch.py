@@ -1,0 +1,60 @@
+"""PyTorch itself: eager, and compiled by inductor with the weights frozen into the graph."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from saevit_tvm.errors import ModelError
+from saevit_tvm.verbs.peers.base import Answer, Peer
+
+
+class TorchEager(Peer):
+    name = "torch"
+    modules = ("torch",)
+    install = "torch"
+
+    def convert(self, model: Path, example: Path, folder: Path) -> None:
+        if model.suffix != ".pt":
+            raise ModelError("an ONNX model has no PyTorch module to run.")
+        shutil.copy(model, folder / "model.pt")
+
+    def load(self, folder: Path, threads: int) -> Answer:
+        import torch
+
+        torch.set_num_threads(threads)
+        torch.set_num_interop_threads(1)
+        module = self.prepare(load_module(folder / "model.pt"))
+
+        def answer(x):
+            with torch.inference_mode():
+                return as_arrays(module(torch.from_numpy(x)))
+
+        return answer
+
+    def prepare(self, module: Any) -> Any:
+        return module
+
+
+class TorchCompile(TorchEager):
+    name = "torch-compile"
+
+    def prepare(self, module: Any) -> Any:
+        import torch
+        import torch._inductor.config as inductor
+
+        inductor.freezing = True
+        return torch.compile(module)
+
+
+def load_module(file: Path) -> Any:
+    """The pickled module; `bench` itself has just written it."""
+    import torch
+
+    return torch.load(file, weights_only=False).eval()
+
+
+def as_arrays(outputs: Any) -> list[Any]:
+    tensors = outputs if isinstance(outputs, (list, tuple)) else [outputs]
+    return [tensor.numpy() for tensor in tensors]

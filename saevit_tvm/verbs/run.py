@@ -1,0 +1,58 @@
+"""run: classify pictures with an artifact alone; all of them or, if one cannot be read, none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from saevit_tvm.errors import ArtifactError, UsageError
+from saevit_tvm.runtime.engine import Engine, load
+
+
+def run(path: Path, images: Sequence[Path], top: int | None = None) -> dict[str, Any]:
+    """For each picture the `top` classes with their probabilities, the likeliest first."""
+    engine = load(path)
+    manifest = engine.manifest
+    shape = manifest["outputs"][0]["shape"]
+    if len(manifest["outputs"]) != 1 or len(shape) != 2:
+        raise ArtifactError(
+            f"'{path}' gives feature maps, not class scores: build it without --features-only to classify."
+        )
+    classes = shape[1]
+    top = min(5, classes) if top is None else top
+    if not 1 <= top <= classes:
+        raise UsageError(f"--top {top} is impossible: '{path}' knows {classes} classes.")
+    from saevit_tvm.runtime.preprocess import load_image
+
+    pictures = [load_image(image, manifest["preprocessing"]) for image in images]
+    scores = _scores(engine, np.concatenate(pictures))
+    labels = manifest["labels"] or [str(index) for index in range(classes)]
+    results = [
+        {"image": str(image), "top": _best(row, labels, top)}
+        for image, row in zip(images, scores, strict=True)
+    ]
+    return {"artifact": str(path), "results": results}
+
+
+def _scores(engine: Engine, pictures: np.ndarray) -> np.ndarray:
+    """Class scores of any number of pictures, in the batches the artifact was built for."""
+    batch = engine.manifest["inputs"][0]["shape"][0]
+    rows = []
+    for start in range(0, len(pictures), batch):
+        part = pictures[start : start + batch]
+        padding = np.zeros((batch - len(part), *part.shape[1:]), part.dtype)
+        rows.append(np.array(engine(np.concatenate([part, padding])))[: len(part)])
+    return np.concatenate(rows)
+
+
+def _best(scores: np.ndarray, labels: Sequence[str], top: int) -> list[dict[str, Any]]:
+    exponentials = np.exp(scores.astype(np.float64) - scores.max())
+    probabilities = exponentials / exponentials.sum()
+    order = np.argsort(-probabilities, kind="stable")[:top]
+    return [
+        {"class": int(index), "label": labels[index], "probability": float(probabilities[index])}
+        for index in order
+    ]

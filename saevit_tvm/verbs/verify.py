@@ -1,0 +1,81 @@
+"""verify: does an artifact still compute what PyTorch computes?
+
+Against the PyTorch model itself where it can be made again, else against the answers recorded at build time.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from saevit_tvm.errors import ArtifactError, ModelError, SaevitError
+from saevit_tvm.runtime.artifact import check_runnable, read_manifest
+from saevit_tvm.verbs import parity, proof, workspace
+
+
+def verify(path: Path, weights: str | None = None) -> dict[str, Any]:
+    """The result; `passed` is false and `proof` "none" where this machine cannot run the artifact."""
+    manifest = read_manifest(path)
+    result: dict[str, Any] = {
+        "artifact": str(path),
+        "passed": False,
+        "max_abs_error": None,
+        "max_rel_error": None,
+        "tolerance": parity.TOLERANCE[manifest["dtype"]],
+        "proof": "none",
+        "reference": None,
+        "inputs": 0,
+        "note": None,
+    }
+    try:
+        check_runnable(manifest, path)
+    except ArtifactError as error:
+        return result | {"note": str(error)}
+    inputs, expected, origin, note = reference(manifest, weights)
+    with workspace.scratch() as scratch:
+        answers = proof.answers(path, inputs, scratch)
+    if origin == "recorded":
+        answers = [parity.sample(outputs) for outputs in answers]
+    deviation = parity.deviation(answers, expected)
+    return result | {
+        "passed": deviation.within(result["tolerance"]),
+        "max_abs_error": _finite(deviation.max_abs_error),
+        "max_rel_error": _finite(deviation.max_rel_error),
+        "proof": "host",
+        "reference": origin,
+        "inputs": len(inputs),
+        "note": note,
+    }
+
+
+def reference(
+    manifest: dict[str, Any], weights: str | None
+) -> tuple[list[np.ndarray], list[parity.Outputs], str, str | None]:
+    """Inputs, what is expected for them, where that comes from, and why it is not PyTorch itself."""
+    shape = manifest["inputs"][0]["shape"]
+    try:
+        from saevit_tvm.verbs.sources import one_thread, recreate
+
+        source = recreate(manifest, weights)
+        inputs = parity.random_inputs(shape)
+        with one_thread():
+            return inputs, [source.reference(x) for x in inputs], "pytorch", None
+    except (ModelError, ImportError) as error:
+        if weights is not None:  # the user has asked for this comparison
+            raise
+        kept = manifest["reference"]
+        if kept is None:
+            raise SaevitError(f"nothing to compare with: {error}") from error
+        return (
+            parity.random_inputs(shape, kept["n"], kept["seed"]),
+            parity.recorded(kept),
+            "recorded",
+            str(error),
+        )
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
