@@ -67,6 +67,7 @@ def _ffi() -> ctypes.CDLL:
     ffi = ctypes.CDLL(str(_library("tvm_ffi")), mode=ctypes.RTLD_GLOBAL)
     ffi.TVMFFIObjectDecRef.argtypes = [ctypes.c_void_p]
     ffi.TVMFFIObjectIncRef.argtypes = [ctypes.c_void_p]
+    ffi.TVMFFITensorFromDLPack.argtypes = [ctypes.c_void_p, ctypes.c_int32, ctypes.c_int32, ctypes.c_void_p]
     ffi.TVMFFIFunctionCall.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32, ctypes.c_void_p]
     ctypes.CDLL(str(_library("tvm", "tvm_runtime")), mode=ctypes.RTLD_GLOBAL)
     return ffi
@@ -86,11 +87,18 @@ def _library(package: str, name: str | None = None) -> Path:
 class Object:
     """A reference to an object of TVM's, given back when Python forgets it."""
 
+    __slots__ = ("__weakref__", "handle")
+
     def __init__(self, handle: int) -> None:
         self.handle = handle
 
     def __del__(self) -> None:
         _ffi().TVMFFIObjectDecRef(self.handle)
+
+    @property
+    def references(self) -> int:
+        """How many hold the object, this one included."""
+        return ctypes.c_uint32.from_address(self.handle).value
 
     def _cell(self, structure: Any) -> Any:
         return structure.from_address(self.handle + _OBJECT_HEADER)
@@ -136,27 +144,36 @@ class Array(Object):
         return [_from_value(value) for value in values]
 
 
-class BorrowedTensor(Tensor):
-    """A tensor that lies in a NumPy array's memory; the array must be contiguous and outlive its use."""
+def lend(array: np.ndarray) -> Tensor:
+    """A tensor in the memory of a contiguous array, which lives until TVM has let go of it."""
+    shape = (ctypes.c_int64 * array.ndim)(*array.shape)
+    managed = _DLManagedTensor(
+        _DLTensor(
+            data=array.ctypes.data,
+            device_type=CPU,
+            ndim=array.ndim,
+            code=_DTYPE_CODES[array.dtype.kind],
+            bits=array.dtype.itemsize * 8,
+            lanes=1,
+            shape=shape,
+        ),
+        None,
+        ctypes.cast(_give_back, ctypes.c_void_p).value,
+    )
+    address, handle = ctypes.addressof(managed), ctypes.c_void_p()
+    _lent[address] = (managed, shape, array)
+    if _ffi().TVMFFITensorFromDLPack(address, 0, 1, ctypes.byref(handle)):
+        del _lent[address]
+        raise _raised()
+    return Tensor(handle.value or 0)
 
-    def __init__(self, array: np.ndarray) -> None:
-        self._array = array
-        self._shape = (ctypes.c_int64 * array.ndim)(*array.shape)
-        self._managed = _DLManagedTensor(
-            _DLTensor(
-                data=array.ctypes.data,
-                device_type=CPU,
-                ndim=array.ndim,
-                code=_DTYPE_CODES[array.dtype.kind],
-                bits=array.dtype.itemsize * 8,
-                lanes=1,
-                shape=self._shape,
-            )
-        )
-        handle = ctypes.c_void_p()
-        if _ffi().TVMFFITensorFromDLPack(ctypes.byref(self._managed), 0, 1, ctypes.byref(handle)):
-            raise _raised()
-        super().__init__(handle.value or 0)
+
+_lent: dict[int, tuple[Any, ...]] = {}
+
+
+@ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+def _give_back(address: int) -> None:
+    del _lent[address]
 
 
 def global_function(name: str) -> Function:

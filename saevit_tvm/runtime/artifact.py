@@ -78,7 +78,7 @@ def _complete(path: Path, mode: int, parts: list[bytes]) -> Iterator[Any]:
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
     try:
         if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, "it is a directory")
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
         with os.fdopen(descriptor, "wb") as file:
             file.writelines(parts)
@@ -185,6 +185,8 @@ def check_runnable(manifest: dict[str, Any], path: str | os.PathLike[str]) -> No
     target = manifest["target"]
     with Path(path).open("rb") as file:
         machine = elf.machine(file.read(elf.HEADER_SIZE))
+    if machine is None:
+        raise ArtifactError(f"'{path}' holds no shared library: build it again.")
     if machine != platform.machine():
         raise ArtifactError(
             f"'{path}' is built for {machine} (target {target['name']}), and this machine is "

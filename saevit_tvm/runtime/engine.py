@@ -116,19 +116,27 @@ class _Machine:
         abi.module_function(machine, "vm_initialization")(abi.CPU, 0, _POOLED_ALLOCATOR)
         self._main = abi.module_function(machine, "main")
         self._staging = _aligned(spec)
-        self._staged = abi.BorrowedTensor(self._staging)
+        self._staged = abi.lend(self._staging)
 
     def run(self, array: np.ndarray) -> list[np.ndarray]:
         if array.flags.c_contiguous and array.ctypes.data % _ALIGNMENT == 0:
-            argument = abi.BorrowedTensor(array)
+            argument = abi.lend(array)
         else:
             np.copyto(self._staging, array)
             array, argument = self._staging, self._staged
         result = self._main(argument)
         tensors = result.items() if isinstance(result, abi.Array) else [result]
-        outputs = [np.asarray(tensor) for tensor in tensors]
-        # An output that is the input handed through would change with it.
-        return [out.copy() if np.may_share_memory(out, array) else out for out in outputs]
+        return [_owned(tensor, array) for tensor in tensors]
+
+
+def _owned(tensor: abi.Tensor, given: np.ndarray) -> np.ndarray:
+    """The output as the caller's own: without a copy, unless it is the input or a constant of the model.
+
+    The virtual machine remembers its last result, so a fresh one has two holders.
+    """
+    output = np.asarray(tensor)
+    shared = tensor.references > 2 or np.may_share_memory(output, given)
+    return output.copy() if shared else output
 
 
 def _aligned(spec: TensorSpec) -> np.ndarray:

@@ -64,11 +64,11 @@ def _fault(value: Any, rule: dict[str, Any], where: str) -> str | None:
     types = rule.get("type", [])
     types = [types] if isinstance(types, str) else types
     if types and not any(_is(value, kind) for kind in types):
-        return f"{name} must be {' or '.join(types)}, not {json.dumps(value, default=str)[:60]}"
+        return f"{name} must be {' or '.join(types)}, not {_show(value)}"
     if "enum" in rule and value not in rule["enum"]:
-        return f"{name} must be one of {', '.join(map(str, rule['enum']))}, not {value!r}"
+        return f"{name} must be one of {', '.join(map(str, rule['enum']))}, not {_show(value)}"
     if "pattern" in rule and isinstance(value, str) and not re.search(rule["pattern"], value):
-        return f"{name} must match {rule['pattern']}, not {value!r}"
+        return f"{name} must match {rule['pattern']}, not {_show(value)}"
     if "minimum" in rule and _is(value, "number") and not value >= rule["minimum"]:
         return f"{name} must be at least {rule['minimum']}, not {value}"
     if isinstance(value, list):
@@ -83,8 +83,17 @@ def _fault(value: Any, rule: dict[str, Any], where: str) -> str | None:
         parts = [(item, rules.get(key, others), key) for key, item in value.items()]
     else:
         return None
-    faults = (_fault(item, part, f"{where}.{key}" if where else str(key)) for item, part, key in parts)
+    # Only as deep as the schema goes, whatever the document holds.
+    faults = (
+        _fault(item, part, f"{where}.{key}" if where else str(key)) for item, part, key in parts if part
+    )
     return next(filter(None, faults), None)
+
+
+def _show(value: Any) -> str:
+    return (
+        "a list" if isinstance(value, list) else "an object" if isinstance(value, dict) else repr(value)[:60]
+    )
 
 
 def _is(value: Any, kind: str) -> bool:
