@@ -19,6 +19,16 @@ def _same_shape(op: str) -> Rule:
     return pattern, replace
 
 
+def _reshape_of_reshape() -> Rule:
+    data, shape = wildcard(), wildcard()
+    pattern = is_op("relax.reshape")(is_op("relax.reshape")(data, wildcard()), shape)
+
+    def replace(expr: relax.Expr, matched: Matched) -> relax.Expr:
+        return relax.op.reshape(matched[data], shape_of(expr))
+
+    return pattern, replace
+
+
 def _axes(call: relax.Call) -> list[int]:
     rank = len(shape_of(call))
     if call.attrs.axes is None:
@@ -58,6 +68,7 @@ class RemoveNoOps:
             mod,
             [
                 _same_shape("relax.broadcast_to"),
+                _reshape_of_reshape(),
                 _same_shape("relax.reshape"),
                 _permute_of_permute(),
                 _identity_permute(),

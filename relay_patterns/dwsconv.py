@@ -1,0 +1,37 @@
+"""DWSConv: depthwise 3x3, GELU, 1x1, residual. BatchNorm has been folded into both convolutions before."""
+
+from __future__ import annotations
+
+from relay_patterns.region import (
+    Conv,
+    Parts,
+    Reading,
+    Region,
+    depthwise_weights,
+    either_order,
+    gelu,
+    image,
+    is_depthwise_3x3,
+    is_pointwise,
+    pointwise_weights,
+    wildcard,
+)
+
+
+def dwsconv() -> Region:
+    x = wildcard()
+    depthwise = Conv(x)
+    pointwise = Conv(gelu(depthwise.pattern))
+    block = either_order("relax.add", x, pointwise.pattern)
+    parts = {"x": x, **depthwise.parts("depthwise"), **pointwise.parts("pointwise")}
+    return Region("dwsconv", block, parts, _read)
+
+
+def _read(parts: Parts) -> Reading | None:
+    if not (is_depthwise_3x3(parts, "depthwise") and is_pointwise(parts, "pointwise")):
+        return None
+    weights = {
+        **depthwise_weights(parts, "depthwise", "dw"),
+        **pointwise_weights(parts, "pointwise", "pw"),
+    }
+    return Reading(image(parts), weights)

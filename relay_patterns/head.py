@@ -1,0 +1,32 @@
+"""The head: the mean over all positions, then a linear layer. BatchNorm has been folded into the layer before."""
+
+from __future__ import annotations
+
+import numpy as np
+from tvm.relax.dpl import is_const, is_op
+
+from relay_patterns.region import Parts, Reading, Region, array, either_order, extents, image, wildcard
+
+
+def head() -> Region:
+    x, weight, offset = wildcard(), is_const(), is_const()
+    mean = is_op("relax.mean")(x)
+    product = is_op("relax.matmul")(mean, weight)
+    scores = either_order("relax.add", product, offset)
+    return Region("head", scores, {"x": x, "mean": mean, "weight": weight, "bias": offset}, _read)
+
+
+def _read(parts: Parts) -> Reading | None:
+    axes = sorted(int(axis) for axis in parts["mean"].attrs.axis)
+    shape = extents(parts["x"])
+    if len(shape) != 4 or axes != [2, 3] or parts["mean"].attrs.keepdims or len(extents(parts["weight"])) != 2:
+        return None
+    classes = extents(parts["weight"])[1]
+    offset = array(parts["bias"])
+    if offset.size not in (1, classes):
+        return None
+    weights = {
+        "w": array(parts["weight"]),
+        "b": np.ascontiguousarray(np.broadcast_to(offset.reshape(-1), (classes,))),
+    }
+    return Reading({**image(parts), "k": classes}, weights)

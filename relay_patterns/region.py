@@ -1,0 +1,135 @@
+"""What a region is: a pattern over the imported graph, and how to read a match of it.
+
+Matching goes by structure, never by name. A match is *read* into a static shape and weights in their natural layout;
+`read` declines what has the form of the region but not its algebra (a convolution that is not depthwise, say).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from tvm import relax
+from tvm.relax.dpl import DFPattern, is_const, is_op, wildcard
+
+Parts = Mapping[str, relax.Expr]
+
+
+class Reading(NamedTuple):
+    """A match, as a kernel wants it: extents and numbers by name, weights by name."""
+
+    shape: dict[str, int | float | str]
+    weights: dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Region:
+    """One fused region. `parts["x"]` is its only input that is not a weight."""
+
+    name: str
+    pattern: DFPattern
+    parts: dict[str, DFPattern]
+    read: Callable[[Parts], Reading | None]
+
+
+class Conv:
+    """A convolution with constant weights and a bias, in PyTorch's layout."""
+
+    def __init__(self, data: DFPattern) -> None:
+        self.weight, self.bias = is_const(), is_const()
+        self.call = is_op("relax.nn.conv2d")(data, self.weight)
+        self.pattern = either_order("relax.add", self.call, self.bias)
+
+    def parts(self, name: str) -> dict[str, DFPattern]:
+        return {f"{name}.call": self.call, f"{name}.weight": self.weight, f"{name}.bias": self.bias}
+
+
+def either_order(op: str, left: DFPattern, right: DFPattern) -> DFPattern:
+    """A commutative operator: the importer keeps whatever order the model was written in."""
+    return is_op(op)(left, right) | is_op(op)(right, left)
+
+
+def gelu(data: DFPattern) -> DFPattern:
+    return is_op("relax.nn.gelu")(data)
+
+
+def array(constant: relax.Expr) -> np.ndarray:
+    return constant.value.numpy()
+
+
+def extents(expr: relax.Expr) -> tuple[int, ...]:
+    return tuple(int(extent) for extent in expr.ty.shape)
+
+
+def image(parts: Parts) -> dict[str, int | float | str]:
+    """The extents of the region's input, which arrives as PyTorch lays images out."""
+    n, c, h, w = extents(parts["x"])
+    return {"n": n, "h": h, "w": w, "c": c}
+
+
+def is_pointwise(parts: Parts, name: str) -> bool:
+    attrs = parts[f"{name}.call"].attrs
+    kernel = extents(parts[f"{name}.weight"])[2:]
+    return kernel == (1, 1) and not any(attrs.padding) and attrs.groups == 1 and list(attrs.strides) == [1, 1]
+
+
+def is_depthwise_3x3(parts: Parts, name: str) -> bool:
+    """Depthwise, 3x3, same size: one pixel of zeros around, no stride, no dilation."""
+    attrs = parts[f"{name}.call"].attrs
+    channels, multiplier, *kernel = extents(parts[f"{name}.weight"])
+    return (
+        multiplier == 1
+        and kernel == [3, 3]
+        and attrs.groups == channels
+        and list(attrs.padding) == [1, 1, 1, 1]
+        and list(attrs.strides) == [1, 1]
+        and list(attrs.dilation) == [1, 1]
+    )
+
+
+def pointwise_weights(parts: Parts, name: str, prefix: str) -> dict[str, np.ndarray]:
+    """[in, out] and [out]."""
+    weight = array(parts[f"{name}.weight"])[:, :, 0, 0]
+    return {f"{prefix}_w": np.ascontiguousarray(weight.T), f"{prefix}_b": bias(parts, name, weight.shape[0])}
+
+
+def depthwise_weights(parts: Parts, name: str, prefix: str) -> dict[str, np.ndarray]:
+    """[3, 3, channels] and [channels]."""
+    weight = array(parts[f"{name}.weight"])[:, 0]
+    return {
+        f"{prefix}_w": np.ascontiguousarray(weight.transpose(1, 2, 0)),
+        f"{prefix}_b": bias(parts, name, weight.shape[0]),
+    }
+
+
+def bias(parts: Parts, name: str, channels: int) -> np.ndarray:
+    return np.ascontiguousarray(np.broadcast_to(array(parts[f"{name}.bias"]).reshape(-1), (channels,)))
+
+
+def per_channel(constant: relax.Expr, channels: int) -> np.ndarray | None:
+    """A constant that scales channels, or None when it does something else (varies over positions, say)."""
+    shape = (1, 1, 1, 1, *extents(constant))[-4:]
+    if shape not in ((1, channels, 1, 1), (1, 1, 1, 1)):
+        return None
+    return np.ascontiguousarray(np.broadcast_to(array(constant).reshape(-1), (channels,)))
+
+
+__all__ = [
+    "Conv",
+    "Parts",
+    "Reading",
+    "Region",
+    "array",
+    "depthwise_weights",
+    "either_order",
+    "extents",
+    "gelu",
+    "image",
+    "is_depthwise_3x3",
+    "is_pointwise",
+    "per_channel",
+    "pointwise_weights",
+    "wildcard",
+]

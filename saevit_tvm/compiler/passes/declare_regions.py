@@ -1,0 +1,54 @@
+"""Regions become kernels: every grouped function turns into one call of a declared kernel, channels last.
+
+Blocks of one shape share one declaration, because the weights are arguments.
+"""
+
+from __future__ import annotations
+
+import tvm
+from tvm import relax
+
+from relay_patterns import Reading, Region, read_composite
+from saevit_tvm.compiler.passes.rewriting import constant, shape_of
+from schedules.regions import declare
+
+TO_CHANNELS_LAST, FROM_CHANNELS_LAST = [0, 2, 3, 1], [0, 3, 1, 2]
+
+
+@tvm.ir.transform.module_pass(opt_level=0, name="DeclareRegions")
+class DeclareRegions:
+    """Replace calls of grouped functions by calls of declared kernels."""
+
+    def transform_module(self, mod: tvm.IRModule, _context: tvm.transform.PassContext) -> tvm.IRModule:
+        rewriter = _Rewriter(mod)
+        for name, func in list(mod.functions_items()):
+            if isinstance(func, relax.Function) and rewriter.region_of(name) is None:
+                rewriter.builder_.update_func(name, rewriter.visit_expr(func))
+        return relax.transform.DeadCodeElimination()(rewriter.builder_.finalize())
+
+
+@relax.expr_functor.mutator
+class _Rewriter(relax.PyExprMutator):
+    def __init__(self, mod: tvm.IRModule) -> None:
+        super().__init__(mod)
+        self._mod = mod
+
+    def region_of(self, name: tvm.ir.GlobalVar) -> tuple[Region, Reading] | None:
+        func = self._mod[name]
+        return read_composite(func) if isinstance(func, relax.Function) else None
+
+    def visit_call_(self, call: relax.Call) -> relax.Expr:
+        call = super().visit_call_(call)
+        found = self.region_of(call.op) if isinstance(call.op, tvm.ir.GlobalVar) else None
+        return self._declared(call, *found) if found else call
+
+    def _declared(self, call: relax.Call, region: Region, reading: Reading) -> relax.Expr:
+        n, *rest = shape_of(call)
+        image = len(rest) == 3
+        result = (n, rest[1], rest[2], rest[0]) if image else (n, *rest)
+        data = self.builder_.emit(relax.op.permute_dims(call.args[0], TO_CHANNELS_LAST))
+        declaration = declare(region.name, reading.shape, shape_of(data), reading.weights, result)
+        kernel = self.builder_.add_func(declaration, region.name)
+        arguments = [data, *(constant(weight) for weight in reading.weights.values())]
+        out = relax.call_tir(kernel, arguments, out_ty=relax.TensorType(result, "float32"))
+        return relax.op.permute_dims(self.builder_.emit(out), FROM_CHANNELS_LAST) if image else out

@@ -1,0 +1,141 @@
+"""Regions as kernels: first declared, then tiled, then generated.
+
+A region starts as a *declaration*: a PrimFunc with the region's name, its shape and its weights in natural layout,
+but no loops. Tuning and records choose its tiling with ordinary schedule instructions (sample, annotate), so a
+record of such a kernel is a MetaSchedule record like any other. Last, the generator of the region turns the
+declaration into loops for the target's vectors and packs the weights as these loops want them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from tvm import tirx
+from tvm.s_tir import Schedule
+from tvm.script import from_source
+from tvm.script import tirx as script
+
+from schedules.cpu import ciffn, conv, dwsconv, head, saa
+from schedules.cpu.isa import Isa
+
+BLOCK = "region"
+NAME = "saevit.region"
+SHAPE = "saevit.shape"
+TILING = "saevit.tiling."
+OPAQUE = 8  # TVM's code for an operator that nothing may be fused into
+
+Shape = dict[str, Any]
+
+
+class Lowered(Protocol):
+    """What a generator returns: `func(x, *constants, out)`."""
+
+    func: tirx.PrimFunc
+    constants: list[np.ndarray]
+    flops: int
+
+
+class Declared(NamedTuple):
+    """A declaration read back."""
+
+    region: str
+    shape: Shape
+    weights: list[str]
+
+
+# The generator of each region, and the class of its shape.
+GENERATORS: dict[str, tuple[Any, type]] = {
+    "saa": (saa, saa.SAAShape),
+    "ciffn": (ciffn, ciffn.CIFFNShape),
+    "dwsconv": (dwsconv, dwsconv.DWSConvShape),
+    "conv": (conv, conv.ConvShape),
+    "head": (head, head.HeadShape),
+}
+
+
+def supported(region: str, shape: Shape, weights: Mapping[str, np.ndarray], isa: Isa) -> bool:
+    """Whether the region has a generator that can do this shape."""
+    return lower(region, shape, weights, isa) is not None
+
+
+def lower(
+    region: str,
+    shape: Shape,
+    weights: Mapping[str, np.ndarray],
+    isa: Isa,
+    tiling: Mapping[str, int] | None = None,
+    threads: int = 1,
+) -> Lowered | None:
+    """The loops of a region and its packed weights, or None where its generator declines."""
+    module, shape_class = GENERATORS[region]
+    chosen = module.Tiling(**tiling) if tiling else None
+    return module.lower(shape_class(**shape), dict(weights), isa, chosen, threads)
+
+
+def declare(
+    region: str,
+    shape: Shape,
+    data: tuple[int, ...],
+    weights: Mapping[str, np.ndarray],
+    result: tuple[int, ...],
+) -> tirx.PrimFunc:
+    """The declaration of a region, from the extents of its input, weights and output."""
+    names = ["x", *weights, "out"]
+    buffers = [data, *(weight.shape for weight in weights.values()), result]
+    params = ", ".join(f'{name}: T.Buffer({extents}, "float32")' for name, extents in zip(names, buffers, strict=True))
+    whole = [
+        f"{name}[{', '.join(f'0:{extent}' for extent in extents)}]" for name, extents in zip(names, buffers, strict=True)
+    ]
+    attrs = {"tirx.noalias": True, "op_pattern": OPAQUE, NAME: region, SHAPE: json.dumps(shape, sort_keys=True)}
+    text = f"""
+@T.prim_func(private=True, s_tir=True)
+def {region}({params}):
+    T.func_attr({attrs!r})
+    with T.sblock("{BLOCK}"):
+        T.reads({", ".join(whole[:-1])})
+        T.writes({whole[-1]})
+        T.evaluate(0)
+"""
+    return from_source(text, extra_vars={"T": script})
+
+
+def declared(func: tirx.PrimFunc) -> Declared | None:
+    """What a declaration declares, or None for any other function."""
+    if NAME not in func.attrs:
+        return None
+    weights = [func.buffer_map[param].name for param in func.params[1:-1]]
+    return Declared(str(func.attrs[NAME]), json.loads(str(func.attrs[SHAPE])), weights)
+
+
+def knobs(found: Declared, isa: Isa) -> dict[str, list[int]]:
+    """The numbers of a region's tiling and the values worth trying for each."""
+    module, shape_class = GENERATORS[found.region]
+    tilings = [dataclasses.asdict(tiling) for tiling in module.tilings(shape_class(**found.shape), isa)]
+    return {name: sorted({int(tiling[name]) for tiling in tilings}) for name in (tilings[0] if tilings else {})}
+
+
+def is_valid(found: Declared, tiling: Mapping[str, int], isa: Isa) -> bool:
+    """Whether a combination of knobs is one the generator offers."""
+    module, shape_class = GENERATORS[found.region]
+    return module.Tiling(**tiling) in module.tilings(shape_class(**found.shape), isa)
+
+
+def sample_tiling(schedule: Schedule, isa: Isa) -> None:
+    """The search space of a declaration: each knob is sampled and noted on the block, and so in the trace."""
+    found = declared(schedule.mod["main"])
+    assert found is not None
+    block = schedule.get_sblock(BLOCK)
+    for name, values in knobs(found, isa).items():
+        value = schedule.sample_categorical(values, [1.0 / len(values)] * len(values))
+        schedule.annotate(block, TILING + name, value)
+
+
+def chosen_tiling(func: tirx.PrimFunc) -> dict[str, int] | None:
+    """The tiling that a schedule noted on a declaration, or None when none did."""
+    annotations = func.body.block.body.block.annotations
+    noted = {str(key): value for key, value in annotations.items() if str(key).startswith(TILING)}
+    return {key.removeprefix(TILING): int(value) for key, value in noted.items()} or None

@@ -1,0 +1,1 @@
+"""Tuned records that ship with the package: one folder a target fingerprint, each in the tuning store's format."""
