@@ -109,13 +109,23 @@ def _sync_folder(folder: Path) -> None:
 
 def read_manifest(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The manifest of a file that is whole, or one ArtifactError that says what the file is instead."""
+    with opened(path) as (_, manifest):
+        return manifest
+
+
+@contextmanager
+def opened(path: str | os.PathLike[str]) -> Iterator[tuple[BinaryIO, dict[str, Any]]]:
+    """The open file and its manifest: whoever uses this file uses the bytes that were checked."""
     try:
         with Path(path).open("rb") as file:
-            text = _sealed_text(file, str(path))
+            yield file, _manifest(file, path)
     except OSError as error:
         raise ArtifactError(f"cannot read '{path}': {error.strerror or error}.") from error
+
+
+def _manifest(file: BinaryIO, path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
-        manifest = json.loads(text)
+        manifest = json.loads(_sealed_text(file, path))
         number = manifest["format"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ArtifactError(f"'{path}' has a manifest that cannot be read: build it again.") from error
@@ -136,7 +146,7 @@ def _other_format_advice(number: Any) -> str:
     return "upgrade saevit-tvm, or build the artifact with this version" if later else "build it again"
 
 
-def _sealed_text(file: BinaryIO, path: str) -> bytes:
+def _sealed_text(file: BinaryIO, path: str | os.PathLike[str]) -> bytes:
     """The manifest's bytes, once the digest says that not a bit of the file has changed."""
     size = file.seek(0, os.SEEK_END)
     if size == 0:

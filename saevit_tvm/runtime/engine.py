@@ -7,19 +7,20 @@ virtual machine each and the weights in common. As many workers as fit the cores
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 import threading
 import weakref
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
 from saevit_tvm.errors import ArtifactError, UsageError
 from saevit_tvm.runtime import abi
-from saevit_tvm.runtime.artifact import check_runnable, read_manifest
+from saevit_tvm.runtime.artifact import check_runnable, opened
 
 _ALIGNMENT = 64  # what TVM's kernels may assume of a tensor's memory
 _POOLED_ALLOCATOR = 2
@@ -41,19 +42,20 @@ def load(path: str | os.PathLike[str], *, threads: int | None = None) -> Engine:
         threads = _default_threads()
     if not 1 <= threads <= _MOST_THREADS:
         raise UsageError(f"threads={threads} is impossible: give a number from 1 to {_MOST_THREADS}.")
-    manifest = read_manifest(path)
-    check_runnable(manifest, path)
-    return Engine(Path(path).absolute(), manifest, threads)
+    with opened(path) as (file, manifest):
+        check_runnable(manifest, path)
+        library = _library(file, manifest, path)
+    return Engine(Path(path).absolute(), manifest, library, threads)
 
 
 class Engine:
     """A loaded artifact. Call it with an array; any thread may, at any time."""
 
-    def __init__(self, path: Path, manifest: dict[str, Any], threads: int) -> None:
+    def __init__(self, path: Path, manifest: dict[str, Any], library: _Library, threads: int) -> None:
         self.path, self.manifest, self.threads = path, manifest, threads
         self.inputs = tuple(map(_spec, manifest["inputs"]))
         self.outputs = tuple(map(_spec, manifest["outputs"]))
-        self._machines = _Machines(path, self.inputs[0], threads)
+        self._machines = _Machines(library, self.inputs[0], threads)
         self._start()
         _engines.add(self)
         self._result(self._machines.mine)
@@ -91,13 +93,51 @@ class Engine:
             self._running.discard(future)
 
 
-class _Machines:
-    """The library, and a virtual machine for every worker thread."""
+class _Library:
+    """The code and weights of one artifact, in memory."""
 
-    def __init__(self, path: Path, spec: TensorSpec, threads: int) -> None:
+    def __init__(self, file: BinaryIO, manifest: dict[str, Any]) -> None:
+        self.manifest = manifest
         load_library = abi.global_function("ffi.Module.load_from_file.so")
-        self._library = load_library(os.fsencode(path), b"so")
-        self._spec, self._threads = spec, threads
+        self.module = load_library(_fresh_name(file), "so")
+
+
+_libraries: weakref.WeakValueDictionary[tuple[int, int], _Library] = weakref.WeakValueDictionary()
+_loading = threading.Lock()
+_names = itertools.count(1)
+
+
+def _library(file: BinaryIO, manifest: dict[str, Any], path: str | os.PathLike[str]) -> _Library:
+    """The file's library; engines on the same file share one, as dlopen would have it in any case."""
+    status = os.fstat(file.fileno())
+    key = status.st_dev, status.st_ino
+    with _loading:
+        library = _libraries.get(key)
+        if library is None:
+            library = _libraries[key] = _Library(file, manifest)
+    if library.manifest != manifest:
+        raise ArtifactError(
+            f"'{path}' was overwritten while an engine was using it: put new artifacts in place by renaming, "
+            "and start this process again."
+        )
+    return library
+
+
+def _fresh_name(file: BinaryIO) -> str:
+    """A name for the open file that dlopen has not seen before.
+
+    dlopen gives an earlier library to anyone who asks by the same name, though another file may be there now.
+    So a counter is spelled in binary with slashes, which the file system reads as nothing.
+    """
+    spelling = "".join(".//" if bit == "1" else "./" for bit in f"{next(_names):b}")
+    return f"/proc/self/fd/{spelling}{file.fileno()}"
+
+
+class _Machines:
+    """A virtual machine for every worker thread, all on one library."""
+
+    def __init__(self, library: _Library, spec: TensorSpec, threads: int) -> None:
+        self._library, self._spec, self._threads = library, spec, threads
         self._local = threading.local()
 
     def mine(self) -> _Machine:
@@ -110,9 +150,9 @@ class _Machines:
 class _Machine:
     """One virtual machine, made and used by one thread."""
 
-    def __init__(self, library: abi.Object, spec: TensorSpec, threads: int) -> None:
+    def __init__(self, library: _Library, spec: TensorSpec, threads: int) -> None:
         _configure_thread_pool(threads)
-        machine = abi.module_function(library, "vm_load_executable")()
+        machine = abi.module_function(library.module, "vm_load_executable")()
         abi.module_function(machine, "vm_initialization")(abi.CPU, 0, _POOLED_ALLOCATOR)
         self._main = abi.module_function(machine, "main")
         self._staging = _aligned(spec)
@@ -157,11 +197,13 @@ def _spec(entry: dict[str, Any]) -> TensorSpec:
 def _admit(x: Any, wanted: TensorSpec) -> tuple[np.ndarray, bool]:
     """The array to compute on and whether PyTorch brought it, or one error that names both sides."""
     torch = sys.modules.get("torch")
-    is_torch = torch is not None and isinstance(x, torch.Tensor)
+    is_torch = isinstance(x, torch.Tensor) if torch else False
     if not is_torch and not isinstance(x, np.ndarray):
         raise TypeError(f"the input is a {type(x).__name__}: give a NumPy array or a PyTorch tensor.")
     dtype = str(x.dtype).removeprefix("torch.")
-    device = str(x.device) if is_torch else "cpu"
+    device = "cpu"
+    if is_torch:
+        device = str(x.device) if str(x.layout) == "torch.strided" else f"{x.device} with layout {x.layout}"
     if (tuple(x.shape), dtype, device) != (wanted.shape, wanted.dtype, "cpu"):
         raise ValueError(
             f"the input has shape {tuple(x.shape)}, dtype {dtype}, on {device}, and '{wanted.name}' "

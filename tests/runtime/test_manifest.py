@@ -60,14 +60,15 @@ def test_documents_need_each_of_their_keys(kind: str) -> None:
 
 
 def test_manifest_faults_are_named(sample: Any) -> None:
-    for change, words in [
+    changes: list[tuple[dict[str, Any], str]] = [
         ({"inputs": []}, "'inputs' must have at least 1 entries, not 0"),
         ({"inputs": [{"name": "x", "shape": [0], "dtype": "int8"}]}, "'inputs.0.shape.0' must be at least 1"),
         ({"model": 3}, "'model' must be string, not 3"),
         ({"weights_digest": "md5:1"}, "'weights_digest' must match"),
         ({"regions": {"saa": {"found": 1}}}, "'regions.saa' lacks expected"),
         ({"size": True}, "'size' must be integer, not True"),
-    ]:  # fmt: skip
+    ]
+    for change, words in changes:
         with pytest.raises(ArtifactError, match=words):
             manifests.validate({**sample.manifest, **change})
 
