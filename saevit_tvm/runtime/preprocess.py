@@ -1,0 +1,110 @@
+"""From a picture to what a model expects, just as a manifest's `preprocessing` states it. Only Pillow and numpy.
+
+Pictures are taken as a viewer shows them: turned upright, transparent parts on white, 16 bits reduced to 8.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from saevit_tvm.errors import SaevitError, UsageError
+
+# Not every format that Pillow knows: some start other programs.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+RESIZE = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+}
+CROP = ("center", "none")
+LARGEST_SIDE = 4096
+MOST_PIXELS = 80_000_000
+
+
+def load_image(path: str | os.PathLike[str], preprocessing: Mapping[str, Any]) -> np.ndarray:
+    """A picture file as float32 of shape (1, 3, height, width)."""
+    check(preprocessing)
+    return to_array(read_image(Path(path)), preprocessing)
+
+
+def read_image(path: Path) -> Image.Image:
+    """A picture file as an upright RGB picture."""
+    if not path.is_file():
+        raise UsageError(f"there is no picture '{path}': check the path.")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return _read(path)
+    except SaevitError:
+        raise
+    except Image.DecompressionBombError as error:
+        most = f"{MOST_PIXELS // 1_000_000} million pixels"
+        raise SaevitError(f"'{path}' has more than {most}: make it smaller first.") from error
+    except Exception as error:  # decoders of damaged files raise almost anything
+        reason = _reason(error)
+        raise SaevitError(f"'{path}' is not a readable picture ({reason}): give a PNG or JPEG.") from error
+
+
+def _read(path: Path) -> Image.Image:
+    with Image.open(path, formats=FORMATS) as image:
+        if image.width * image.height > MOST_PIXELS:
+            raise Image.DecompressionBombError
+        image.load()
+        return _as_rgb(ImageOps.exif_transpose(image), path)
+
+
+def to_array(image: Image.Image, preprocessing: Mapping[str, Any]) -> np.ndarray:
+    """An RGB picture, resized, cropped and normalised."""
+    height, width = preprocessing["image_size"]
+    method = RESIZE[preprocessing["resize"]]
+    if preprocessing["crop"] == "center":
+        image = ImageOps.fit(image, (width, height), method)
+    else:
+        image = image.resize((width, height), method)
+    pixels = np.asarray(image, dtype=np.float32) * np.float32(preprocessing["scale"])
+    pixels = (pixels - np.float32(preprocessing["mean"])) / np.float32(preprocessing["std"])
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1)[np.newaxis])
+
+
+def check(preprocessing: Mapping[str, Any]) -> None:
+    """Raise ValueError that names what in a description of preprocessing cannot be followed."""
+    choices = {"mode": ("RGB",), "resize": tuple(RESIZE), "crop": CROP}
+    for key, allowed in choices.items():
+        if preprocessing[key] not in allowed:
+            raise ValueError(f"'{key}' is {preprocessing[key]!r} and can be one of {', '.join(allowed)}")
+    size = preprocessing["image_size"]
+    if len(size) != 2 or not all(isinstance(side, int) and 1 <= side <= LARGEST_SIDE for side in size):
+        raise ValueError(f"'image_size' is {size!r} and must be [height, width], up to {LARGEST_SIDE}")
+    values = [preprocessing["scale"], *preprocessing["mean"], *preprocessing["std"]]
+    if len(values) != 7 or len(preprocessing["mean"]) != 3 or not all(_is_number(value) for value in values):
+        raise ValueError("'scale' must be a number, 'mean' and 'std' three numbers each")
+    if 0 in preprocessing["std"]:
+        raise ValueError("'std' holds a zero")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def _as_rgb(image: Image.Image, path: Path) -> Image.Image:
+    if image.mode == "F":
+        raise SaevitError(f"'{path}' holds floating point values of unknown range: save it as an 8-bit PNG.")
+    if image.mode.startswith("I"):  # a plain conversion would cut everything above 255 off
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "no known format"
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")[:120]
