@@ -35,9 +35,7 @@ def create(
 
     if name not in VARIANTS:
         raise unknown("model", name, VARIANTS)
-    return VARIANTS[name](
-        num_classes=num_classes, features_only=features_only, drop_path=drop_path, in_chans=in_chans
-    )
+    return VARIANTS[name](num_classes=num_classes, features_only=features_only, drop_path=drop_path, in_chans=in_chans)
 
 
 def describe(name: str) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch.export.pt2_archive import _package as archive
 
-from saevit_tvm.errors import ModelError
+from saevit_tvm.errors import ModelError, UsageError
 
 NAME = re.compile(r"[A-Za-z0-9_.]*")
 TEXT = re.compile(r"[A-Za-z0-9_,> -]*")  # string arguments: "tanh", "ij,jk->ik"
@@ -37,7 +37,7 @@ CONTEXT = re.compile(r"null|\[\]|\[\"\w+\"(, \"\w+\")*\]")
 def load_program(path: Path) -> torch.export.ExportedProgram:
     """The exported program, or one ModelError that says why it is refused."""
     if not path.is_file():
-        raise ModelError(f"there is no file '{path}': check the path.")
+        raise UsageError(f"there is no file '{path}': check the path.")
     try:
         reader = archive.PT2ArchiveReader(io.BytesIO(path.read_bytes()))
         names = reader.archive_file.get_all_records()

@@ -6,15 +6,20 @@ Everything after this room sees one `ModelSource`: what to compile, what to comp
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import hashlib
+import importlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from saevit_tvm import models
 from saevit_tvm.errors import ModelError, UsageError, unknown
@@ -32,7 +37,7 @@ class ModelSource:
     """A model with its weights, at one input shape."""
 
     name: str
-    module: nn.Module
+    module: Any  # a PyTorch module that answers with tensors, in eval mode; None for .onnx
     input_shape: tuple[int, int, int, int]
     output_names: tuple[str, ...]
     recipe: dict[str, Any]
@@ -45,14 +50,22 @@ class ModelSource:
 
     def reference(self, x: np.ndarray) -> list[np.ndarray]:
         """What the original computes, in float32."""
+        if self.onnx is not None:
+            return self._session.run(None, {self._session.get_inputs()[0].name: x})
         with torch.no_grad():
             outputs = self.module(torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32)))
-        return [output.numpy() for output in _as_list(outputs)]
+        return [output.numpy() for output in tree_leaves(outputs)]
 
     def exported(self) -> torch.export.ExportedProgram:
-        """The graph that the compiler imports."""
+        """The graph that the compiler imports (there is none for .onnx, which is a graph already)."""
         with torch.no_grad():
             return torch.export.export(self.module, (torch.zeros(self.input_shape),), strict=False)
+
+    @cached_property
+    def _session(self) -> Any:
+        import onnxruntime
+
+        return onnxruntime.InferenceSession(self.onnx.SerializeToString(), providers=["CPUExecutionProvider"])
 
 
 def open_model(
@@ -73,7 +86,18 @@ def open_model(
         raise UsageError(f"{num_classes} classes are impossible: choose 1 or more.")
     if model in models.names():
         return _open_registered(model, weights, batch, size, num_classes, features_only, seed)
-    raise unknown("model", model, models.names())
+    if model.startswith("timm:"):
+        return _open_timm(model, weights, batch, size, num_classes, features_only, seed)
+    opener = {".pt2": _open_pt2, ".onnx": _open_onnx}.get(Path(model).suffix)
+    if opener is None:
+        raise unknown("model", model, [*models.names(), "timm:NAME", "FILE.pt2", "FILE.onnx"])
+    if num_classes is not None or features_only:
+        raise UsageError(f"'{model}' has its outputs fixed: leave out the number of classes and features only.")
+    # An artifact remembers only the name of the file, so `weights` may say where it is now.
+    path = Path(model if weights is None else weights)
+    if path.name != Path(model).name:
+        raise UsageError(f"'{model}' holds its own weights: leave out '{weights}'.")
+    return opener(path, batch, size)
 
 
 # Registered models --------------------------------------------------
@@ -139,9 +163,7 @@ class Checkpoint:
     def check_made_for(self, name: str) -> None:
         made_for = self.metadata.get("saevit.model", name)
         if made_for != name:
-            raise ModelError(
-                f"{self.label} holds weights of {made_for}, not of {name}: add --model {made_for}."
-            )
+            raise ModelError(f"{self.label} holds weights of {made_for}, not of {name}: add --model {made_for}.")
 
     def apply_to(self, module: nn.Module) -> None:
         own = module.state_dict()
@@ -179,6 +201,143 @@ def _of_head(name: str) -> bool:
     return name.startswith(("norm.", "head."))
 
 
+# Foreign models -----------------------------------------------------
+
+
+def _open_timm(
+    name: str,
+    weights: str | Path | None,
+    batch: int,
+    size: Size | None,
+    num_classes: int | None,
+    features_only: bool,
+    seed: int,
+) -> ModelSource:
+    timm = _import("timm", f"'{name}' needs timm: pip install timm torchvision.")
+    options: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
+    if features_only:
+        options = {"features_only": True}
+    known = name.removeprefix("timm:")
+    if not timm.is_model(known):
+        near = difflib.get_close_matches(known, timm.list_models(), n=3)
+        raise UsageError(f"timm has no model '{known}'{'; near it are ' + ', '.join(near) if near else ''}.")
+    try:
+        module = timm.create_model(known, pretrained=False, **options).eval()
+    except Exception as error:  # every architecture refuses in its own way
+        raise ModelError(f"timm cannot make '{known}' with {options}: {_brief(error)}.") from error
+    own = getattr(module, "pretrained_cfg", {})
+    native = tuple(own.get("input_size", (3, IMAGE_SIZE, IMAGE_SIZE))[1:])
+    shape = (batch, 3, *(size or native))
+    checkpoint = None if weights is None else Checkpoint.open(weights)
+    if checkpoint is None:
+        weight_files.randomise(module, seed, native)
+    else:
+        checkpoint.check_made_for(name)
+        checkpoint.apply_to(module)
+    custom = {key: own[key] for key in ("mean", "std") if key in own}
+    if own.get("interpolation") in ("bilinear", "bicubic"):
+        custom["resize"] = own["interpolation"]
+    return _foreign(
+        name=name,
+        module=module,
+        input_shape=shape,
+        recipe=_recipe(name, batch, shape[2:], num_classes, features_only),
+        weights={"source": "random", "seed": seed} if checkpoint is None else checkpoint.origin,
+        weights_digest=weight_files.digest(module),
+        preprocessing=_preprocessing(shape[2:], checkpoint, custom),
+    )
+
+
+def _open_pt2(path: Path, batch: int, size: Size | None) -> ModelSource:
+    from saevit_tvm.models.pt2 import load_program
+
+    program = load_program(path)
+    signature = program.graph_signature
+    if signature.buffers_to_mutate or signature.user_inputs_to_mutate:
+        raise ModelError(f"'{path}' was exported in training mode: call eval() before torch.export.export.")
+    inputs = [node for node in program.graph.nodes if node.name in signature.user_inputs]
+    values = [node.meta.get("val") for node in inputs]
+    if len(values) != 1 or not isinstance(values[0], Tensor) or values[0].dtype != torch.float32:
+        raise ModelError(f"'{path}' must take exactly one float32 tensor: export it so.")
+    shape = _image_shape(path, list(values[0].shape), batch, size)
+    return _foreign(
+        name=str(path),
+        module=program.module(),
+        input_shape=shape,
+        recipe=_recipe(path.name, shape[0], shape[2:], None, False),
+        weights={"source": "file", "file": path.name},
+        weights_digest=weight_files.digest_tensors({**program.state_dict, **program.constants}),
+        preprocessing=_preprocessing(shape[2:]),
+    )
+
+
+def _open_onnx(path: Path, batch: int, size: Size | None) -> ModelSource:
+    onnx = _import("onnx", f"'{path}' needs two more packages: pip install onnx onnxruntime.")
+    _import("onnxruntime", f"'{path}' needs one more package: pip install onnxruntime.")
+    if not path.is_file():
+        raise UsageError(f"there is no file '{path}': check the path.")
+    try:
+        model = onnx.load(path)
+        onnx.checker.check_model(model)
+    except Exception as error:  # damaged protobuf, missing external data, invalid graph
+        raise ModelError(f"'{path}' is not a valid ONNX model ({_brief(error)}): export it again.") from error
+    constants = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in constants]
+    if len(inputs) != 1 or inputs[0].type.tensor_type.elem_type != onnx.TensorProto.FLOAT:
+        raise ModelError(f"'{path}' must take exactly one float32 tensor: export it so.")
+    dims = inputs[0].type.tensor_type.shape.dim
+    shape = _image_shape(path, [dim.dim_value or None for dim in dims], batch, size)
+    for dim, length in zip(dims, shape, strict=True):
+        dim.dim_value = length  # what was left open is fixed now
+    del model.graph.value_info[:]
+    content = model.SerializeToString(deterministic=True)
+    return _foreign(
+        name=str(path),
+        module=None,
+        onnx=model,
+        input_shape=shape,
+        recipe=_recipe(path.name, shape[0], shape[2:], None, False),
+        weights={"source": "file", "file": path.name},
+        weights_digest=f"sha256:{hashlib.sha256(content).hexdigest()}",
+        preprocessing=_preprocessing(shape[2:]),
+    )
+
+
+def _foreign(**fields: Any) -> ModelSource:
+    """A source whose outputs are not known before it ran once; that also shows that it runs at all."""
+    source = ModelSource(**fields, output_names=())
+    try:
+        outputs = source.reference(np.zeros(source.input_shape, np.float32))
+        if not all(isinstance(output, np.ndarray) and output.dtype == np.float32 for output in outputs):
+            raise ValueError("its outputs are not all float32 tensors")
+    except Exception as error:  # a model fails in its own way
+        shape = "x".join(map(str, source.input_shape))
+        raise ModelError(f"'{source.name}' does not run on an input of {shape}: {_brief(error)}.") from error
+    names = tuple(f"output{i}" for i in range(len(outputs)))
+    single = len(outputs) == 1 and outputs[0].ndim == 2
+    return dataclasses.replace(source, output_names=("logits",) if single else names)
+
+
+def _image_shape(path: Path, fixed: Sequence[int | None], batch: int, size: Size | None) -> tuple[int, int, int, int]:
+    """The input shape of a file: what it fixes, and what the user chose for the rest."""
+    if len(fixed) != 4 or fixed[1] not in (3, None):
+        shown = "x".join("?" if length is None else str(length) for length in fixed)
+        raise ModelError(f"'{path}' takes an input of {shown}, not pictures (batch x 3 x height x width).")
+    height, width = size or (fixed[2] or IMAGE_SIZE, fixed[3] or IMAGE_SIZE)
+    if fixed[2] not in (height, None) or fixed[3] not in (width, None):
+        raise UsageError(f"'{path}' takes pictures of {fixed[2]}x{fixed[3]} only: leave out the image size.")
+    if fixed[0] not in (batch, None) and batch != 1:
+        raise UsageError(f"'{path}' takes batches of {fixed[0]} only: leave out the batch.")
+    return fixed[0] or batch, 3, height, width
+
+
+def _import(package: str, sentence: str) -> Any:
+    try:
+        return importlib.import_module(package)
+    except Exception as error:  # timm fails in more ways than ImportError when its own needs are not met
+        raise ModelError(sentence) from error
+
+
 # Shared -------------------------------------------------------------
 
 
@@ -186,13 +345,9 @@ def _checked_size(given: int | Sequence[int]) -> Size:
     try:
         height, width = (given, given) if isinstance(given, int) else (int(v) for v in given)
     except (TypeError, ValueError) as error:
-        raise UsageError(
-            f"image size {given} is not a size: give one number, or height and width."
-        ) from error
+        raise UsageError(f"image size {given} is not a size: give one number, or height and width.") from error
     if not (1 <= height <= LARGEST and 1 <= width <= LARGEST):
-        raise UsageError(
-            f"image size {_show((height, width))} is impossible: choose {SMALLEST} to {LARGEST}."
-        )
+        raise UsageError(f"image size {_show((height, width))} is impossible: choose {SMALLEST} to {LARGEST}.")
     return height, width
 
 
@@ -200,9 +355,7 @@ def _show(size: Size) -> str:
     return str(size[0]) if size[0] == size[1] else f"{size[0]}x{size[1]}"
 
 
-def _recipe(
-    name: str, batch: int, size: Size, num_classes: int | None, features_only: bool
-) -> dict[str, Any]:
+def _recipe(name: str, batch: int, size: Size, num_classes: int | None, features_only: bool) -> dict[str, Any]:
     return {
         "model": name,
         "batch": batch,
@@ -212,11 +365,13 @@ def _recipe(
     }
 
 
-def _preprocessing(size: Size, checkpoint: Checkpoint | None = None) -> dict[str, Any]:
-    """ImageNet's customs, unless the checkpoint was trained with others."""
+def _preprocessing(
+    size: Size, checkpoint: Checkpoint | None = None, custom: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """ImageNet's customs, unless the model has its own or the checkpoint was trained with others."""
+    usual = {"mode": "RGB", "resize": "bicubic", "crop": "center", "scale": 1 / 255, **IMAGENET}
     stated = {} if checkpoint is None else checkpoint.preprocessing
-    custom = {"mode": "RGB", "resize": "bicubic", "crop": "center", "scale": 1 / 255, **IMAGENET}
-    return {**custom, **stated, "image_size": list(size)}
+    return {**usual, **(custom or {}), **stated, "image_size": list(size)}
 
 
 def _checked_preprocessing(value: dict[str, Any]) -> dict[str, Any]:
@@ -234,5 +389,5 @@ def _checked_labels(value: list[str], num_classes: int) -> tuple[str, ...] | Non
     return tuple(value) if len(value) == num_classes else None
 
 
-def _as_list(outputs: Any) -> list[Tensor]:
-    return list(outputs) if isinstance(outputs, (tuple, list)) else [outputs]
+def _brief(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")[:160]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from saevit_tvm.errors import ModelError
+from saevit_tvm.errors import ModelError, UsageError
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 SUFFIXES = (".safetensors", ".pt", ".pth")
@@ -36,11 +36,9 @@ def load_state(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[st
     """The tensors of a weights file, and the metadata of a `.safetensors`."""
     path = Path(path)
     if path.suffix not in SUFFIXES:
-        raise ModelError(
-            f"'{path}' is not a weights file: give a {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}."
-        )
+        raise ModelError(f"'{path}' is not a weights file: give a {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}.")
     if not path.is_file():
-        raise ModelError(f"there is no weights file '{path}': check the path.")
+        raise UsageError(f"there is no weights file '{path}': check the path.")
     return _load_safetensors(path) if path.suffix == ".safetensors" else (_load_pt(path), {})
 
 
@@ -86,9 +84,7 @@ def _load_pt(path: Path) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not all(
         isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items()
     ):
-        raise ModelError(
-            f"'{path}' does not hold a state_dict: save one with torch.save(model.state_dict(), ...)."
-        )
+        raise ModelError(f"'{path}' does not hold a state_dict: save one with torch.save(model.state_dict(), ...).")
     return dict(state)
 
 
@@ -106,9 +102,7 @@ def apply_state(module: nn.Module, state: dict[str, Tensor], origin: str) -> Non
     if missing := sorted(own.keys() - state.keys()):
         raise ModelError(f"{origin} lacks {_some(missing)}: these are weights of another model.")
     if extra := sorted(state.keys() - own.keys()):
-        raise ModelError(
-            f"{origin} holds {_some(extra)}, which the model lacks: these are weights of another model."
-        )
+        raise ModelError(f"{origin} holds {_some(extra)}, which the model lacks: these are weights of another model.")
     for name, tensor in state.items():
         if tensor.shape != own[name].shape:
             raise ModelError(
@@ -116,14 +110,10 @@ def apply_state(module: nn.Module, state: dict[str, Tensor], origin: str) -> Non
                 "these are weights of another model, or for another number of classes."
             )
         if tensor.layout != torch.strided or tensor.is_complex() or tensor.is_quantized:
-            raise ModelError(
-                f"{origin} holds '{name}' in a form that is not plain numbers: save it as float32."
-            )
+            raise ModelError(f"{origin} holds '{name}' in a form that is not plain numbers: save it as float32.")
     ready = {name: tensor.to(own[name].dtype) for name, tensor in state.items()}
     if broken := sorted(name for name, tensor in ready.items() if not torch.isfinite(tensor).all()):
-        raise ModelError(
-            f"{origin} holds NaN or infinity in {_some(broken)}: train or export the weights again."
-        )
+        raise ModelError(f"{origin} holds NaN or infinity in {_some(broken)}: train or export the weights again.")
     with torch.no_grad():
         for name, tensor in ready.items():
             own[name].copy_(tensor)
