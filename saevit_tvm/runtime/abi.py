@@ -79,9 +79,7 @@ def _library(package: str, name: str | None = None) -> Path:
         path = Path(folder) / "lib" / f"lib{name or package}.so"
         if path.is_file():
             return path
-    raise ArtifactError(
-        f"lib{name or package}.so is not installed: 'pip install apache-{package.replace('_', '-')}'."
-    )
+    raise ArtifactError(f"lib{name or package}.so is not installed: 'pip install apache-{package.replace('_', '-')}'.")
 
 
 class Object:

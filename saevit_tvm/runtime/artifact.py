@@ -39,9 +39,7 @@ def installed_versions() -> dict[str, str]:
         try:
             found[key] = metadata.version(package)
         except metadata.PackageNotFoundError:
-            raise ArtifactError(
-                f"{package} is not installed: install it with 'pip install {package}'."
-            ) from None
+            raise ArtifactError(f"{package} is not installed: install it with 'pip install {package}'.") from None
     return found
 
 
@@ -128,7 +126,9 @@ def _manifest(file: BinaryIO, path: str | os.PathLike[str]) -> dict[str, Any]:
         manifest = json.loads(_sealed_text(file, path))
         number = manifest["format"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ArtifactError(f"'{path}' has a manifest that cannot be read: build it again.") from error
+        raise ArtifactError(
+            f"'{path}' is damaged: its manifest cannot be read; copy it again, or build it again."
+        ) from error
     if number != manifests.FORMAT:
         raise ArtifactError(
             f"'{path}' has format {number}, and this saevit-tvm {saevit_tvm.__version__} reads format "

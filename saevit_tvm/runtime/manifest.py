@@ -44,16 +44,13 @@ def validate(document: Any, kind: str = "manifest") -> None:
     """Raise ArtifactError unless the document has the keys and types that its schema asks for."""
     fault = _fault(document, schema(kind), "")
     if fault:
-        raise ArtifactError(
-            f"the {kind} is not valid: {fault}; it was written by another version, or by hand."
-        )
+        raise ArtifactError(f"the {kind} is not valid: {fault}; it was written by another version, or by hand.")
 
 
 def encode(manifest: dict[str, Any]) -> bytes:
     """The one spelling of a manifest: same content, same bytes; one key a line, for people to read."""
     lines = (
-        f"  {json.dumps(key)}: {json.dumps(manifest[key], sort_keys=True, allow_nan=False)}"
-        for key in sorted(manifest)
+        f"  {json.dumps(key)}: {json.dumps(manifest[key], sort_keys=True, allow_nan=False)}" for key in sorted(manifest)
     )
     return ("{\n" + ",\n".join(lines) + "\n}\n").encode()
 
@@ -84,16 +81,12 @@ def _fault(value: Any, rule: dict[str, Any], where: str) -> str | None:
     else:
         return None
     # Only as deep as the schema goes, whatever the document holds.
-    faults = (
-        _fault(item, part, f"{where}.{key}" if where else str(key)) for item, part, key in parts if part
-    )
+    faults = (_fault(item, part, f"{where}.{key}" if where else str(key)) for item, part, key in parts if part)
     return next(filter(None, faults), None)
 
 
 def _show(value: Any) -> str:
-    return (
-        "a list" if isinstance(value, list) else "an object" if isinstance(value, dict) else repr(value)[:60]
-    )
+    return "a list" if isinstance(value, list) else "an object" if isinstance(value, dict) else repr(value)[:60]
 
 
 def _is(value: Any, kind: str) -> bool:

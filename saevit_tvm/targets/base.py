@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from saevit_tvm.errors import UsageError
-
 
 @dataclass(frozen=True)
 class Target:
@@ -33,23 +31,6 @@ class Target:
         extra = "".join(self.tvm.get("mattr", []))
         parts = [self.arch, cpu + extra, f"{cores}c" if cores else "anyc"]
         return re.sub(r"[^A-Za-z0-9_.+-]+", "_", "-".join(parts))
-
-    @classmethod
-    def from_tvm(cls, name: str, description: dict[str, Any]) -> Target:
-        """A target of the user's own. Only CPUs: anything else needs schedules that are not there."""
-        if description.get("kind") != "llvm":
-            raise UsageError(
-                f"a target of kind '{description.get('kind')}' cannot be built: "
-                'give one of kind "llvm", such as {"kind": "llvm", "mcpu": "znver4"}.'
-            )
-        triple = str(description.get("mtriple", ""))
-        arch = triple.split("-")[0] or platform.machine()
-        if arch != platform.machine():
-            raise UsageError(
-                f"the target's triple '{triple}' is for {arch}, and only {platform.machine()} is supported: "
-                "leave 'mtriple' out."
-            )
-        return cls(name=name, summary="given as TVM target JSON", tvm=dict(description), arch=arch)
 
 
 def runs_here(target: Target) -> tuple[bool, str]:

@@ -7,9 +7,11 @@ import platform
 from typing import Any
 
 from saevit_tvm.targets.base import Target, cpu_features
+from saevit_tvm.targets.llvm import code_features, hidden_features
 
-V3 = ("avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe")
-V4 = (*V3, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")
+V2 = ("pni", "popcnt", "sse4_1", "sse4_2", "ssse3")
+V3 = (*V2, "abm", "avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe")
+V4 = (*V3, "avx512bw", "avx512cd", "avx512dq", "avx512f", "avx512vl")
 
 X86_TARGETS = (
     Target(
@@ -43,7 +45,6 @@ def native() -> Target:
     """
     from tvm.target import codegen
 
-    here = cpu_features()
     cores = len(os.sched_getaffinity(0))
     cpu = codegen.llvm_get_system_cpu()
     description: dict[str, Any] = {
@@ -52,7 +53,7 @@ def native() -> Target:
         "mcpu": cpu,
         "num-cores": cores,
     }
-    hidden = _hidden_vector_features(description, here)
+    hidden = hidden_features(description, cpu_features())
     if hidden:
         description["mattr"] = [f"-{feature}" for feature in hidden]
     without = f", without {', '.join(hidden)}" if hidden else ""
@@ -61,19 +62,5 @@ def native() -> Target:
         summary=f"this machine: {cpu}{without}, {cores} cores",
         tvm=description,
         arch=platform.machine(),
-        features=tuple(feature for feature in V4 if feature in here),
+        features=code_features(description),
     )
-
-
-def _hidden_vector_features(description: dict[str, Any], here: set[str]) -> list[str]:
-    """Vector extensions that LLVM takes for granted on this CPU and the kernel does not report."""
-    from tvm.target import Target as TVMTarget
-    from tvm.target import codegen
-
-    reported = {feature.replace("_", "") for feature in here}
-    assumed = {str(feature) for feature in codegen.llvm_get_cpu_features(TVMTarget(description))}
-    vector = ("avx", "amx", "fma", "f16c", "gfni", "vaes", "vpclmul")
-    hidden = sorted(f for f in assumed if f.startswith(vector) and f.replace("-", "") not in reported)
-    if "avx512f" in hidden:  # the rest of AVX-512 goes with its foundation
-        hidden = [feature for feature in hidden if feature == "avx512f" or not feature.startswith("avx512")]
-    return hidden

@@ -36,7 +36,7 @@ class Sample:
         return np.maximum(x @ self.weights, 0)
 
 
-def compile_sample(path: Path, weights: np.ndarray, rows: int, triple: bool) -> None:
+def compile_sample(path: Path, weights: np.ndarray, rows: int, handing: bool) -> None:
     import tvm
     from tvm import relax
 
@@ -46,7 +46,10 @@ def compile_sample(path: Path, weights: np.ndarray, rows: int, triple: bool) -> 
         with builder.dataflow():
             constant = relax.const(weights)
             y = builder.emit(relax.op.nn.relu(builder.emit(relax.op.matmul(x, constant))))
-            result = builder.emit_output(relax.Tuple([y, x, constant]) if triple else y)
+            if handing:
+                flat = builder.emit(relax.op.reshape(x, (rows, len(weights))))
+                y = relax.Tuple([y, x, flat, constant])
+            result = builder.emit_output(y)
         builder.emit_func_output(result)
     schedule = tvm.s_tir.Schedule(relax.transform.LegalizeOps()(builder.get()))
     for name, function in schedule.mod.functions.items():
@@ -57,14 +60,14 @@ def compile_sample(path: Path, weights: np.ndarray, rows: int, triple: bool) -> 
     tvm.compile(schedule.mod, target=tvm.target.Target({"kind": "llvm"})).export_library(str(path))
 
 
-def describe(weights: np.ndarray, rows: int, triple: bool) -> dict[str, Any]:
+def describe(weights: np.ndarray, rows: int, handing: bool) -> dict[str, Any]:
     def tensor(name: str, *shape: int) -> dict[str, Any]:
         return {"name": name, "shape": list(shape), "dtype": "float32"}
 
     inner, outer = weights.shape
     outputs = [tensor("y", 1, rows, outer)]
-    if triple:
-        outputs += [tensor("x", 1, rows, inner), tensor("weights", inner, outer)]
+    if handing:
+        outputs += [tensor("x", 1, rows, inner), tensor("flat", rows, inner), tensor("weights", inner, outer)]
     return {
         "model": "sample",
         "recipe": {"model": "sample"},
@@ -85,11 +88,11 @@ def describe(weights: np.ndarray, rows: int, triple: bool) -> dict[str, Any]:
     }
 
 
-def make_sample(folder: Path, *, seed: int, inner: int, rows: int, triple: bool = False) -> Sample:
+def make_sample(folder: Path, *, seed: int, inner: int, rows: int, handing: bool = False) -> Sample:
     weights = np.random.RandomState(seed).standard_normal((inner, inner)).astype(np.float32)
     library, path = folder / f"bare{seed}.so", folder / f"sample{seed}.so"
-    compile_sample(library, weights, rows, triple)
-    artifact.seal(library, describe(weights, rows, triple), path)
+    compile_sample(library, weights, rows, handing)
+    artifact.seal(library, describe(weights, rows, handing), path)
     return Sample(path, library, artifact.read_manifest(path), weights)
 
 
@@ -105,9 +108,9 @@ def other_sample(tmp_path_factory: pytest.TempPathFactory) -> Sample:
 
 
 @pytest.fixture(scope="session")
-def triple_sample(tmp_path_factory: pytest.TempPathFactory) -> Sample:
-    """Returns the result, its own input, and a constant."""
-    return make_sample(tmp_path_factory.mktemp("triple"), seed=3, inner=64, rows=16, triple=True)
+def handing_sample(tmp_path_factory: pytest.TempPathFactory) -> Sample:
+    """Hands through more than its result: the input, the input in another shape, and a constant."""
+    return make_sample(tmp_path_factory.mktemp("handing"), seed=3, inner=64, rows=16, handing=True)
 
 
 @pytest.fixture(scope="session")

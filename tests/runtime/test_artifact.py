@@ -19,9 +19,7 @@ from saevit_tvm.errors import ArtifactError
 from saevit_tvm.runtime import artifact, elf
 from saevit_tvm.runtime import manifest as manifests
 
-property_test = settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+property_test = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def refusal(path: Path) -> str:
@@ -98,9 +96,7 @@ def test_truncated_anywhere(sample: Any, scratch: Path, data: st.DataObject) -> 
 def test_any_changed_bit(sample: Any, scratch: Path, data: st.DataObject) -> None:
     whole = bytearray(sample.path.read_bytes())
     tail = len(whole) - sample.library.stat().st_size
-    position = data.draw(
-        st.one_of(st.integers(0, len(whole) - 1), st.integers(len(whole) - tail, len(whole) - 1))
-    )
+    position = data.draw(st.one_of(st.integers(0, len(whole) - 1), st.integers(len(whole) - tail, len(whole) - 1)))
     whole[position] ^= 1 << data.draw(st.integers(0, 7))
     scratch.write_bytes(whole)
     message = refusal(scratch)
@@ -268,9 +264,7 @@ def test_disk_too_full_for_the_manifest(sample: Any, small_disk: Path) -> None:
     assert [file.name for file in small_disk.iterdir()] == ["ballast"]
 
 
-def test_interrupted_sealing_leaves_nothing(
-    sample: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_interrupted_sealing_leaves_nothing(sample: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(descriptor: int) -> None:
         raise KeyboardInterrupt
 

@@ -21,9 +21,7 @@ UNDERSTOOD = {
 DOCUMENTS: dict[str, dict[str, Any]] = {
     "verify": {"passed": True, "max_abs_error": 1e-6, "max_rel_error": None, "proof": "host"},
     "bench": {
-        "results": [
-            {"name": "torch", "threads": 1, "median_ms": 2, "p10_ms": 1.5, "p90_ms": 3.0, "ratio": None}
-        ]
+        "results": [{"name": "torch", "threads": 1, "median_ms": 2, "p10_ms": 1.5, "p90_ms": 3.0, "ratio": None}]
     },
     "tune": {"trials": 8, "valid": 7, "failed": 1, "best_ms": 0.5, "seconds": 3.2},
     "build": {"artifact": "out/x.so", "manifest": "out/x.json"},
@@ -74,11 +72,7 @@ def test_manifest_faults_are_named(sample: Any) -> None:
 
 
 json_values = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers(-3, 3)
-    | st.floats(-2, 2)
-    | st.sampled_from(["", "host", "float32"]),
+    st.none() | st.booleans() | st.integers(-3, 3) | st.floats(-2, 2) | st.sampled_from(["", "host", "float32"]),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from("abc"), inner, max_size=3),
     max_leaves=5,
 )
