@@ -1,0 +1,59 @@
+"""Between TVM's objects and the plain JSON of records: kernels, traces, and traces replayed on kernels."""
+
+from __future__ import annotations
+
+import base64
+import zlib
+from typing import Any
+
+
+def plain(value: Any) -> Any:
+    """TVM's containers and numbers as Python's own, ready for JSON."""
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, str):
+        return str(value)
+    if hasattr(value, "items"):
+        return {str(key): plain(item) for key, item in value.items()}
+    if hasattr(value, "value"):  # IntImm and FloatImm
+        return value.value
+    return [plain(item) for item in value]
+
+
+def module_key(module: Any) -> str:
+    """The structural hash: equal for equal kernels, whatever they are called and whoever asks."""
+    from tvm.s_tir.meta_schedule.utils import shash2hex
+
+    return shash2hex(module)
+
+
+def pack_module(module: Any) -> str:
+    import tvm
+
+    return base64.b64encode(zlib.compress(tvm.ir.save_json(module).encode(), 9)).decode()
+
+
+def unpack_module(text: str) -> Any:
+    import tvm
+
+    return tvm.ir.load_json(zlib.decompress(base64.b64decode(text)).decode())
+
+
+def unpack_workload(text: str) -> Any | None:
+    """MetaSchedule's workload; None when it was written by a TVM that this one does not understand."""
+    from tvm.s_tir.meta_schedule.database import Workload
+
+    try:
+        return Workload(unpack_module(text))
+    except Exception:  # whatever the reader trips over, the record is of no use here
+        return None
+
+
+def apply(workload: Any, trace: list[Any], seconds: float) -> Any | None:
+    """MetaSchedule's record of the trace on the workload; None when the trace does not apply (any more)."""
+    from tvm.s_tir.meta_schedule.database import TuningRecord
+
+    try:
+        return TuningRecord.from_json([trace, [seconds], None, None], workload)
+    except Exception:  # replaying raises whatever the schedule primitive at fault raises
+        return None
