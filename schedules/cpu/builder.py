@@ -1,0 +1,125 @@
+"""Writing loops down: a few lines over TVM's TIR constructors.
+
+A `Builder` holds the statement list of the scope being written; loops and branches are context managers. Buffers are
+flat, so that every address is an explicit sum; vectors are loads and stores of several lanes at one address.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from tvm import tirx
+
+Expr = Any  # a TIR expression or a Python number
+Buffer = Any
+
+_KINDS = {"serial": tirx.ForKind.SERIAL, "parallel": tirx.ForKind.PARALLEL}
+
+
+class Builder:
+    """Builds one PrimFunc over float32 buffers."""
+
+    def __init__(self) -> None:
+        self._scopes: list[list[tirx.Stmt]] = [[]]
+        self._params: list[Buffer] = []
+
+    def param(self, name: str, shape: Sequence[int]) -> Buffer:
+        """A parameter of the function, and a flat view of it to load from and store to."""
+        size = 1
+        for extent in shape:
+            size *= extent
+        whole = tirx.decl_buffer(tuple(shape), "float32", name)
+        self._params.append(whole)
+        flat = tirx.decl_buffer((size,), "float32", f"{name}_flat", data=whole.data)
+        self._emit(tirx.DeclBuffer(flat, data=whole.data))
+        return flat
+
+    def alloc(self, name: str, size: int, scope: str = "global") -> Buffer:
+        """Scratch memory that lives as long as the scope being written; small ones end up in registers."""
+        buffer = tirx.decl_buffer((size,), "float32", name, scope=scope)
+        self._emit(tirx.AllocBuffer(buffer))
+        return buffer
+
+    def load(self, buffer: Buffer, index: Expr, lanes: int = 1) -> Expr:
+        return tirx.BufferLoad(buffer, [_span(index, lanes)])
+
+    def store(self, buffer: Buffer, index: Expr, value: Expr) -> None:
+        self._emit(tirx.BufferStore(buffer, value, [_span(index, lanes_of(value))]))
+
+    def bind(self, name: str, value: Expr) -> Expr:
+        """A name for a value that is computed once."""
+        if isinstance(value, (int, tirx.IntImm)):
+            return value
+        var = tirx.Var(name, value.ty)
+        self._emit(tirx.Bind(var, value))
+        return var
+
+    @contextmanager
+    def loop(self, name: str, extent: Expr, kind: str = "serial") -> Iterator[Expr]:
+        """`for name in range(extent)`; no loop at all where the extent is the number 1."""
+        if isinstance(extent, int) and extent == 1:
+            yield 0
+            return
+        var = tirx.Var(name, "int32")
+        with self._scope() as body:
+            yield var
+        self._emit(tirx.For(var, _int(0), _int(extent), _KINDS[kind], _sequence(body)))
+
+    @contextmanager
+    def when(self, condition: Expr) -> Iterator[None]:
+        with self._scope() as body:
+            yield
+        self._emit(tirx.IfThenElse(condition, _sequence(body), None))
+
+    def function(self, name: str) -> tirx.PrimFunc:
+        (body,) = self._scopes
+        func = tirx.PrimFunc(self._params, _sequence(body))
+        return func.with_attrs({"global_symbol": name, "tirx.noalias": True, "tirx.is_scheduled": True})
+
+    @contextmanager
+    def _scope(self) -> Iterator[list[tirx.Stmt]]:
+        body: list[tirx.Stmt] = []
+        self._scopes.append(body)
+        try:
+            yield body
+        finally:
+            self._scopes.pop()
+
+    def _emit(self, stmt: tirx.Stmt) -> None:
+        self._scopes[-1].append(stmt)
+
+
+def lanes_of(value: Expr) -> int:
+    """How many lanes a value has."""
+    return int(value.ty.dtype.lanes) if hasattr(value, "ty") else 1
+
+
+def splat(value: Expr, lanes: int) -> Expr:
+    """One number in every lane."""
+    if isinstance(value, (int, float)):
+        value = tirx.const(value, "float32")
+    return value if lanes == 1 else tirx.Broadcast(value, lanes)
+
+
+def minimum(a: Expr, b: Expr) -> Expr:
+    """The smaller of two integers, folded where both are known."""
+    return min(a, b) if isinstance(a, int) and isinstance(b, int) else tirx.min(_int(a), _int(b))
+
+
+def maximum(a: Expr, b: Expr) -> Expr:
+    """The larger of two integers, folded where both are known."""
+    return max(a, b) if isinstance(a, int) and isinstance(b, int) else tirx.max(_int(a), _int(b))
+
+
+def _int(value: Expr) -> Expr:
+    return tirx.const(value, "int32") if isinstance(value, int) else value
+
+
+def _span(index: Expr, lanes: int) -> Expr:
+    return _int(index) if lanes == 1 else tirx.Ramp(_int(index), _int(1), lanes)
+
+
+def _sequence(body: list[tirx.Stmt]) -> tirx.Stmt:
+    return body[0] if len(body) == 1 else tirx.SeqStmt(body)

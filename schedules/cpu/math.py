@@ -1,0 +1,75 @@
+"""Transcendentals as polynomials, on vectors of any width, for float32.
+
+The coefficients are minimax fits. `gelu` is the exact (erf) form within 1e-6 * max(1, |x|); `exp` is within 2e-7,
+relative, wherever exp(x) is a normal number.
+"""
+
+from __future__ import annotations
+
+import math
+
+from tvm import tirx
+
+from schedules.cpu.builder import Builder, Expr, lanes_of, splat
+
+# Phi(x) - 1/2 = x * P(2 (x / LIMIT)^2 - 1) for |x| <= LIMIT, where Phi is the normal distribution's.
+_GELU_LIMIT = 5.1
+_GELU = (
+    0.1386052817106247,
+    -0.06900326162576675,
+    0.050782956182956696,
+    -0.04021865874528885,
+    0.03171602636575699,
+    -0.02401646226644516,
+    0.01746547780930996,
+    -0.01202426664531231,
+    0.006859952118247747,
+    -0.0032296127174049616,
+    0.0024043943267315626,
+    -0.0019568356219679117,
+    0.0006542076589539647,
+)
+
+# 2^f for |f| <= 1/2.
+_EXP2 = (
+    1.0,
+    0.6931471824645996,
+    0.24022646248340607,
+    0.05550328642129898,
+    0.009618489071726799,
+    0.0013399930903688073,
+    0.00015345813881140202,
+)
+
+
+def polynomial(b: Builder, coefficients: tuple[float, ...], x: Expr) -> Expr:
+    """Horner's scheme."""
+    lanes = lanes_of(x)
+    result = splat(coefficients[-1], lanes)
+    for coefficient in reversed(coefficients[:-1]):
+        result = result * x + splat(coefficient, lanes)
+    return b.bind("poly", result)
+
+
+def gelu(b: Builder, x: Expr) -> Expr:
+    """x * Phi(x)."""
+    lanes = lanes_of(x)
+    x = b.bind("x", x)
+    clamped = tirx.max(tirx.min(x, splat(_GELU_LIMIT, lanes)), splat(-_GELU_LIMIT, lanes))
+    clamped = b.bind("clamped", clamped)
+    argument = clamped * clamped * splat(2 / _GELU_LIMIT**2, lanes) - splat(1.0, lanes)
+    slope = polynomial(b, _GELU, b.bind("argument", argument))
+    return b.bind("gelu", x * (clamped * slope + splat(0.5, lanes)))
+
+
+def exp(b: Builder, x: Expr) -> Expr:
+    """e^x; arguments beyond what float32 can hold are clamped."""
+    lanes = lanes_of(x)
+    x = tirx.max(tirx.min(x, splat(88.0, lanes)), splat(-87.0, lanes))
+    scaled = b.bind("scaled", x * splat(1 / math.log(2), lanes))
+    whole = b.bind("whole", tirx.floor(scaled + splat(0.5, lanes)))
+    part = polynomial(b, _EXP2, b.bind("part", scaled - whole))
+    integer = "int32" if lanes == 1 else f"int32x{lanes}"
+    shift = tirx.const(23, "int32") if lanes == 1 else tirx.Broadcast(tirx.const(23, "int32"), lanes)
+    exponent = tirx.shift_left(tirx.Cast(integer, whole), shift)
+    return b.bind("exp", tirx.reinterpret(part.ty.dtype, tirx.reinterpret(integer, part) + exponent))

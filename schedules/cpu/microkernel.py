@@ -1,0 +1,203 @@
+"""The register tile: a few rows of A times a few vectors of packed B, accumulated in registers.
+
+B is packed as [panels, depth, panel width], a panel being what the tile covers of N, so that a tile reads it straight
+through. A may be any matrix whose rows start anywhere and whose depth is a nest of strides: activations in NHWC, a
+channel-blocked scratch buffer, or the windows of a convolution. What happens to a result is the caller's `finish`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from schedules.cpu.builder import Buffer, Builder, Expr, minimum, splat
+from schedules.cpu.isa import Isa
+
+# finish(row, column, value): value holds one or more neighbouring columns of the result.
+Finish = Callable[[Expr, Expr, Expr], None]
+
+
+@dataclass(frozen=True)
+class Tile:
+    """`rows` x `vectors` accumulators; `unroll` steps of the depth a turn."""
+
+    rows: int
+    vectors: int
+    unroll: int = 4
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The left operand: element (row, k0, k1, ..) is buffer[start(row) + k0 * step0 + k1 * step1 ..].
+
+    `depth` lists (extent, step) from the outermost to the innermost.
+    """
+
+    buffer: Buffer
+    start: Callable[[Expr], Expr]
+    depth: tuple[tuple[int, int], ...]
+
+
+def panels(columns: int, tile: Tile, isa: Isa) -> int:
+    """How many panels N columns take."""
+    return -(-columns // (tile.vectors * isa.lanes))
+
+
+def pack(weight: np.ndarray, tile: Tile, isa: Isa) -> np.ndarray:
+    """[K, N] as [panels, K, panel width], zeros beyond N."""
+    depth, columns = weight.shape
+    width = tile.vectors * isa.lanes
+    count = panels(columns, tile, isa)
+    padded = np.zeros((depth, count * width), np.float32)
+    padded[:, :columns] = weight
+    return np.ascontiguousarray(padded.reshape(depth, count, width).transpose(1, 0, 2))
+
+
+def tile_for(isa: Isa, rows: int, columns: int) -> Tile:
+    """The tile that fills the registers, wastes little of `rows` and `columns`, and loads least."""
+    best, best_cost = Tile(1, 1), float("inf")
+    for vectors in (1, 2, 3, 4):
+        for height in range(1, 15):
+            spare = isa.registers - height * vectors - vectors
+            if spare < 1 or height > rows:
+                continue
+            cost = _cost(isa, Tile(height, vectors), rows, columns)
+            if cost < best_cost:
+                best, best_cost = Tile(height, vectors), cost
+    return best
+
+
+def _cost(isa: Isa, tile: Tile, rows: int, columns: int) -> float:
+    """Cycles a step of the depth: bound by multiply-adds, by loads, or by the latency of one accumulator."""
+    steps = max(tile.rows * tile.vectors / 2, (tile.rows + tile.vectors) / 2, 4)
+    vectors = -(-columns // isa.lanes)
+    waste = (vectors % tile.vectors > 0) * 0.1  # a tail panel is narrower and slower
+    return -(-rows // tile.rows) * (vectors / tile.vectors + waste) * (steps + 0.02 * (tile.rows + tile.vectors))
+
+
+def gemm(
+    b: Builder,
+    isa: Isa,
+    tile: Tile,
+    a: Rows,
+    weight: Buffer,
+    rows: Expr,
+    columns: int,
+    finish: Finish,
+    some: tuple[Expr, Expr] | None = None,
+) -> None:
+    """All rows (at least `tile.rows` of them) times all columns, or times the panels first .. first + count.
+
+    The last tile is moved up to end where the rows end, so that some results are computed twice: `finish` must not
+    accumulate into what it stores to.
+    """
+    width = tile.vectors * isa.lanes
+    full = columns // width
+    rest = columns - full * width
+    first, count = some or (0, full + (rest > 0))
+    within = count if not rest else minimum(count, full - first)
+    if full:
+        with b.loop("panel", within) as panel:
+            _panel(b, isa, tile, a, weight, rows, first + panel, width, finish)
+    if rest:
+        narrow = Tile(tile.rows, -(-rest // isa.lanes), tile.unroll)
+        if some is None:
+            _panel(b, isa, narrow, a, weight, rows, full, rest, finish, width)
+        else:
+            with b.when(first + count > full):
+                _panel(b, isa, narrow, a, weight, rows, full, rest, finish, width)
+
+
+def _panel(
+    b: Builder,
+    isa: Isa,
+    tile: Tile,
+    a: Rows,
+    weight: Buffer,
+    rows: Expr,
+    panel: Expr,
+    columns: int,
+    finish: Finish,
+    pitch: int | None = None,
+) -> None:
+    """All rows times one panel, of which `columns` columns are wanted."""
+    pitch = pitch or tile.vectors * isa.lanes
+    depth = int(np.prod([extent for extent, _ in a.depth]))
+    column = b.bind("column", panel * pitch)
+    base = b.bind("base", column * depth)
+    with b.loop("tile", (rows + tile.rows - 1) // tile.rows) as index:
+        row = b.bind("row", minimum(index * tile.rows, rows - tile.rows))
+        _tile(b, isa, tile, a, weight, row, base, pitch, column, columns, finish)
+
+
+def _tile(
+    b: Builder,
+    isa: Isa,
+    tile: Tile,
+    a: Rows,
+    weight: Buffer,
+    row: Expr,
+    base: Expr,
+    pitch: int,
+    column: Expr,
+    columns: int,
+    finish: Finish,
+) -> None:
+    lanes = isa.lanes
+    sums = [[b.alloc(f"sum{i}_{j}", lanes, "local") for j in range(tile.vectors)] for i in range(tile.rows)]
+    for line in sums:
+        for total in line:
+            b.store(total, 0, splat(0.0, lanes))
+    starts = [b.bind(f"start{i}", a.start(row + i)) for i in range(tile.rows)]
+
+    def step(offset: Expr, k: Expr) -> None:
+        factors = [b.bind(f"w{j}", b.load(weight, base + k * pitch + j * lanes, lanes)) for j in range(tile.vectors)]
+        for start, line in zip(starts, sums, strict=True):
+            value = b.bind("a", splat(b.load(a.buffer, start + offset), lanes))
+            for total, factor in zip(line, factors, strict=True):
+                b.store(total, 0, b.load(total, 0, lanes) + value * factor)
+
+    _reduce(b, a.depth, tile.unroll, 0, 0, step)
+    for i, line in enumerate(sums):
+        for j, total in enumerate(line):
+            wanted = min(lanes, columns - j * lanes)
+            for start, width in pieces(wanted, lanes):
+                finish(row + i, column + j * lanes + start, b.load(total, start, width))
+
+
+def _reduce(
+    b: Builder,
+    depth: tuple[tuple[int, int], ...],
+    unroll: int,
+    offset: Expr,
+    k: Expr,
+    step: Callable[[Expr, Expr], None],
+) -> None:
+    """Call `step` for every point of the depth, the innermost loop unrolled."""
+    (extent, stride), *inner = depth
+    if inner:
+        below = int(np.prod([size for size, _ in inner]))
+        with b.loop("k", extent) as outer:
+            _reduce(b, tuple(inner), unroll, offset + outer * stride, k + outer * below, step)
+        return
+    turns = extent // unroll
+    if turns:
+        with b.loop("k", turns) as turn:
+            for i in range(unroll):
+                step(offset + (turn * unroll + i) * stride, k + turn * unroll + i)
+    for i in range(turns * unroll, extent):
+        step(offset + i * stride, k + i)
+
+
+def pieces(wanted: int, lanes: int) -> list[tuple[int, int]]:
+    """`wanted` lanes as (start, width) with widths that are powers of two."""
+    found, start = [], 0
+    while start < wanted:
+        width = lanes
+        while width > wanted - start:
+            width //= 2
+        found.append((start, width))
+        start += width
+    return found
