@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,8 +38,6 @@ def invoke(arguments: list[str], guard: Guard) -> int:
     _register()
     # --debug counts wherever it stands, and before anything of the line is parsed.
     guard.debug = "--debug" in arguments
-    if not guard.debug:
-        warnings.simplefilter("ignore")  # what libraries warn their programmers of is not for users
     try:
         with app.make_context("saevit-tvm", list(arguments), obj=guard) as context:
             status = app.invoke(context)

@@ -1,7 +1,7 @@
-"""What a command writes: its results on stdout, its progress on stderr.
+"""What a command writes: its results on stdout, its progress on stderr, and nothing else on either.
 
-Libraries print what they like, some of it from C; so file descriptor 1 is pointed at stderr while a command
-works, and only the console holds the real stdout. That is what makes `--json` one object and nothing else.
+Libraries print what they like, much of it from C++ and meant for their programmers. So while a command works,
+descriptors 1 and 2 lead nowhere (with --debug: to stderr), and only the console holds the real ones.
 """
 
 from __future__ import annotations
@@ -12,20 +12,31 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+import click
+
+from saevit_tvm.cli.guard import Guard
+
 
 class Console:
-    """Tables and colours on a terminal, plain aligned text elsewhere, one object with `as_json`."""
+    """Tables on a terminal, plain aligned text elsewhere, one object with `as_json`."""
 
     def __init__(self, as_json: bool = False) -> None:
-        sys.stdout.flush()
+        guard = click.get_current_context().find_object(Guard)
+        assert guard is not None
         self.as_json = as_json
+        sys.stdout.flush()
+        sys.stderr.flush()
         self._out = os.fdopen(os.dup(1), "w", encoding="utf-8", errors="replace")
-        os.dup2(2, 1)
+        self._err = os.fdopen(os.dup(2), "w", encoding="utf-8", errors="replace")
         self.terminal = self._out.isatty()
+        noise = guard.stderr if guard.debug else os.open(os.devnull, os.O_WRONLY)
+        os.dup2(noise, 1)
+        os.dup2(noise, 2)
 
     def say(self, text: str) -> None:
         """Progress: a line on stderr."""
-        print(text, file=sys.stderr, flush=True)
+        self._err.write(text + "\n")
+        self._err.flush()
 
     def line(self, text: str = "") -> None:
         """A line of the result."""

@@ -30,6 +30,7 @@ class Guard:
         self.debug = False
         self.patience = 1.5  # seconds between a stop signal and the end by force
         self.kept = "nothing was left behind"  # what the sentence about a stop says of the work
+        self.stderr = os.dup(2)  # stays ours when descriptor 2 is silenced
         self._signal: int | None = None
         self._said = threading.Lock()
 
@@ -79,7 +80,7 @@ class Guard:
         # Once only: the watching thread and the main one may both get here.
         if self._said.acquire(blocking=False):
             with contextlib.suppress(OSError):
-                os.write(2, f"saevit-tvm: {' '.join(sentence.split())}\n".encode(errors="replace"))
+                os.write(self.stderr, f"saevit-tvm: {' '.join(sentence.split())}\n".encode(errors="replace"))
 
     def _explain(self, error: BaseException) -> int:
         """Say what happened; the exit status."""
@@ -92,7 +93,8 @@ class Guard:
             _drop_output()
             return EXIT_BROKEN_PIPE
         if self.debug:
-            traceback.print_exception(error)
+            with os.fdopen(os.dup(self.stderr), "w") as stream:
+                traceback.print_exception(error, file=stream)
         sentence, status = describe(error)
         self._say(sentence)
         return status

@@ -189,8 +189,8 @@ def _take_turns(
 ) -> None:
     """Rounds in which everyone has one turn, each round beginning with another."""
     rounds = min(ROUNDS, runs) if runs else ROUNDS
+    say(f"measuring in {rounds} rounds")
     for number in range(rounds):
-        say(f"round {number + 1} of {rounds}")
         if trip:
             trip.measure()
         share = runs * (number + 1) // rounds - runs * number // rounds if runs else None

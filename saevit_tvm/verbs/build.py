@@ -176,7 +176,8 @@ def _prove(
     if not deviation.within(tolerance):
         raise ParityError(
             f"the library deviates from PyTorch by {deviation.max_abs_error:.3g} "
-            f"({deviation.max_rel_error:.3g} of the largest value, where {tolerance:g} is allowed), so nothing was built: please report the model."
+            f"({deviation.max_rel_error:.3g} of the largest value, where {tolerance:g} is allowed), "
+            "so nothing was built: please report the model."
         )
     manifest["verification"] |= {
         "passed": True,

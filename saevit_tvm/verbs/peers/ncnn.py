@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from pathlib import Path
 
 from saevit_tvm.errors import ModelError
@@ -30,7 +31,8 @@ class Ncnn(Peer):
         work.mkdir()
         with torch.inference_mode():
             torch.jit.trace(load_module(model), x, check_trace=False).save(str(work / "model.pt"))
-        pnnx.convert(str(work / "model.pt"), [list(x.shape)], ["f32"], fp16=False)
+        shape = "[" + ",".join(map(str, x.shape)) + "]f32"
+        subprocess.run([pnnx.EXEC_PATH, "model.pt", f"inputshape={shape}", "fp16=0"], cwd=work, check=True)
         self._refuse_unconverted(work / "model.ncnn.param")
         for suffix in ("param", "bin"):
             (work / f"model.ncnn.{suffix}").rename(folder / f"model.{suffix}")
