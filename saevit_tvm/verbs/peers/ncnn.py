@@ -4,10 +4,36 @@ from __future__ import annotations
 
 import re
 import subprocess
+import types
 from pathlib import Path
+from typing import Any
 
 from saevit_tvm.errors import ModelError
 from saevit_tvm.verbs.peers.base import Answer, Peer
+
+
+def pool_windows(module: Any) -> Any:
+    """Say SAA's aggregation in four dimensions, as ncnn has no more: a quotient of two average pools.
+
+    The same function of the same weights; without it the model could not be converted at all.
+    """
+    import torch.nn.functional as F
+
+    from saevit_tvm.models.saevit import SAA
+
+    def aggregate(self: Any, y: Any, rows: int, columns: int) -> Any:
+        y = y.permute(0, 3, 1, 2)
+        share = self.saliency(y).exp()
+        below, right = rows * self.rate - y.shape[2], columns * self.rate - y.shape[3]
+        if below or right:
+            y, share = (F.pad(part, (0, right, 0, below)) for part in (y, share))
+        tokens = F.avg_pool2d(share * y, self.rate) / F.avg_pool2d(share, self.rate)
+        return tokens.flatten(2).transpose(1, 2)
+
+    for part in module.modules():
+        if isinstance(part, SAA):
+            part.aggregate = types.MethodType(aggregate, part)
+    return module
 
 
 class Ncnn(Peer):
@@ -30,7 +56,8 @@ class Ncnn(Peer):
         work = folder / "pnnx"
         work.mkdir()
         with torch.inference_mode():
-            torch.jit.trace(load_module(model), x, check_trace=False).save(str(work / "model.pt"))
+            module = pool_windows(load_module(model))
+            torch.jit.trace(module, x, check_trace=False).save(str(work / "model.pt"))
         shape = "[" + ",".join(map(str, x.shape)) + "]f32"
         subprocess.run([pnnx.EXEC_PATH, "model.pt", f"inputshape={shape}", "fp16=0"], cwd=work, check=True)
         self._refuse_unconverted(work / "model.ncnn.param")
