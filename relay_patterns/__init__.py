@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from tvm import relax
 from tvm.ir.transform import Pass
@@ -12,32 +12,37 @@ from relay_patterns.ciffn import ciffn
 from relay_patterns.conv import conv, conv_gelu
 from relay_patterns.dwsconv import dwsconv
 from relay_patterns.head import head
+from relay_patterns.near_miss import first_difference
 from relay_patterns.region import Reading, Region
 from relay_patterns.saa import saa
 
-__all__ = ["Reading", "Region", "fuse_regions", "read_composite", "regions"]
+__all__ = ["Reading", "Region", "blocks", "fuse_regions", "layers", "missed", "read_composite"]
 
 PREFIX = "saevit."
 Accept = Callable[[Region, Reading], bool]
 
 
-def regions() -> list[Region]:
-    """Larger before smaller: what is left of an unmatched block still has its convolutions found."""
-    return [*saa(), ciffn(), dwsconv(), conv_gelu(), conv(), head()]
+def blocks() -> list[Region]:
+    """The blocks of the network."""
+    return [*saa(), ciffn(), dwsconv()]
 
 
-def fuse_regions(accept: Accept) -> Pass:
-    """Group every match that `accept` agrees to into a function of its own, weights inside."""
+def layers() -> list[Region]:
+    """What is between and behind the blocks, and what is left of a block that was not found."""
+    return [conv_gelu(), conv(), head()]
 
-    def fusion(index: int, region: Region) -> FusionPattern:
+
+def fuse_regions(regions: Sequence[Region], accept: Accept) -> Pass:
+    """Group every match that `accept` agrees to into a function of its own, weights inside; larger regions first."""
+
+    def fusion(region: Region) -> FusionPattern:
         def check(context: PatternCheckContext) -> bool:
             reading = region.read(dict(context.annotated_expr.items()))
             return reading is not None and accept(region, reading)
 
-        return FusionPattern(f"{PREFIX}{region.name}.{index}", region.pattern, region.parts, check)
+        return FusionPattern(PREFIX + region.variant, region.pattern, region.parts, check)
 
-    patterns = [fusion(index, region) for index, region in enumerate(regions())]
-    return FuseOpsByPattern(patterns, bind_constants=True)
+    return FuseOpsByPattern([fusion(region) for region in regions], bind_constants=True)
 
 
 def read_composite(func: relax.Function) -> tuple[Region, Reading] | None:
@@ -45,10 +50,15 @@ def read_composite(func: relax.Function) -> tuple[Region, Reading] | None:
     name = str(func.attrs["Composite"]) if func.attrs and "Composite" in func.attrs else ""
     if not name.startswith(PREFIX):
         return None
-    region = regions()[int(name.rsplit(".", 1)[1])]
+    region = next(region for region in [*blocks(), *layers()] if name == PREFIX + region.variant)
     result = func.body.body
     values = relax.analysis.get_var2val(func)
     matched = region.pattern.extract_matched_expr(values.get(result, result), values)
     reading = region.read({part: matched[pattern] for part, pattern in region.parts.items()})
     assert reading is not None, f"{name} was read once and cannot be read again"
     return region, reading
+
+
+def missed(func: relax.Function, name: str) -> str | None:
+    """Why a block that should be in the graph is not: the first operator that differs from its pattern."""
+    return first_difference(func, [region for region in blocks() if region.name == name])

@@ -12,6 +12,7 @@ from relay_patterns.region import (
     Parts,
     Reading,
     Region,
+    Step,
     depthwise_weights,
     either_order,
     extents,
@@ -31,8 +32,10 @@ def ciffn() -> Region:
     depthwise = Conv(expand.pattern)
     hidden = gelu(depthwise.pattern)
     decompose = Conv(hidden)
-    apart = is_op("relax.subtract")(hidden, gelu(decompose.pattern))
-    redistributed = either_order("relax.add", hidden, either_order("relax.multiply", gain, apart))
+    common = gelu(decompose.pattern)
+    apart = is_op("relax.subtract")(hidden, common)
+    gained = either_order("relax.multiply", gain, apart)
+    redistributed = either_order("relax.add", hidden, gained)
     project = Conv(redistributed)
     block = either_order("relax.add", x, project.pattern)
     parts = {
@@ -43,7 +46,18 @@ def ciffn() -> Region:
         **decompose.parts("decompose"),
         **project.parts("project"),
     }
-    return Region("ciffn", block, parts, _read)
+    steps = (
+        Step("relax.nn.conv2d", depthwise.pattern),
+        Step("relax.nn.gelu", hidden),
+        Step("relax.nn.conv2d", decompose.pattern),
+        Step("relax.nn.gelu", common),
+        Step("relax.subtract", apart),
+        Step("relax.multiply", gained),
+        Step("relax.add", redistributed),
+        Step("relax.nn.conv2d", project.pattern),
+        Step("relax.add", block),
+    )
+    return Region("ciffn", "ciffn", block, parts, _read, steps)
 
 
 def _read(parts: Parts) -> Reading | None:

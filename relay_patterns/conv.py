@@ -10,13 +10,16 @@ from relay_patterns.region import Conv, Parts, Reading, Region, array, bias, ext
 def conv_gelu() -> Region:
     x = wildcard()
     conv = Conv(x)
-    return Region("conv", gelu(conv.pattern), {"x": x, **conv.parts("conv")}, lambda parts: _read(parts, "gelu"))
+    return Region(
+        "conv", "conv_gelu", gelu(conv.pattern), {"x": x, **conv.parts("conv")}, lambda parts: _read(parts, "gelu")
+    )
 
 
 def conv() -> Region:
     x = wildcard()
     conv = Conv(x)
-    return Region("conv", conv.pattern, {"x": x, **conv.parts("conv")}, lambda parts: _read(parts, "none"))
+    parts = {"x": x, **conv.parts("conv")}
+    return Region("conv", "conv", conv.pattern, parts, lambda found: _read(found, "none"))
 
 
 def _read(parts: Parts, activation: str) -> Reading | None:
@@ -27,6 +30,13 @@ def _read(parts: Parts, activation: str) -> Reading | None:
     even = top == left == bottom == right and stride == across and kh == kw
     if attrs.groups != 1 or list(attrs.dilation) != [1, 1] or not even:
         return None
-    shape = {**image(parts), "k": outputs, "kernel": kh, "stride": stride, "padding": top, "activation": activation}
+    shape = {
+        **image(parts),
+        "k": outputs,
+        "kernel": kh,
+        "stride": stride,
+        "padding": top,
+        "activation": activation,
+    }
     weight = np.ascontiguousarray(array(parts["conv.weight"]).transpose(2, 3, 1, 0))
     return Reading(shape, {"w": weight, "b": bias(parts, "conv", outputs)})

@@ -7,6 +7,7 @@ from relay_patterns.region import (
     Parts,
     Reading,
     Region,
+    Step,
     depthwise_weights,
     either_order,
     gelu,
@@ -21,10 +22,17 @@ from relay_patterns.region import (
 def dwsconv() -> Region:
     x = wildcard()
     depthwise = Conv(x)
-    pointwise = Conv(gelu(depthwise.pattern))
+    active = gelu(depthwise.pattern)
+    pointwise = Conv(active)
     block = either_order("relax.add", x, pointwise.pattern)
     parts = {"x": x, **depthwise.parts("depthwise"), **pointwise.parts("pointwise")}
-    return Region("dwsconv", block, parts, _read)
+    steps = (
+        Step("relax.nn.conv2d", depthwise.pattern),
+        Step("relax.nn.gelu", active),
+        Step("relax.nn.conv2d", pointwise.pattern),
+        Step("relax.add", block),
+    )
+    return Region("dwsconv", "dwsconv", block, parts, _read, steps)
 
 
 def _read(parts: Parts) -> Reading | None:

@@ -13,7 +13,7 @@ def head() -> Region:
     mean = is_op("relax.mean")(x)
     product = is_op("relax.matmul")(mean, weight)
     scores = either_order("relax.add", product, offset)
-    return Region("head", scores, {"x": x, "mean": mean, "weight": weight, "bias": offset}, _read)
+    return Region("head", "head", scores, {"x": x, "mean": mean, "weight": weight, "bias": offset}, _read)
 
 
 def _read(parts: Parts) -> Reading | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from tvm import relax
@@ -20,18 +20,30 @@ Parts = Mapping[str, relax.Expr]
 class Reading(NamedTuple):
     """A match, as a kernel wants it: extents and numbers by name, weights by name."""
 
-    shape: dict[str, int | float | str]
+    shape: dict[str, Any]
     weights: dict[str, np.ndarray]
+
+
+class Step(NamedTuple):
+    """A beginning of a region: everything up to and including one operator."""
+
+    op: str
+    pattern: DFPattern
 
 
 @dataclass(frozen=True)
 class Region:
-    """One fused region. `parts["x"]` is its only input that is not a weight."""
+    """One fused region. `parts["x"]` is its only input that is not a weight; `steps` tells how far a near miss went.
+
+    Regions of one name are variants: written differently, computed by the same kernel.
+    """
 
     name: str
+    variant: str
     pattern: DFPattern
     parts: dict[str, DFPattern]
     read: Callable[[Parts], Reading | None]
+    steps: tuple[Step, ...] = ()
 
 
 class Conv:
@@ -63,7 +75,7 @@ def extents(expr: relax.Expr) -> tuple[int, ...]:
     return tuple(int(extent) for extent in expr.ty.shape)
 
 
-def image(parts: Parts) -> dict[str, int | float | str]:
+def image(parts: Parts) -> dict[str, Any]:
     """The extents of the region's input, which arrives as PyTorch lays images out."""
     n, c, h, w = extents(parts["x"])
     return {"n": n, "h": h, "w": w, "c": c}
@@ -121,6 +133,7 @@ __all__ = [
     "Parts",
     "Reading",
     "Region",
+    "Step",
     "array",
     "depthwise_weights",
     "either_order",

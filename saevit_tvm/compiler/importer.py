@@ -19,14 +19,15 @@ def import_model(source: ModelSource) -> tvm.IRModule:
     from tvm.relax.frontend.torch import from_exported_program
 
     exported = source.exported()
-    missing = unsupported_operators(exported)
-    if missing:
+    try:
+        # Decomposition stays on: without it batch_norm's momentum is read as its epsilon, silently.
+        return from_exported_program(exported, keep_params_as_input=False, unwrap_unit_return_tuple=True)
+    except Exception as error:  # the importer's converters raise whatever they happen to raise
+        missing = unsupported_operators(exported)
+        reason = f"it uses operators without a rule: {', '.join(missing)}" if missing else _last_line(error)
         raise CompileError(
-            f"{source.name} uses operators that TVM cannot import: {', '.join(missing)}; "
-            "replace them in the model and try again."
-        )
-    # Decomposition stays on: without it batch_norm's momentum is read as its epsilon, silently.
-    return from_exported_program(exported, keep_params_as_input=False, unwrap_unit_return_tuple=True)
+            f"TVM cannot import {source.name}: {reason}; replace that part of the model and try again."
+        ) from error
 
 
 def unsupported_operators(exported: Any) -> list[str]:
@@ -47,7 +48,11 @@ def _from_onnx(source: ModelSource) -> tvm.IRModule:
 
     try:
         mod = from_onnx(source.onnx, keep_params_in_input=False)
-    except Exception as error:  # the importer raises whatever its converters happen to raise
-        reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
-        raise CompileError(f"{source.name} cannot be imported by TVM: {reason}") from error
+    except Exception as error:
+        raise CompileError(f"TVM cannot import {source.name}: {_last_line(error)}") from error
     return tvm.relax.transform.DecomposeOpsForInference()(mod)
+
+
+def _last_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

@@ -18,7 +18,8 @@ def link(executable: VMExecutable, target: Target, path: Path) -> None:
     """Write the library with the weights inside, or say which compiler is missing."""
     if shutil.which(target.compiler) is None:
         raise TargetError(
-            f"target '{target.name}' needs the C compiler '{target.compiler}' to link: install it (Debian: apt install gcc)."
+            f"target '{target.name}' needs the C compiler '{target.compiler}' to link: "
+            "install it (Debian: apt install gcc)."
         )
     try:
         executable.export_library(str(path), cc=target.compiler)

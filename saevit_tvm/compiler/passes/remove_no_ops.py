@@ -1,4 +1,4 @@
-"""Importing leaves operators that move nothing: broadcasts and reshapes to the shape at hand, permutes and their inverse."""
+"""Importing leaves operators that move nothing: no-op broadcasts and reshapes, permutes and their inverse."""
 
 from __future__ import annotations
 

@@ -1,0 +1,7 @@
+# A virtual environment in .venv with this project in it. Sourced by the other scripts, from the checkout's root.
+# EXTRAS is what to install beyond the tool itself: "", "[test]" or "[bench]".
+python=${PYTHON:-python3}
+[ -d .venv ] || "$python" -m venv .venv
+. .venv/bin/activate
+pip install --quiet --upgrade pip
+pip install --quiet --editable ".${EXTRAS:-}"
