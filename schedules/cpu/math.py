@@ -30,16 +30,17 @@ _GELU = (
     0.0006542076589539647,
 )
 
-# 2^f for |f| <= 1/2.
-_EXP2 = (
+# e^r for |r| <= ln(2) / 2.
+_EXP = (
     1.0,
-    0.6931471824645996,
-    0.24022646248340607,
-    0.05550328642129898,
-    0.009618489071726799,
-    0.0013399930903688073,
-    0.00015345813881140202,
+    1.000000003,
+    0.4999999074,
+    0.1666641976,
+    0.04166822607,
+    0.008374815607,
+    0.001383684769,
 )
+_LN2_HIGH, _LN2_LOW = 0.693359375, -2.12194440e-4  # the high part has few bits: products with integers are exact
 
 
 def polynomial(b: Builder, coefficients: tuple[float, ...], x: Expr) -> Expr:
@@ -66,9 +67,10 @@ def exp(b: Builder, x: Expr) -> Expr:
     """e^x; arguments beyond what float32 can hold are clamped."""
     lanes = lanes_of(x)
     x = tirx.max(tirx.min(x, splat(88.0, lanes)), splat(-87.0, lanes))
-    scaled = b.bind("scaled", x * splat(1 / math.log(2), lanes))
-    whole = b.bind("whole", tirx.floor(scaled + splat(0.5, lanes)))
-    part = polynomial(b, _EXP2, b.bind("part", scaled - whole))
+    x = b.bind("x", x)
+    whole = b.bind("whole", tirx.floor(x * splat(1 / math.log(2), lanes) + splat(0.5, lanes)))
+    part = b.bind("part", x - whole * splat(_LN2_HIGH, lanes) - whole * splat(_LN2_LOW, lanes))
+    part = polynomial(b, _EXP, part)
     integer = "int32" if lanes == 1 else f"int32x{lanes}"
     shift = tirx.const(23, "int32") if lanes == 1 else tirx.Broadcast(tirx.const(23, "int32"), lanes)
     exponent = tirx.shift_left(tirx.Cast(integer, whole), shift)
