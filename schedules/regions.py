@@ -1,7 +1,7 @@
 """Regions as kernels: first declared, then tiled, then generated.
 
 A region starts as a *declaration*: a PrimFunc with the region's name, its shape and its weights in natural layout,
-but no loops. Tuning and records choose its tiling with ordinary schedule instructions (sample, annotate), so a
+but no loops. Tuning and records note its tiling on it with an ordinary schedule instruction, so a
 record of such a kernel is a MetaSchedule record like any other. Last, the generator of the region turns the
 declaration into loops for the target's vectors and packs the weights as these loops want them.
 """
@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+import tvm
 from tvm import tirx
 from tvm.s_tir import Schedule
 from tvm.script import from_source
@@ -25,7 +26,7 @@ from schedules.cpu.isa import Isa
 BLOCK = "region"
 NAME = "saevit.region"
 SHAPE = "saevit.shape"
-TILING = "saevit.tiling."
+TILING = "saevit.tiling"
 OPAQUE = 8  # TVM's code for an operator that nothing may be fused into
 
 Shape = dict[str, Any]
@@ -88,9 +89,15 @@ def declare(
     buffers = [data, *(weight.shape for weight in weights.values()), result]
     params = ", ".join(f'{name}: T.Buffer({extents}, "float32")' for name, extents in zip(names, buffers, strict=True))
     whole = [
-        f"{name}[{', '.join(f'0:{extent}' for extent in extents)}]" for name, extents in zip(names, buffers, strict=True)
+        f"{name}[{', '.join(f'0:{extent}' for extent in extents)}]"
+        for name, extents in zip(names, buffers, strict=True)
     ]
-    attrs = {"tirx.noalias": True, "op_pattern": OPAQUE, NAME: region, SHAPE: json.dumps(shape, sort_keys=True)}
+    attrs = {
+        "tirx.noalias": True,
+        "op_pattern": OPAQUE,
+        NAME: region,
+        SHAPE: json.dumps(shape, sort_keys=True),
+    }
     text = f"""
 @T.prim_func(private=True, s_tir=True)
 def {region}({params}):
@@ -107,35 +114,46 @@ def declared(func: tirx.PrimFunc) -> Declared | None:
     """What a declaration declares, or None for any other function."""
     if NAME not in func.attrs:
         return None
-    weights = [func.buffer_map[param].name for param in func.params[1:-1]]
+    weights = [str(weight.name) for weight in func.params[1:-1]]
     return Declared(str(func.attrs[NAME]), json.loads(str(func.attrs[SHAPE])), weights)
 
 
-def knobs(found: Declared, isa: Isa) -> dict[str, list[int]]:
-    """The numbers of a region's tiling and the values worth trying for each."""
-    module, shape_class = GENERATORS[found.region]
-    tilings = [dataclasses.asdict(tiling) for tiling in module.tilings(shape_class(**found.shape), isa)]
-    return {name: sorted({int(tiling[name]) for tiling in tilings}) for name in (tilings[0] if tilings else {})}
-
-
-def is_valid(found: Declared, tiling: Mapping[str, int], isa: Isa) -> bool:
-    """Whether a combination of knobs is one the generator offers."""
-    module, shape_class = GENERATORS[found.region]
-    return module.Tiling(**tiling) in module.tilings(shape_class(**found.shape), isa)
-
-
-def sample_tiling(schedule: Schedule, isa: Isa) -> None:
-    """The search space of a declaration: each knob is sampled and noted on the block, and so in the trace."""
-    found = declared(schedule.mod["main"])
+def tilings(mod: tvm.IRModule, isa: Isa) -> list[Schedule]:
+    """The search space of a declared kernel: one schedule for each tiling that its generator offers."""
+    found = declared(mod["main"])
     assert found is not None
-    block = schedule.get_sblock(BLOCK)
-    for name, values in knobs(found, isa).items():
-        value = schedule.sample_categorical(values, [1.0 / len(values)] * len(values))
-        schedule.annotate(block, TILING + name, value)
+    module, shape_class = GENERATORS[found.region]
+    offered = module.tilings(shape_class(**found.shape), isa)
+    return [_tiled(mod, dataclasses.asdict(tiling)) for tiling in offered]
+
+
+def _tiled(mod: tvm.IRModule, tiling: Mapping[str, int]) -> Schedule:
+    # Numbers, not a place in the list: a record stays right when the list changes.
+    schedule = Schedule(mod)
+    schedule.annotate(schedule.get_sblock(BLOCK), TILING, json.dumps(tiling, sort_keys=True))
+    return schedule
 
 
 def chosen_tiling(func: tirx.PrimFunc) -> dict[str, int] | None:
     """The tiling that a schedule noted on a declaration, or None when none did."""
-    annotations = func.body.block.body.block.annotations
-    noted = {str(key): value for key, value in annotations.items() if str(key).startswith(TILING)}
-    return {key.removeprefix(TILING): int(value) for key, value in noted.items()} or None
+    root = func.body.block
+    block = root if root.name_hint == BLOCK else root.body.block
+    annotations = block.annotations
+    return json.loads(str(annotations[TILING])) if TILING in annotations else None
+
+
+def expanded(mod: tvm.IRModule, isa: Isa, threads: int) -> tvm.IRModule:
+    """The loops of one declared and tiled kernel by itself, to be measured."""
+    func = mod["main"]
+    found = declared(func)
+    assert found is not None
+    lowered = lower(found.region, found.shape, _example_weights(func), isa, chosen_tiling(func), threads)
+    assert lowered is not None, f"the generator of {found.region} declines what it offered"
+    return tvm.IRModule({"main": lowered.func.with_attr("global_symbol", "main")})
+
+
+def _example_weights(func: tirx.PrimFunc) -> dict[str, np.ndarray]:
+    """Weights of the declared shapes, to generate the loops before there is a model."""
+    random = np.random.RandomState(0)
+    shapes = {str(weight.name): [int(extent) for extent in weight.shape] for weight in func.params[1:-1]}
+    return {name: random.standard_normal(shape).astype("float32") for name, shape in shapes.items()}

@@ -1,0 +1,57 @@
+"""The search space of declared kernels, and how the cost model sees them.
+
+A declaration has no loops, so MetaSchedule's rules have nothing to work on: its space is the tilings that its
+generator offers, and its features are the numbers of the tiling and of the shape.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import tvm
+from tvm.s_tir.meta_schedule.feature_extractor import PerStoreFeature, PyFeatureExtractor
+from tvm.s_tir.meta_schedule.space_generator import ScheduleFn
+from tvm.ir.utils import derived_object
+
+from schedules.cpu.isa import isa_of
+from schedules.regions import chosen_tiling, declared, tilings
+
+if TYPE_CHECKING:
+    from saevit_tvm.compiler.pipeline import Kernel
+    from saevit_tvm.targets import Target
+
+
+def space_for(kernel: Kernel, target: Target) -> Any | None:
+    """The tilings of a declared kernel; None for any other, which has MetaSchedule's own space."""
+    if declared(kernel.module["main"]) is None:
+        return None
+    isa = isa_of(target.tvm)
+    return ScheduleFn(lambda schedule: tilings(schedule.mod, isa), [], [], {})
+
+
+@derived_object
+class Features(PyFeatureExtractor):
+    """One vector a buffer store, as MetaSchedule has it, or one vector a tiling."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stores = PerStoreFeature(extract_workload=True)
+
+    def extract_from(self, context: Any, candidates: list[Any]) -> list[Any]:
+        if declared(context.mod["main"]) is None:
+            return list(self.stores.extract_from(context, candidates))
+        length = int(self.stores.feature_vector_length)
+        return [tvm.runtime.tensor(_vector(candidate.sch.mod["main"], length)) for candidate in candidates]
+
+
+def _vector(func: tvm.tirx.PrimFunc, length: int) -> np.ndarray:
+    """Shape and tiling, as logarithms because they multiply, in a row as long as the other kernels' are."""
+    found, tiling = declared(func), chosen_tiling(func) or {}
+    assert found is not None
+    numbers = [value for _, value in sorted(found.shape.items()) if isinstance(value, int | float)]
+    numbers += [value for _, value in sorted(tiling.items())]
+    row = np.zeros((1, length), "float64")
+    row[0, : len(numbers)] = [math.log2(1 + abs(number)) for number in numbers]
+    return row
