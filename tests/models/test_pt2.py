@@ -1,0 +1,205 @@
+"""`.pt2` archives are data: good ones load, and nothing that an archive asks PyTorch to execute is executed."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.export.pt2_archive._package import PT2ArchiveReader, PT2ArchiveWriter
+
+from saevit_tvm.errors import ModelError, UsageError
+from saevit_tvm.models.pt2 import load_program
+
+GRAPH, WEIGHTS = "models/model.json", "data/weights/model_weights_config.json"
+CONSTANTS, SAMPLE = "data/constants/model_constants_config.json", "data/sample_inputs/model.pt"
+
+
+class Small(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 4, 3)
+        self.table = torch.arange(4.0).reshape(1, 4, 1, 1)
+        self.register_buffer("hidden", torch.ones(1, 4, 1, 1), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> dict[str, Any]:
+        y = torch.nn.functional.gelu(self.conv(x), approximate="tanh") * self.table + self.hidden
+        return {"map": y, "rest": [y.mean((2, 3)), torch.einsum("bchw->bc", y)]}
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("pt2") / "small.pt2"
+    torch.manual_seed(0)
+    torch.export.save(torch.export.export(Small().eval(), (torch.zeros(1, 3, 8, 8),)), path)
+    return path
+
+
+def rewrite(good: Path, path: Path, changes: dict[str, Callable[[Any], Any] | bytes]) -> Path:
+    """A copy of the archive with some files changed (JSON by a function) or added (bytes)."""
+    reader = PT2ArchiveReader(io.BytesIO(good.read_bytes()))
+    records = {name: reader.read_bytes(name) for name in reader.archive_file.get_all_records()}
+    for name, change in changes.items():
+        if isinstance(change, bytes):
+            records[name] = change
+        else:
+            content = json.loads(records[name])
+            records[name] = json.dumps(change(content) or content).encode()
+    with PT2ArchiveWriter(str(path)) as writer:
+        for name, content in records.items():
+            if not name.startswith(".data/") and name not in ("byteorder", "version"):
+                writer.write_bytes(name, content)
+    return path
+
+
+def test_loads_what_was_exported(good: Path, tmp_path: Path) -> None:
+    ours = load_program(rewrite(good, tmp_path / "copy.pt2", {})).module()
+    x = torch.randn(1, 3, 8, 8)
+    expected = torch.export.load(good).module()(x)
+    with torch.no_grad():
+        answer = ours(x)
+    assert torch.equal(answer["map"], expected["map"])
+    assert all(torch.equal(a, e) for a, e in zip(answer["rest"], expected["rest"], strict=True))
+
+
+# Archives that want something executed ------------------------------
+
+
+class Bomb:
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self):
+        return os.system, (f"touch '{self.trace}'",)
+
+
+def saved(value: Any) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()
+
+
+def first_node(change: dict[str, Any]) -> Callable[[dict], None]:
+    return lambda program: program["graph_module"]["graph"]["nodes"][0].update(change)
+
+
+def root_signature(change: dict[str, Any]) -> Callable[[dict], None]:
+    return lambda program: program["graph_module"]["module_call_graph"][0]["signature"].update(change)
+
+
+def pickled_weight(config: dict) -> None:
+    config["config"]["conv.weight"].update(use_pickle=True)
+
+
+def opaque_constant(config: dict) -> None:
+    config["config"]["table"].update(use_pickle=True, path_name="opaque_obj_0")
+
+
+def renamed_input(code: str) -> Callable[[dict], dict]:
+    return lambda program: json.loads(json.dumps(program).replace('"name": "x"', json.dumps({"name": code})[1:-1]))
+
+
+def argument(**value: Any) -> dict[str, Any]:
+    return {"name": "", "arg": value, "kind": 1}
+
+
+def attacks(trace: Path) -> dict[str, tuple[dict, str]]:
+    touch = f"__import__('os').system('touch {trace}')"
+    enum = json.dumps({"__enum__": True, "fqn": "antigravity:x", "name": "y"})
+    spec = json.dumps([1, {"type": "builtins.dict", "context": enum, "children_spec": []}])
+    shell = {"target": "torch.os.system", "inputs": [argument(as_string=f"touch {trace}")], "outputs": []}
+    save = {"target": "torch.ops.aten.save.default", "inputs": [argument(as_string="x")], "outputs": []}
+    symbolic = {"as_expr": {"expr_str": touch, "hint": None}}
+    return {
+        "pickled weight": ({WEIGHTS: pickled_weight, "data/weights/weight_0": saved(Bomb(trace))}, "pickled code"),
+        "pickled constant": (
+            {CONSTANTS: opaque_constant, "data/constants/opaque_obj_0": pickle.dumps(Bomb(trace))},
+            "more than one graph",
+        ),
+        "legacy weights": ({"data/weights/model.pt": saved(Bomb(trace))}, "more than one graph"),
+        "compiled library": ({"data/aotinductor/model/x.so": b"\x7fELF"}, "more than one graph"),
+        "function": ({GRAPH: first_node(shell)}, "calls 'torch.os.system'"),
+        "dunder": ({GRAPH: first_node({"target": "torch.ops.aten.__class__.mro"})}, "which is not a tensor op"),
+        "file operator": ({GRAPH: first_node(save)}, "reads or writes files"),
+        "guards": ({GRAPH: lambda p: p.update(guards_code=[touch])}, "dynamic shapes"),
+        "symbol": (
+            {GRAPH: lambda p: p["graph_module"]["graph"]["tensor_values"]["x"].update(sizes=[symbolic])},
+            "more than tensor operators on fixed shapes",
+        ),
+        "name": ({GRAPH: renamed_input(f"x={touch}")}, "uses the text"),
+        "enum": ({GRAPH: root_signature({"in_spec": spec})}, "takes or returns builtins.dict"),
+        "class": ({GRAPH: root_signature({"out_spec": spec.replace("builtins.dict", "os.Bomb")})}, "os.Bomb"),
+    }
+
+
+@pytest.mark.parametrize("kind", attacks(Path("trace")))
+def test_nothing_is_executed(good: Path, tmp_path: Path, kind: str) -> None:
+    trace = tmp_path / "exploded"
+    changes, sentence = attacks(trace)[kind]
+    path = rewrite(good, tmp_path / "bad.pt2", changes)
+    with pytest.raises(ModelError, match=sentence) as caught:
+        load_program(path)
+    assert str(caught.value).startswith(f"'{path}' is refused because it ")
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize("kind", ["pickled weight", "pickled constant", "legacy weights", "symbol"])
+def test_pytorch_itself_would_have_executed_it(good: Path, tmp_path: Path, kind: str) -> None:
+    """When this fails PyTorch has become safer, and pt2.py may become shorter."""
+    trace = tmp_path / "exploded"
+    path = rewrite(good, tmp_path / "bad.pt2", attacks(trace)[kind][0])
+    with contextlib.suppress(Exception):
+        torch.export.load(path)
+    assert trace.exists()
+
+
+def test_example_inputs_are_not_even_read(good: Path, tmp_path: Path) -> None:
+    trace = tmp_path / "exploded"
+    path = rewrite(good, tmp_path / "bad.pt2", {SAMPLE: saved(Bomb(trace))})
+    assert load_program(path).example_inputs is None
+    assert not trace.exists()
+
+
+# Archives that are no use -------------------------------------------
+
+
+def test_dynamic_shapes_are_refused(tmp_path: Path) -> None:
+    batch = {"x": {0: torch.export.Dim("batch", max=8)}}
+    program = torch.export.export(Small().eval(), (torch.zeros(2, 3, 8, 8),), dynamic_shapes=batch)
+    torch.export.save(program, tmp_path / "dynamic.pt2")
+    with pytest.raises(ModelError, match="dynamic shapes: export it again with fixed ones"):
+        load_program(tmp_path / "dynamic.pt2")
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"not an archive" * 100])
+def test_foreign_file(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.pt2").write_bytes(content)
+    with pytest.raises(ModelError, match=r"not a readable \.pt2 archive"):
+        load_program(tmp_path / "x.pt2")
+
+
+@pytest.mark.parametrize("part", [0.1, 0.5, 0.99])
+def test_truncated_file(good: Path, tmp_path: Path, part: float) -> None:
+    content = good.read_bytes()
+    (tmp_path / "x.pt2").write_bytes(content[: int(len(content) * part)])
+    with pytest.raises(ModelError, match=r"not a readable \.pt2 archive"):
+        load_program(tmp_path / "x.pt2")
+
+
+def test_graph_that_makes_no_sense(good: Path, tmp_path: Path) -> None:
+    for change in (lambda p: p.pop("graph_module"), lambda p: p.update(schema_version={"major": 99, "minor": 0})):
+        path = rewrite(good, tmp_path / "x.pt2", {GRAPH: lambda p, change=change: change(p) and None})
+        with pytest.raises(ModelError, match="export it again"):
+            load_program(path)
+
+
+def test_no_such_file(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="there is no file"):
+        load_program(tmp_path / "x.pt2")
