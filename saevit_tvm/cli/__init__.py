@@ -5,17 +5,26 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from saevit_tvm.cli.guard import Guard
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """The entry point: run one command and leave with its exit status."""
-    from saevit_tvm.cli.guard import Guard
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    try:
+        from saevit_tvm.cli.guard import Guard
+    except KeyboardInterrupt:
+        os._exit(130)
 
-    with Guard() as guard:
+    def work(guard: Guard) -> int:
         from saevit_tvm.cli.app import invoke
 
-        guard.status = invoke(sys.argv[1:] if argv is None else list(argv), guard)
-    sys.exit(guard.status)
+        return invoke(arguments, guard)
+
+    sys.exit(Guard().run(work))

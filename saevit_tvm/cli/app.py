@@ -99,10 +99,7 @@ def _as_sentence(error: click.ClickException) -> UsageError:
         return unknown("command", error.command_name, app.commands)
     if isinstance(error, click.NoSuchOption) and context:
         options = [
-            name
-            for parameter in context.command.get_params(context)
-            for name in parameter.opts
-            if name[0] == "-"
+            name for parameter in context.command.get_params(context) for name in parameter.opts if name[0] == "-"
         ]
         return unknown("option", error.option_name, options)
     return UsageError(f"{error.format_message().rstrip('.')}: see '{where} --help'.")

@@ -70,8 +70,7 @@ def _print(console: Console, result: dict[str, Any]) -> None:
     trips = result["core_round_trip_ns"]
     if trips:
         console.line(
-            f"core-to-core round trip: median {trips[len(trips) // 2]:.0f} ns, "
-            f"{trips[0]:.0f} to {trips[-1]:.0f}"
+            f"core-to-core round trip: median {trips[len(trips) // 2]:.0f} ns, {trips[0]:.0f} to {trips[-1]:.0f}"
         )
     elif result["threads"] > 1:
         console.line("core-to-core round trip: not measured, there is no C compiler")

@@ -21,9 +21,7 @@ from saevit_tvm.cli.console import Console
 @click.option("--dtype", default="float32", show_default=True, help="What it computes in.")
 @click.option("--classes", "num_classes", type=int, help="Number of classes of the head.")
 @click.option("--features-only", is_flag=True, help="Give the maps of the four stages, not class scores.")
-@click.option(
-    "--seed", type=int, default=0, show_default=True, help="Of the random weights, without --weights."
-)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the random weights, without --weights.")
 @click.option("--no-tuned", is_flag=True, help="Leave tuned records aside.")
 @click.option("--store", type=folder, help="Where tuned records are.")
 @click.option("--out", type=folder, default="out", show_default=True, help="Where the artifact goes.")
@@ -51,13 +49,9 @@ def command(as_json: bool, no_tuned: bool, **options: Any) -> None:
     _print(console, result.artifact, result.manifest_path, manifest, result.seconds)
 
 
-def _print(
-    console: Console, artifact: Path, manifest_path: Path, manifest: dict[str, Any], seconds: float
-) -> None:
+def _print(console: Console, artifact: Path, manifest_path: Path, manifest: dict[str, Any], seconds: float) -> None:
     kernels, proof = manifest["kernels"], manifest["verification"]
-    regions = [
-        f"{name} {count['found']} of {count['expected']}" for name, count in manifest["regions"].items()
-    ]
+    regions = [f"{name} {count['found']} of {count['expected']}" for name, count in manifest["regions"].items()]
     console.line(f"built     {artifact} ({artifact.stat().st_size / 1e6:.1f} MB) in {seconds:.0f} s")
     console.line(f"manifest  {manifest_path}")
     console.line(f"regions   {', '.join(regions) or 'none expected in this model'}")
@@ -72,6 +66,4 @@ def _print(
             f"(relative {proof['max_rel_error']:.2g}, {proof['tolerance']:g} allowed)"
         )
     else:
-        console.line(
-            "verified  no: this machine cannot run it; run 'saevit-tvm verify' where it can (proof: none)"
-        )
+        console.line("verified  no: this machine cannot run it; run 'saevit-tvm verify' where it can (proof: none)")

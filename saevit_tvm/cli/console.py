@@ -61,9 +61,7 @@ class Console:
         lines = [columns, *rows]
         widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
         for line in lines:
-            cells = [
-                cell.rjust(w) if r else cell.ljust(w) for cell, w, r in zip(line, widths, right, strict=True)
-            ]
+            cells = [cell.rjust(w) if r else cell.ljust(w) for cell, w, r in zip(line, widths, right, strict=True)]
             self._write("  ".join(cells).rstrip())
 
     def _rich_table(

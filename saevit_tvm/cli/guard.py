@@ -14,7 +14,8 @@ import signal
 import sys
 import threading
 import traceback
-from types import FrameType, TracebackType
+from collections.abc import Callable
+from types import FrameType
 
 from saevit_tvm.errors import SaevitError
 
@@ -23,10 +24,9 @@ EXIT_BROKEN_PIPE = 128 + signal.SIGPIPE
 
 
 class Guard:
-    """A context manager around a whole command; it swallows every exception and leaves `status`."""
+    """Runs a whole command and turns whatever happens into an exit status."""
 
     def __init__(self) -> None:
-        self.status = 0
         self.debug = False
         self.patience = 1.5  # seconds between a stop signal and the end by force
         self.kept = "nothing was left behind"  # what the sentence about a stop says of the work
@@ -34,25 +34,28 @@ class Guard:
         self._signal: int | None = None
         self._said = threading.Lock()
 
-    def __enter__(self) -> Guard:
-        wanted = [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    def run(self, work: Callable[[Guard], int]) -> int:
+        """The exit status of `work`. After a stop signal it does not return: the process ends here."""
+        try:
+            self._listen()
+            return work(self)
+        except BaseException as error:
+            try:
+                status = self._explain(error)
+            except KeyboardInterrupt:  # a second signal while the first is being explained
+                status = self._stopped()
+        if self._signal is not None:
+            os._exit(status)  # everything is unwound, and the interpreter's own end may take seconds
+        return status
+
+    def _listen(self) -> None:
         woken, wake = os.pipe()
         os.set_blocking(wake, False)
         signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
-        for number in wanted:
-            signal.signal(number, self._on_signal)
+        for number in STOP_SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup, or a job in the background
+                signal.signal(number, self._on_signal)
         threading.Thread(target=self._watch, args=(woken,), daemon=True, name="stop-watch").start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool:
-        try:
-            if error is not None:
-                self.status = self._explain(error)
-        except KeyboardInterrupt:  # a second signal while the first is being explained
-            self.status = self._stopped()
-        return True
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._signal = number

@@ -14,6 +14,8 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -26,9 +28,7 @@ TIMEOUT = 120
 ROOM = 500_000_000  # bytes below which a disk is called nearly full
 
 # Families and models of CPUs that have AVX-512 unless a hypervisor hides it.
-AMD_ZEN4 = {
-    (25, model) for low, high in ((0x10, 0x1F), (0x60, 0x7F), (0xA0, 0xAF)) for model in range(low, high + 1)
-}
+AMD_ZEN4 = {(25, model) for low, high in ((0x10, 0x1F), (0x60, 0x7F), (0xA0, 0xAF)) for model in range(low, high + 1)}
 INTEL_SERVERS = {(6, model) for model in (0x55, 0x6A, 0x6C, 0x8F, 0xCF, 0xAD, 0xAE)}
 
 
@@ -42,26 +42,28 @@ class Check:
     needed: bool = True
 
 
+Found = list[Check]
+
+
 def doctor(store: Path | None = None) -> dict[str, Any]:
-    """Every check in turn; `ready` when the main job (build and verify for this CPU) can be done."""
-    checks = [
-        _python(),
-        *_pins(),
-        _tvm(),
-        _tvm_ffi(),
-        _imports("torch", "import torch; print(torch.__version__)"),
-        _imports(
-            "what TVM needs and does not ask for",
-            "import psutil, cloudpickle, tornado, xgboost; print('all there')",
-        ),
-        _compiler(),
-        _cpu(),
-        _cores(),
-        _folder("temporary files", Path(tempfile.gettempdir())),
-        _folder("tuning store", store or _default_store()),
-        *_targets(),
-        *_peers(),
+    """Every check; `ready` when the main job (build and verify for this CPU) can be done."""
+    groups: list[Callable[[], Found]] = [
+        _python,
+        _pins,
+        _torch,
+        _tvm,
+        _tvm_ffi,
+        _undeclared,
+        _compiler,
+        _cpu,
+        _cores,
+        lambda: _folder("temporary files", Path(tempfile.gettempdir())),
+        lambda: _folder("tuning store", store or _default_store()),
+        _targets,
+        _peers,
     ]
+    with ThreadPoolExecutor(2) as pool:  # they mostly wait for their subprocesses
+        checks = [check for group in pool.map(lambda group: group(), groups) for check in group]
     ready = all(check.ok for check in checks if check.needed)
     return {"ready": ready, "checks": [asdict(check) for check in checks]}
 
@@ -90,22 +92,21 @@ def _try(code: str) -> tuple[bool, str]:
     return done.returncode == 0, words[-1] if words else ""
 
 
-def _imports(
-    name: str, code: str, fix: str = "install saevit-tvm again: pip install --force-reinstall saevit-tvm"
-) -> Check:
+def _works(name: str, code: str, fix: str = "install it again: pip install --force-reinstall saevit-tvm") -> Found:
+    """One check that is a piece of Python."""
     ok, words = _try(code)
-    return Check(name, ok, words if ok else f"{words}; {fix}")
+    return [Check(name, ok, words if ok else f"{words}; {fix}")]
 
 
 # The installation ---------------------------------------------------
 
 
-def _python() -> Check:
+def _python() -> Found:
     fine = sys.version_info >= (3, 10)
-    return Check("python", fine, platform.python_version() + ("" if fine else "; 3.10 or later is needed"))
+    return [Check("python", fine, platform.python_version() + ("" if fine else "; 3.10 or later is needed"))]
 
 
-def _pins() -> list[Check]:
+def _pins() -> Found:
     """The versions of TVM, its ffi and PyTorch against what this package asks for."""
     checks = []
     try:
@@ -122,9 +123,7 @@ def _pins() -> list[Check]:
         fits = all(_fits(version, pin.strip()) for pin in pins.split(",") if pin.strip())
         if not fits or name in ("apache-tvm", "apache-tvm-ffi", "torch"):
             checks.append(
-                Check(
-                    name, fits, version if fits else f"{version}, but {pins} is needed: pip install '{line}'"
-                )
+                Check(name, fits, version if fits else f"{version}, but {pins} is needed: pip install '{line}'")
             )
     return checks
 
@@ -133,33 +132,40 @@ def _fits(version: str, pin: str) -> bool:
     """Enough of PEP 440 for our own pins."""
     operator, bound = re.match(r"(==|>=|<=|<|>)\s*(.+)", pin).groups()  # type: ignore[union-attr]
     have, want = ([int(part) for part in re.findall(r"\d+", text.split("+")[0])] for text in (version, bound))
-    return {"==": have == want, ">=": have >= want, "<=": have <= want, "<": have < want, ">": have > want}[
-        operator
-    ]
+    return {"==": have == want, ">=": have >= want, "<=": have <= want, "<": have < want, ">": have > want}[operator]
 
 
-def _tvm() -> Check:
-    return _imports(
+def _torch() -> Found:
+    return _works("torch imports", "import torch; torch.ones(2) + 1; print('works')")
+
+
+def _undeclared() -> Found:
+    code = "import psutil, cloudpickle, tornado, xgboost; print('all there')"
+    return _works("what TVM needs and does not ask for", code)
+
+
+def _tvm() -> Found:
+    return _works(
         "TVM with LLVM",
         "import tvm; from tvm.target import codegen as c; print('LLVM', c.llvm_version_major(), 'for', "
-        "', '.join(sorted({'x86-64', 'aarch64', 'riscv64', 'arm'} & set(map(str, c.llvm_get_targets())))))",
+        "', '.join(sorted({'x86_64', 'aarch64', 'riscv64', 'arm'} & set(map(str, c.llvm_get_targets())))))",
     )
 
 
-def _tvm_ffi() -> Check:
-    return _imports(
+def _tvm_ffi() -> Found:
+    return _works(
         "tvm-ffi serialises IR",
         "import tvm; tvm.ir.load_json(tvm.ir.save_json(tvm.IRModule())); print('works')",
         "this tvm-ffi does not go with this TVM: pip install 'apache-tvm-ffi>=0.1.14.post0,<0.1.15'",
     )
 
 
-def _compiler() -> Check:
+def _compiler() -> Found:
     """Compile, link and load a trivial library."""
     name = "C compiler"
     compiler = shutil.which("cc")
     if compiler is None:
-        return Check(name, False, "'cc' is not on the PATH: install one (Debian: apt install gcc)")
+        return [Check(name, False, "'cc' is not on the PATH: install one (Debian: apt install gcc)")]
     with tempfile.TemporaryDirectory(prefix="saevit-tvm-") as folder:
         source, library = Path(folder, "a.c"), Path(folder, "a.so")
         source.write_text("int answer(void) { return 42; }\n")
@@ -173,31 +179,27 @@ def _compiler() -> Check:
                 check=False,
             )
         except (OSError, subprocess.TimeoutExpired) as error:
-            return Check(name, False, f"{compiler} cannot be run: {error}")
+            return [Check(name, False, f"{compiler} cannot be run: {error}")]
         if done.returncode:
             words = done.stderr.strip().splitlines() or ["no reason was given"]
-            return Check(name, False, f"{compiler} cannot link a library: {words[-1]}")
+            return [Check(name, False, f"{compiler} cannot link a library: {words[-1]}")]
         ok, words_ = _try(f"import ctypes; assert ctypes.CDLL({str(library)!r}).answer() == 42")
-    return Check(name, ok, compiler if ok else f"what {compiler} links cannot be loaded: {words_}")
+    return [Check(name, ok, compiler if ok else f"what {compiler} links cannot be loaded: {words_}")]
 
 
 # The machine --------------------------------------------------------
 
 
-def _cpu() -> Check:
+def _cpu() -> Found:
     from saevit_tvm.targets.base import cpu_features
 
     text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     field = dict(re.findall(r"^([\w ]+?)\s*:\s*(.*)$", text, re.MULTILINE))
     features = cpu_features()
     vector = [
-        name
-        for name in ("sse4_2", "avx", "avx2", "fma", "avx512f", "avx512_bf16", "amx_tile")
-        if name in features
+        name for name in ("sse4_2", "avx", "avx2", "fma", "avx512f", "avx512_bf16", "amx_tile") if name in features
     ]
-    detail = (
-        f"{field.get('model name', platform.machine())}: {', '.join(vector) or 'no vector features known'}"
-    )
+    detail = f"{field.get('model name', platform.machine())}: {', '.join(vector) or 'no vector features known'}"
     try:
         model = (int(field.get("cpu family", 0)), int(field.get("model", 0)))
     except ValueError:
@@ -205,16 +207,16 @@ def _cpu() -> Check:
     usual = model in AMD_ZEN4 or model in INTEL_SERVERS
     if usual and "avx512f" not in features:
         detail += "; this family of CPUs has AVX-512, and the hypervisor of this machine hides it"
-    return Check("cpu", True, detail)
+    return [Check("cpu", True, detail)]
 
 
-def _cores() -> Check:
+def _cores() -> Found:
     usable = len(os.sched_getaffinity(0))
     quota = _quota()
     detail = f"{usable} of {os.cpu_count()} usable"
     if quota is not None and quota < usable:
         detail += f"; a container quota leaves {quota:g} cores: bench with --threads {max(1, int(quota))}"
-    return Check("cores", True, detail)
+    return [Check("cores", True, detail)]
 
 
 def _quota() -> float | None:
@@ -226,7 +228,7 @@ def _quota() -> float | None:
         return None
 
 
-def _folder(name: str, folder: Path) -> Check:
+def _folder(name: str, folder: Path) -> Found:
     """Whether files can be written there, and how much room is left."""
     there = next(parent for parent in (folder, *folder.parents) if parent.exists())
     try:
@@ -234,12 +236,10 @@ def _folder(name: str, folder: Path) -> Check:
             probe.write(b"x" * 4096)
             probe.flush()
     except OSError as error:
-        return Check(name, False, f"cannot write in '{there}': {error.strerror}; choose another folder")
+        return [Check(name, False, f"cannot write in '{there}': {error.strerror}; choose another folder")]
     left = shutil.disk_usage(there).free
     low = left < ROOM
-    return Check(
-        name, not low, f"{folder}, {left / 1e9:.1f} GB free" + ("; that is too little" if low else "")
-    )
+    return [Check(name, not low, f"{folder}, {left / 1e9:.1f} GB free" + ("; that is too little" if low else ""))]
 
 
 def _default_store() -> Path:
@@ -251,7 +251,7 @@ def _default_store() -> Path:
 # What can be built, and compared with -------------------------------
 
 
-def _targets() -> list[Check]:
+def _targets() -> Found:
     """One line a target: ready, or what is missing."""
     code = (
         "import json, tvm; from saevit_tvm.targets import all_targets, runs_here\n"
@@ -279,12 +279,10 @@ def _targets() -> list[Check]:
     return checks
 
 
-def _peers() -> list[Check]:
+def _peers() -> Found:
     checks = []
     for peer in peers.PEERS:
         missing = peer.missing()
-        detail = (
-            f"not installed, bench will do without: pip install {peer.install}" if missing else "installed"
-        )
+        detail = f"not installed, bench will do without: pip install {peer.install}" if missing else "installed"
         checks.append(Check(f"bench against {peer.name}", not missing, detail, needed=False))
     return checks

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from saevit_tvm.errors import ArtifactError, ModelError, SaevitError
+from saevit_tvm.errors import ArtifactError, SaevitError
 from saevit_tvm.runtime.artifact import check_runnable, read_manifest
 from saevit_tvm.verbs import parity, proof, workspace
 
@@ -63,7 +63,7 @@ def reference(
         inputs = parity.random_inputs(shape)
         with one_thread():
             return inputs, [source.reference(x) for x in inputs], "pytorch", None
-    except (ModelError, ImportError) as error:
+    except (SaevitError, ImportError) as error:
         if weights is not None:  # the user has asked for this comparison
             raise
         kept = manifest["reference"]

@@ -32,7 +32,7 @@ def pool_windows(module: Any) -> Any:
 
     for part in module.modules():
         if isinstance(part, SAA):
-            part.aggregate = types.MethodType(aggregate, part)
+            vars(part)["aggregate"] = types.MethodType(aggregate, part)
     return module
 
 

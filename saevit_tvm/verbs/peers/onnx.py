@@ -22,9 +22,7 @@ class OnnxPeer(Peer):
 
         x = torch.from_numpy(np.load(example))
         # The exporter that needs nothing but `onnx`; the newer one needs onnxscript as well.
-        torch.onnx.export(
-            load_module(model), (x,), str(folder / "model.onnx"), dynamo=False, opset_version=OPSET
-        )
+        torch.onnx.export(load_module(model), (x,), str(folder / "model.onnx"), dynamo=False, opset_version=OPSET)
 
 
 class OnnxRuntime(OnnxPeer):
@@ -39,9 +37,7 @@ class OnnxRuntime(OnnxPeer):
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-        session = onnxruntime.InferenceSession(
-            str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"]
-        )
+        session = onnxruntime.InferenceSession(str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"])
         (entry,) = session.get_inputs()
         return lambda x: session.run(None, {entry.name: x})
 
@@ -61,9 +57,7 @@ class OpenVino(OnnxPeer):
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": 1,
         }
-        request = core.compile_model(
-            core.read_model(folder / "model.onnx"), "CPU", settings
-        ).create_infer_request()
+        request = core.compile_model(core.read_model(folder / "model.onnx"), "CPU", settings).create_infer_request()
 
         def answer(x):
             results = request.infer([x], share_inputs=True, share_outputs=True)
