@@ -27,7 +27,7 @@ class Console:
         sys.stdout.flush()
         sys.stderr.flush()
         self._out = os.fdopen(os.dup(1), "w", encoding="utf-8", errors="replace")
-        self._err = os.fdopen(os.dup(2), "w", encoding="utf-8", errors="replace")
+        self.err = os.fdopen(os.dup(2), "w", encoding="utf-8", errors="replace")
         self.terminal = self._out.isatty()
         noise = guard.stderr if guard.debug else os.open(os.devnull, os.O_WRONLY)
         os.dup2(noise, 1)
@@ -35,8 +35,8 @@ class Console:
 
     def say(self, text: str) -> None:
         """Progress: a line on stderr."""
-        self._err.write(text + "\n")
-        self._err.flush()
+        self.err.write(text + "\n")
+        self.err.flush()
 
     def line(self, text: str = "") -> None:
         """A line of the result."""

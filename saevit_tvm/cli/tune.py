@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import click
@@ -10,29 +11,34 @@ from saevit_tvm.cli.app import common, folder, model_options, target_option
 from saevit_tvm.cli.console import Console
 from saevit_tvm.cli.guard import Guard
 
-# A stop has to wait for the measurement that is under way.
-PATIENCE = 20.0
+PATIENCE = 20.0  # a stop has to wait for the measurements that are under way
 
 
 @click.command(
     "tune",
     short_help="Search for faster schedules.",
-    help="Search for faster schedules of a model's kernels; run it again to go on.",
+    help="Search for faster schedules of a model's kernels. The same command goes on where it stopped.",
 )
 @target_option
 @model_options
-@click.option("--trials", type=click.IntRange(1), help="How many candidates to measure.")
-@click.option("--minutes", type=click.FloatRange(min=0, min_open=True), help="How long to search.")
+@click.option("--trials", type=click.IntRange(1), help="Measurements in all, those of earlier runs included.")
+@click.option("--minutes", type=click.FloatRange(min=0, min_open=True), help="How long to search from now.")
 @click.option("--store", type=folder, help="Where tuned records are kept.")
 @common
 @click.pass_obj
 def command(guard: Guard, as_json: bool, **options: Any) -> None:
     console = Console(as_json)
-    guard.patience, guard.kept = (
-        PATIENCE,
-        "what was measured is kept, and the same command goes on from there",
-    )
+    from saevit_tvm.tuning import progress
     from saevit_tvm.verbs.tune import tune
 
-    result = tune(**options, say=console.say, progress=None)
+    guard.patience = PATIENCE
+    guard.kept = "what was measured is kept, and the same command goes on from there"
+    with progress.live(console.err) if console.err.isatty() else contextlib.nullcontext() as show:
+        result = tune(**options, say=console.say, progress=show)
     console.object(result)
+    best = "nothing was measured" if result["best_ms"] is None else f"{result['best_ms']:.3f} ms predicted"
+    console.line(
+        f"{result['trials']} trials ({result['valid']} valid, {result['failed']} failed), "
+        f"{result['tuned']} of {result['tasks']} kernels have a record; {best}"
+    )
+    console.line(f"records are in {result['store']}; 'saevit-tvm build' uses them")
