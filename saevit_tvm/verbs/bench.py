@@ -220,9 +220,7 @@ def _result(
         raise PeerError(f"'{path}' could not be measured: {ours.error}.")
     median = float(np.median(ours.times))
     measured = [_row(runtime, threads, median) for runtime in runtimes if runtime.error is None]
-    failed = [
-        {"name": r.peer.name, "threads": threads, "error": r.error} for r in runtimes if r.error is not None
-    ]
+    failed = [{"name": r.peer.name, "threads": threads, "error": r.error} for r in runtimes if r.error is not None]
     return {
         "artifact": str(path),
         "model": manifest["model"],

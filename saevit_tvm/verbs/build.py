@@ -75,10 +75,7 @@ def build(options: BuildOptions, say: Say) -> BuildResult:
         source = _open(options)
         workspace.reserve(staged, _estimate(source))
         batch, _, height, width = source.input_shape
-        say(
-            f"compiling {source.name} at {height}x{width}, batch {batch}, "
-            f"for {target.name} ({target.summary})"
-        )
+        say(f"compiling {source.name} at {height}x{width}, batch {batch}, for {target.name} ({target.summary})")
         compiled = _compile(source, target, options)
         say("linking")
         library = scratch / "library.so"
@@ -188,9 +185,7 @@ def _prove(
     seal(library, manifest, sealed)
     again = proof.answers(sealed, inputs, library.parent)
     if parity.deviation(again, answers).max_abs_error != 0:
-        raise ParityError(
-            "the library does not answer twice alike, so nothing was built: please report the model."
-        )
+        raise ParityError("the library does not answer twice alike, so nothing was built: please report the model.")
     return read_manifest(sealed)
 
 

@@ -51,9 +51,7 @@ def answers(artifact: Path, inputs: Sequence[np.ndarray], scratch: Path) -> list
         hint = "it was built for another CPU" if name == "SIGILL" else "please report the model"
         raise ArtifactError(f"'{artifact.name}' crashes when it is run ({name}): {hint}.")
     if done.returncode:
-        raise ArtifactError(
-            f"'{artifact.name}' cannot be run: {words[-1] if words else 'no reason was given'}."
-        )
+        raise ArtifactError(f"'{artifact.name}' cannot be run: {words[-1] if words else 'no reason was given'}.")
     with np.load(answered) as saved:
         outputs = [saved[f"arr_{index}"] for index in range(len(saved.files))]
     each = len(outputs) // len(inputs)

@@ -78,8 +78,6 @@ class RoundTrip:
     def measure(self) -> None:
         """One more figure, where there is a compiler and a second core."""
         if self._program.exists():
-            done = subprocess.run(
-                [str(self._program)], capture_output=True, text=True, timeout=60, check=False
-            )
+            done = subprocess.run([str(self._program)], capture_output=True, text=True, timeout=60, check=False)
             if done.returncode == 0:
                 self.nanoseconds.append(float(done.stdout))

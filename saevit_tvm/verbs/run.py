@@ -30,10 +30,7 @@ def run(path: Path, images: Sequence[Path], top: int | None = None) -> dict[str,
     pictures = [load_image(image, manifest["preprocessing"]) for image in images]
     scores = _scores(engine, np.concatenate(pictures))
     labels = manifest["labels"] or [str(index) for index in range(classes)]
-    results = [
-        {"image": str(image), "top": _best(row, labels, top)}
-        for image, row in zip(images, scores, strict=True)
-    ]
+    results = [{"image": str(image), "top": _best(row, labels, top)} for image, row in zip(images, scores, strict=True)]
     return {"artifact": str(path), "results": results}
 
 
@@ -53,6 +50,5 @@ def _best(scores: np.ndarray, labels: Sequence[str], top: int) -> list[dict[str,
     probabilities = exponentials / exponentials.sum()
     order = np.argsort(-probabilities, kind="stable")[:top]
     return [
-        {"class": int(index), "label": labels[index], "probability": float(probabilities[index])}
-        for index in order
+        {"class": int(index), "label": labels[index], "probability": float(probabilities[index])} for index in order
     ]

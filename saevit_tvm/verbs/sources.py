@@ -17,8 +17,7 @@ def recreate(manifest: dict[str, Any], weights: str | None = None) -> ModelSourc
     made = manifest["weights"]
     if weights is None and made["source"] == "file":
         raise ModelError(
-            f"its weights came from '{made['file']}', which is not part of the artifact: "
-            "give the file with --weights."
+            f"its weights came from '{made['file']}', which is not part of the artifact: give the file with --weights."
         )
     recipe = manifest["recipe"]
     from saevit_tvm.models.sources import open_model

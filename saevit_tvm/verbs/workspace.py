@@ -107,8 +107,7 @@ def reserve(folder: Path, room: int) -> None:
             os.posix_fallocate(file.fileno(), 0, room)
     except OSError as error:
         raise SaevitError(
-            f"cannot write {room / 1e6:.1f} MB to '{folder.parent}': {error.strerror}; "
-            "make room or give another --out."
+            f"cannot write {room / 1e6:.1f} MB to '{folder.parent}': {error.strerror}; make room or give another --out."
         ) from error
     finally:
         probe.unlink(missing_ok=True)
