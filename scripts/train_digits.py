@@ -84,6 +84,17 @@ def train(model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> None:
     model.eval()
 
 
+def draw_example(model: torch.nn.Module, sevens: np.ndarray) -> None:
+    """The seven nearest to the average one, large enough to be seen."""
+    distance = ((sevens - sevens.mean(0)) ** 2).sum((1, 2))
+    seven = pictures(sevens[distance.argmin()][None])[0]
+    EXAMPLE.parent.mkdir(parents=True, exist_ok=True)
+    seven.resize((256, 256), Image.Resampling.BICUBIC).save(EXAMPLE, optimize=True)
+    with torch.no_grad():
+        answer = model(torch.from_numpy(load_image(EXAMPLE, PREPROCESSING))).softmax(1)[0]
+    print(f"{EXAMPLE.relative_to(ROOT)} is taken for a {answer.argmax()} (probability {answer.max():.3f})")
+
+
 def main() -> None:
     torch.manual_seed(SEED)
     torch.set_num_threads(1)  # the same sums in the same order on every number of cores
@@ -109,12 +120,7 @@ def main() -> None:
     save_state(model, CHECKPOINT, metadata)
     print(f"{CHECKPOINT.relative_to(ROOT)}: {CHECKPOINT.stat().st_size:,} bytes, weights {digest(model)}")
 
-    EXAMPLE.parent.mkdir(parents=True, exist_ok=True)
-    seven = pictures(test_images[test_labels == 7])[0]
-    seven.resize((256, 256), Image.Resampling.BICUBIC).save(EXAMPLE, optimize=True)
-    with torch.no_grad():
-        answer = model(torch.from_numpy(load_image(EXAMPLE, PREPROCESSING))).softmax(1)[0]
-    print(f"{EXAMPLE.relative_to(ROOT)} is taken for a {answer.argmax()} (probability {answer.max():.3f})")
+    draw_example(model, test_images[test_labels == 7])
 
 
 if __name__ == "__main__":
