@@ -20,7 +20,7 @@ weights = np.load(sys.argv[2])
 
 def right():
     x = np.random.standard_normal(shape).astype(np.float32)
-    return np.allclose(engine(x), np.maximum(x @ weights, 0), rtol=1e-4, atol=1e-2)
+    return np.allclose(engine(x), np.maximum(x, 0) @ weights, rtol=1e-4, atol=1e-2)
 
 def forked(work):
     "What a child process says, or how it ended."
