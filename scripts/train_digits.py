@@ -61,7 +61,7 @@ def varied(x: torch.Tensor) -> torch.Tensor:
         ],
         dim=1,
     )
-    x = F.grid_sample(x, F.affine_grid(affine, x.shape, False), padding_mode="border", align_corners=False)
+    x = F.grid_sample(x, F.affine_grid(affine, list(x.shape), False), padding_mode="border", align_corners=False)
     x = (x + 1) * torch.empty(count, 1, 1, 1).uniform_(0.7, 1.0) - 1
     return x * (torch.randint(2, (count, 1, 1, 1)) * 2 - 1)
 

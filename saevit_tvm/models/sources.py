@@ -234,7 +234,7 @@ def _open_timm(
     else:
         checkpoint.check_made_for(name)
         checkpoint.apply_to(module)
-    custom = {key: own[key] for key in ("mean", "std") if key in own}
+    custom = {key: list(own[key]) for key in ("mean", "std") if key in own}
     if own.get("interpolation") in ("bilinear", "bicubic"):
         custom["resize"] = own["interpolation"]
     return _foreign(
@@ -252,10 +252,9 @@ def _open_pt2(path: Path, batch: int, size: Size | None) -> ModelSource:
     from saevit_tvm.models.pt2 import load_program
 
     program = load_program(path)
-    signature = program.graph_signature
-    if signature.buffers_to_mutate or signature.user_inputs_to_mutate:
+    if _is_training(program):
         raise ModelError(f"'{path}' was exported in training mode: call eval() before torch.export.export.")
-    inputs = [node for node in program.graph.nodes if node.name in signature.user_inputs]
+    inputs = [node for node in program.graph.nodes if node.name in program.graph_signature.user_inputs]
     values = [node.meta.get("val") for node in inputs]
     if len(values) != 1 or not isinstance(values[0], Tensor) or values[0].dtype != torch.float32:
         raise ModelError(f"'{path}' must take exactly one float32 tensor: export it so.")
@@ -269,6 +268,17 @@ def _open_pt2(path: Path, batch: int, size: Size | None) -> ModelSource:
         weights_digest=weight_files.digest_tensors({**program.state_dict, **program.constants}),
         preprocessing=_preprocessing(shape[2:]),
     )
+
+
+def _is_training(program: torch.export.ExportedProgram) -> bool:
+    """Does some operator (BatchNorm, dropout) behave as in training?"""
+    for node in program.graph.nodes:
+        if isinstance(node.target, torch._ops.OpOverload):
+            names = [argument.name for argument in node.target._schema.arguments]
+            given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+            if given.get("training") is True or given.get("train") is True:
+                return True
+    return False
 
 
 def _open_onnx(path: Path, batch: int, size: Size | None) -> ModelSource:
