@@ -35,12 +35,23 @@ def forked(work):
 """
 
 
-def python(script: str, sample: Any, tmp_path: Any, *, preamble: str = PREAMBLE) -> str:
-    """What the script prints in a process of its own, which must end well, in time, and without complaint."""
+def python(script: str, sample: Any, tmp_path: Any) -> str:
+    """What the script prints in a process of its own, which must end well, in time, and without complaint.
+
+    Newer Pythons warn of every fork in a process with threads; that is what is tried here.
+    """
     weights = tmp_path / "weights.npy"
     np.save(weights, sample.weights)
     result = subprocess.run(
-        [sys.executable, "-c", preamble + textwrap.dedent(script), str(sample.path), str(weights)],
+        [
+            sys.executable,
+            "-W",
+            "ignore::DeprecationWarning",
+            "-c",
+            PREAMBLE + textwrap.dedent(script),
+            str(sample.path),
+            str(weights),
+        ],
         capture_output=True,
         text=True,
         timeout=120,
@@ -82,8 +93,7 @@ def test_right_after_fork(sample: Any, tmp_path: Any) -> None:
 
 def test_child_exits_normally(sample: Any, tmp_path: Any) -> None:
     script = """
-        import multiprocessing, warnings
-        warnings.simplefilter("ignore")
+        import multiprocessing
         assert right()
         if os.fork() == 0:
             sys.exit(0 if right() else 1)
