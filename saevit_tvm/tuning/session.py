@@ -1,0 +1,312 @@
+"""The search: choose a kernel, propose candidates, measure them, remember each at once, learn, and again.
+
+The store is the only memory. A run that goes on after another, or after a kill, reads it and is where that
+one was: the budget counts all trials, the cost model has learnt from all of them, and none is made twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import re
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from saevit_tvm.errors import TuningError
+from saevit_tvm.targets import Target
+from saevit_tvm.tuning.guide import CostModel
+from saevit_tvm.tuning.measure import Candidate, LocalMeasurer, Result
+from saevit_tvm.tuning.store import Store, Trial
+from saevit_tvm.tuning.task import SpaceFor, Task
+
+if TYPE_CHECKING:
+    from saevit_tvm.compiler.pipeline import Kernel
+
+BATCH = 16
+FIRST_BATCH = 8
+PATIENCE_ROUNDS = 3  # as many rounds a kernel without progress end the search
+PROGRESS = 0.005
+HOPELESS_TRIALS = 24
+
+
+@dataclass
+class Snapshot:
+    """Where the search stands."""
+
+    tasks: int
+    tuned: int = 0
+    trials: int = 0
+    resumed: int = 0
+    guided: int = 0
+    limit: int | None = None
+    seconds_left: float | None = None
+    failures: Counter[str] = field(default_factory=Counter)
+    best_ms: float | None = None
+    current: str = ""
+    ended: str = ""
+
+    @property
+    def failed(self) -> int:
+        return self.failures.total()
+
+    @property
+    def valid(self) -> int:
+        return self.trials - self.failed
+
+
+class Session:
+    """One run of the search over the kernels of a model."""
+
+    def __init__(
+        self,
+        kernels: Sequence[Kernel],
+        target: Target,
+        store: Store,
+        *,
+        model: str,
+        seeds: Store | None = None,
+        space_for: SpaceFor = lambda _kernel: None,
+        features: Any = "per-store-feature",
+        show: Callable[[Snapshot], None] = lambda _snapshot: None,
+    ) -> None:
+        import tvm
+
+        tvm_target = tvm.target.Target(target.tvm)
+        self.tasks = _distinct([Task(kernel, tvm_target, space_for) for kernel in kernels])
+        self.target = target
+        self.store = store
+        self.model = model
+        self.guide = CostModel(features)
+        self.snapshot = Snapshot(tasks=len(self.tasks))
+        self._seeds = seeds
+        self._show = show
+        self._history: list[float] = []  # predicted seconds an inference, after each round
+        self._last_failure: Trial | None = None
+        self._unproven: list[tuple[Trial, Task]] = []  # failures from before anything worked
+
+    def run(self, *, trials: int | None = None, minutes: float | None = None) -> Snapshot:
+        """Search until the budget is spent or nothing more is to be gained."""
+        self.snapshot.limit = trials
+        self._deadline = None if minutes is None else time.monotonic() + 60 * minutes
+        with Stop() as self._stop:
+            self._resume()
+            if self._left() > 0:
+                with LocalMeasurer(self.target) as self._measurer:
+                    while self._reason_to_end() is None:
+                        self._round()
+            self.snapshot.ended = self._reason_to_end() or ""
+            self._update()
+        if self.snapshot.trials and not self.snapshot.valid:
+            raise self._nothing_worked()
+        return self.snapshot
+
+    def _resume(self) -> None:
+        """Take in all that the store knows of these kernels, and teach the cost model."""
+        ours = {task.workload.key: task for task in self.tasks}
+        for key, task in ours.items():
+            self._take(task, self.store.of(key))
+        self.snapshot.resumed = self.snapshot.trials
+        self._update()
+
+    def _take(self, task: Task, trials: Sequence[Trial]) -> None:
+        sources, results = [], []
+        for trial in trials:
+            record = task.remember(trial)
+            self._count(trial)
+            if record is not None:
+                sources.append(record.as_measure_candidate())
+                results.append(Result(trial.run_secs))
+        if sources:
+            self.guide.learn(task.context, sources, results, train=False)
+
+    def _round(self) -> None:
+        """Measure one batch of the most rewarding kernel."""
+        task = max((task for task in self.tasks if not task.exhausted), key=_worth)
+        self.snapshot.current = task.kernel.name
+        self._update()
+        candidates = self._candidates(task)
+        guided = self.guide.trained
+        measured: list[tuple[Candidate, Result]] = []
+        for candidate, result in self._measurer.measure(candidates, task.best, self._should_stop):
+            trial = self._trial(task, candidate, result)
+            self._keep(task, trial)
+            task.remember(trial)
+            self._count(trial)
+            self.snapshot.guided += guided
+            measured.append((candidate, result))
+            self._update()
+            if not self.snapshot.valid and self.snapshot.trials >= HOPELESS_TRIALS:
+                raise self._nothing_worked()
+        if measured and not self._should_stop():
+            self.guide.learn(
+                task.context, [pair[0].source for pair in measured], [pair[1] for pair in measured], train=True
+            )
+        self._history.append(self._predicted() or 0.0)
+
+    def _keep(self, task: Task, trial: Trial) -> None:
+        """Write the trial down. A failure waits until something has worked: it may be the machine's fault."""
+        self._unproven.append((trial, task))
+        if trial.valid or self.snapshot.valid:
+            for kept, its_task in self._unproven:
+                self.store.add(kept, its_task.workload)
+            self._unproven.clear()
+
+    def _candidates(self, task: Task) -> list[Candidate]:
+        new = [other for other in self.tasks if not other.curve]
+        share = self._left() // max(1, len(new))  # so that a small budget reaches as many kernels as it can
+        count = int(min(BATCH if task.curve else max(1, min(FIRST_BATCH, share)), self._left()))
+        seed = self._seed(task) if not task.curve else None
+        proposed = task.propose(count, self.guide.model)
+        if seed is not None and seed.key not in {candidate.key for candidate in proposed}:
+            proposed = [seed, *proposed][:count]
+            task.exhausted = False
+        return proposed
+
+    def _seed(self, task: Task) -> Candidate | None:
+        """The best that is known elsewhere, to be measured here before anything else."""
+        known = [trial for trial in self._seeds.of(task.workload.key) if trial.valid] if self._seeds else []
+        best = min(known, key=lambda trial: trial.seconds, default=None)
+        return None if best is None else task.from_trace(best.trace)
+
+    def _trial(self, task: Task, candidate: Candidate, result: Result) -> Trial:
+        return Trial(
+            workload=task.workload.key,
+            candidate=candidate.key,
+            trace=candidate.trace,
+            run_secs=result.run_secs,
+            failure=result.failure,
+            words=result.words,
+            model=self.model,
+            task=task.kernel.name,
+            target=self.target.fingerprint,
+            machine=machine(),
+            versions=versions(),
+            time=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        )
+
+    def _count(self, trial: Trial) -> None:
+        self.snapshot.trials += 1
+        if not trial.valid:
+            self.snapshot.failures[trial.failure or "unknown"] += 1
+            self._last_failure = trial
+
+    def _left(self) -> float:
+        """Trials that the budget still allows."""
+        limit = self.snapshot.limit
+        return float("inf") if limit is None else max(0, limit - self.snapshot.trials)
+
+    def _should_stop(self) -> bool:
+        late = self._deadline is not None and time.monotonic() > self._deadline
+        return late or self._stop.asked
+
+    def _reason_to_end(self) -> str | None:
+        if self._stop.asked:
+            return "stopped"
+        if self._left() <= 0:
+            return "the trials are spent"
+        if self._should_stop():
+            return "the time is up"
+        if all(task.exhausted for task in self.tasks):
+            return "every schedule was tried"
+        rounds = PATIENCE_ROUNDS * len(self.tasks)
+        if len(self._history) > rounds and self.snapshot.tuned == len(self.tasks):
+            before, now = self._history[-rounds - 1], self._history[-1]
+            if before and now > (1 - PROGRESS) * before:
+                return f"{rounds} rounds brought nothing"
+        return None
+
+    def _predicted(self) -> float | None:
+        """Seconds an inference spends in these kernels, once each of them has a time."""
+        if any(task.best == float("inf") for task in self.tasks):
+            return None
+        return sum(task.weight * task.best for task in self.tasks)
+
+    def _update(self) -> None:
+        predicted = self._predicted()
+        self.snapshot.best_ms = None if predicted is None else 1e3 * predicted
+        self.snapshot.tuned = sum(task.best < float("inf") for task in self.tasks)
+        if self._deadline is not None:
+            self.snapshot.seconds_left = max(0.0, self._deadline - time.monotonic())
+        self._show(self.snapshot)
+
+    def _nothing_worked(self) -> TuningError:
+        kinds = ", ".join(f"{kind} ({count})" for kind, count in self.snapshot.failures.most_common())
+        words = self._last_failure.words if self._last_failure else ""
+        return TuningError(
+            f"none of {self.snapshot.trials} candidates could be measured: {kinds}; "
+            f"the last worker's own words: {words}"
+        )
+
+
+class Stop:
+    """Turns a stop signal into a request: the measurement in flight is finished, then the signal is delivered.
+
+    An exception in the middle would surface inside a callback from C++, or between a measurement and its record.
+    """
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._number = 0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Stop:
+        if threading.current_thread() is threading.main_thread():
+            handlers = {number: signal.getsignal(number) for number in self.SIGNALS}
+            self._before = {number: handler for number, handler in handlers.items() if callable(handler)}
+            for number in self._before:
+                signal.signal(number, self._note)
+        return self
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        self.asked, self._number = True, number
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        if self.asked:
+            self._before[self._number](self._number, None)
+
+
+def _distinct(tasks: Sequence[Task]) -> list[Task]:
+    """Each kernel once, whatever names it goes by; its weight is the sum of theirs."""
+    found: dict[str, Task] = {}
+    for task in tasks:
+        first = found.setdefault(task.workload.key, task)
+        if first is not task:
+            first.weight += task.weight
+    return list(found.values())
+
+
+def _worth(task: Task) -> tuple[float, float]:
+    return task.gain(), task.weight * task.flops
+
+
+@cache
+def machine() -> dict[str, Any]:
+    """What measured: comparable, and tellable apart when stores are merged, but without the machine's name."""
+    try:
+        found = re.search(r"^model name\s*:\s*(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    cpu = found.group(1) if found else platform.machine()
+    name = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+    return {"id": name, "cpu": cpu, "cores": len(os.sched_getaffinity(0))}
+
+
+@cache
+def versions() -> dict[str, str]:
+    packages = {"saevit_tvm": "saevit-tvm", "tvm": "apache-tvm", "tvm_ffi": "apache-tvm-ffi"}
+    return {name: version(package) for name, package in packages.items()}

@@ -1,0 +1,194 @@
+"""One kernel being tuned: its space of schedules, what was measured of it, and what to try next.
+
+The space, the evolution and the cost model are MetaSchedule's. What is added: a candidate that any earlier run
+measured is not proposed again, and every trial of the store feeds the search, not only those of this process.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import random
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from saevit_tvm.tuning import replay
+from saevit_tvm.tuning.measure import Candidate
+from saevit_tvm.tuning.store import Trial, Workload
+
+if TYPE_CHECKING:
+    from saevit_tvm.compiler.pipeline import Kernel
+
+SpaceFor = Callable[["Kernel"], Any]
+
+POPULATION = 256
+GENERATIONS = 3
+EXPLORE = 0.06  # the share of candidates taken at random from behind the cost model's favourites
+WINDOW = 32  # trials back to look for recent progress
+UNLIMITED = 10**9
+
+_silent = logging.getLogger("saevit_tvm.tuning.search")
+_silent.setLevel(logging.CRITICAL)
+
+
+class Task:
+    """A kernel and the state of its search."""
+
+    def __init__(self, kernel: Kernel, target: Any, space_for: SpaceFor) -> None:
+        import tvm
+
+        self.kernel = kernel
+        self.weight = kernel.weight
+        self.target = target
+        self.workload = Workload(
+            key=replay.module_key(kernel.module),
+            name=kernel.name,
+            module=replay.pack_module(kernel.module),
+            tvm=tvm.__version__,
+        )
+        self.seen: set[str] = set()
+        self.curve: list[float] = []  # the best time after each trial
+        self.exhausted = False
+        self._space_for = space_for
+
+    @property
+    def best(self) -> float:
+        return self.curve[-1] if self.curve else float("inf")
+
+    @functools.cached_property
+    def flops(self) -> float:
+        from tvm.s_tir.analysis import estimate_tir_flops
+
+        return float(estimate_tir_flops(self.kernel.module))
+
+    @functools.cached_property
+    def context(self) -> Any:
+        """MetaSchedule's context, but not by its constructor: that imports `tensor_intrin`, half a minute."""
+        from tvm.s_tir.meta_schedule import _ffi_api
+        from tvm.s_tir.meta_schedule.logging import get_logging_func
+        from tvm.s_tir.meta_schedule.search_strategy import EvolutionarySearch
+
+        strategy = EvolutionarySearch(
+            population_size=POPULATION, genetic_num_iters=GENERATIONS, eps_greedy=0.0, init_min_unmeasured=1
+        )
+        context = _ffi_api.TuneContext(
+            self.kernel.module,
+            self.target,
+            self._space_for(self.kernel) or default_space(),
+            strategy,
+            self.kernel.name,
+            len(os.sched_getaffinity(0)),
+            random.randrange(1, 2**30),
+            get_logging_func(_silent),
+        )
+        _ffi_api.TuneContextInitialize(context)
+        return context
+
+    @functools.cached_property
+    def _spaces(self) -> list[Any]:
+        return list(self.context.generate_design_space())
+
+    @functools.cached_property
+    def _known(self) -> Any:
+        """The valid trials, for the search to start from."""
+        from tvm.s_tir.meta_schedule.database import MemoryDatabase
+
+        return MemoryDatabase()
+
+    @functools.cached_property
+    def _packed(self) -> Any:
+        return self._known.commit_workload(self.kernel.module)
+
+    def remember(self, trial: Trial) -> Any | None:
+        """Take in a trial made now or earlier; gives MetaSchedule's record if it is valid and still applies."""
+        self.seen.add(trial.candidate)
+        self.curve.append(min(self.best, trial.seconds))
+        record = replay.apply(self._packed, trial.trace, trial.seconds) if trial.valid else None
+        if record is not None:
+            self._known.commit_tuning_record(record)
+        return record
+
+    def gain(self) -> float:
+        """What another trial may save an inference, in seconds: by recent progress, or by how little was tried.
+
+        A kernel that nothing is known of comes before all others, the one with the most work first.
+        """
+        tried = len(self.curve)
+        if self.best == float("inf"):
+            return float("inf") if tried < WINDOW else 0.0
+        earlier = self.curve[max(0, tried - 1 - WINDOW)]
+        recent = 0.0 if earlier == float("inf") else (earlier - self.best) / min(tried, WINDOW)
+        return self.weight * max(recent, 0.2 * self.best / tried)
+
+    def from_trace(self, trace: list[Any]) -> Candidate | None:
+        """The candidate of a trace found elsewhere, if it applies here."""
+        record = replay.apply(self._packed, trace, 1.0)
+        return None if record is None else self._candidate(record.as_measure_candidate())
+
+    def propose(self, count: int, model: Any) -> list[Candidate]:
+        """The most promising candidates that were never measured, fewer when the space has no more."""
+        offered = self._evolved(count, model) if self._has_decisions else self._all(model)
+        chosen = _mostly_first(self._unseen(offered), count)
+        self.exhausted = not chosen
+        return [self._candidate(source) for source in chosen]
+
+    @functools.cached_property
+    def _has_decisions(self) -> bool:
+        return any(len(schedule.trace.decisions) for schedule in self._spaces)
+
+    def _all(self, model: Any) -> list[Any]:
+        """A space of ready schedules has nothing to evolve: all of them, the most promising first."""
+        from tvm.s_tir.meta_schedule.arg_info import ArgInfo
+        from tvm.s_tir.meta_schedule.search_strategy import MeasureCandidate
+
+        offered = [MeasureCandidate(sch, ArgInfo.from_entry_func(sch.mod, True)) for sch in self._spaces]
+        scores = model.predict(self.context, offered)
+        return [offered[index] for index in scores.argsort()[::-1]]
+
+    def _evolved(self, count: int, model: Any) -> list[Any]:
+        """The favourites of MetaSchedule's evolution, in order.
+
+        It does not know what earlier runs measured, so it is asked for as many more; and it is asked afresh each
+        time, because it never offers anything twice.
+        """
+        asked = min(POPULATION, 2 * count + len(self.seen))
+        self.context.pre_tuning(UNLIMITED, asked, self._spaces, self._known, model)
+        try:
+            return list(self.context.generate_measure_candidates() or [])
+        finally:
+            self.context.post_tuning()
+
+    def _unseen(self, offered: Iterable[Any]) -> list[Any]:
+        fresh: dict[str, Any] = {}
+        for source in offered:
+            key = replay.module_key(source.sch.mod)
+            if key not in self.seen:
+                fresh.setdefault(key, source)
+        return list(fresh.values())
+
+    def _candidate(self, source: Any) -> Candidate:
+        import tvm
+
+        return Candidate(
+            key=replay.module_key(source.sch.mod),
+            trace=replay.plain(source.sch.trace.as_json()),
+            module_json=tvm.ir.save_json(source.sch.mod),
+            source=source,
+        )
+
+
+def default_space() -> Any:
+    """MetaSchedule's space for any CPU.
+
+    Not the one that it would choose for this CPU: with VNNI that adds rules for int8 which need `tensor_intrin`.
+    """
+    from tvm.s_tir.meta_schedule.space_generator import PostOrderApply
+
+    return PostOrderApply(sch_rules="llvm", postprocs="llvm", mutator_probs="llvm")
+
+
+def _mostly_first(ordered: list[Any], count: int) -> list[Any]:
+    explored = sum(random.random() < EXPLORE for _ in range(count))
+    first, rest = ordered[: count - explored], ordered[count - explored :]
+    return first + random.sample(rest, min(explored, len(rest)))

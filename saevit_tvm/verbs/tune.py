@@ -1,0 +1,90 @@
+"""tune: search for fast schedules of a model's kernels, and keep every measurement in the store."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from saevit_tvm import targets
+from saevit_tvm.errors import TargetError
+
+if TYPE_CHECKING:
+    from saevit_tvm.tuning.progress import Show
+    from saevit_tvm.tuning.store import Store
+
+TRIALS_A_KERNEL = 64
+
+Say = Callable[[str], None]
+
+
+def tune(
+    *,
+    model: str = "saevit_xs",
+    target: str = "native",
+    trials: int | None = None,
+    minutes: float | None = None,
+    store: Path | None = None,
+    weights: str | None = None,
+    image_size: int | None = None,
+    batch: int = 1,
+    say: Say = lambda _line: None,
+    progress: Show | None = None,
+) -> dict[str, Any]:
+    """Spend the budget (trials ever made for these kernels, or minutes from now); a summary for scripts."""
+    start = time.monotonic()
+    chosen = targets.get(target)
+    works, reason = targets.runs_here(chosen)
+    if not works:
+        raise TargetError(
+            f"target '{chosen.name}' cannot be tuned on this machine: it {reason}. "
+            "Tune on a machine that has it, and copy the store."
+        )
+    from saevit_tvm.compiler.pipeline import kernels_to_tune
+    from saevit_tvm.models.sources import open_model
+    from saevit_tvm.tuning import progress as display
+    from saevit_tvm.tuning.session import Session
+    from saevit_tvm.tuning.store import Store, default_root, shipped_root
+
+    records = Store(store or default_root(), chosen)
+    records.repair()
+    _report_damage(records, say)
+    source = open_model(model, weights=weights, batch=batch, image_size=image_size)
+    kernels = kernels_to_tune(source, chosen)
+    say(f"tuning {len(kernels)} kernels of {source.name} for {chosen.name}, records in {records.path.parent}")
+    session = Session(
+        kernels,
+        chosen,
+        records,
+        model=source.name,
+        seeds=Store(shipped_root(), chosen),
+        show=progress or display.plain(say),
+    )
+    if trials is None and minutes is None:
+        trials = TRIALS_A_KERNEL * len(session.tasks)
+    result = session.run(trials=trials, minutes=minutes)
+    say(f"{result.trials - result.resumed} trials now, {result.trials} in all: {result.ended}")
+    return {
+        "trials": result.trials,
+        "valid": result.valid,
+        "failed": result.failed,
+        "best_ms": result.best_ms,
+        "seconds": time.monotonic() - start,
+        "tasks": result.tasks,
+        "tuned": result.tuned,
+        "resumed": result.resumed,
+        "guided": result.guided,
+        "failures": dict(result.failures),
+        "ended": result.ended,
+        "target": chosen.fingerprint,
+        "store": str(records.path),
+    }
+
+
+def _report_damage(records: Store, say: Say) -> None:
+    damage = records.damage
+    if damage.torn_bytes:
+        say(f"cut off {damage.torn_bytes} bytes of an unfinished record at the end of {records.path}")
+    if damage.broken_lines:
+        say(f"skipped {damage.broken_lines} records of {records.path} that cannot be read")
