@@ -221,19 +221,19 @@ def _open_timm(
     if not timm.is_model(known):
         near = difflib.get_close_matches(known, timm.list_models(), n=3)
         raise UsageError(f"timm has no model '{known}'{'; near it are ' + ', '.join(near) if near else ''}.")
+    checkpoint = None if weights is None else Checkpoint.open(weights)
     try:
         module = timm.create_model(known, pretrained=False, **options).eval()
+        own = getattr(module, "pretrained_cfg", {})
+        native = tuple(own.get("input_size", (3, IMAGE_SIZE, IMAGE_SIZE))[1:])
+        if checkpoint is None:
+            weight_files.randomise(module, seed, native)
     except Exception as error:  # every architecture refuses in its own way
         raise ModelError(f"timm cannot make '{known}' with {options}: {_brief(error)}.") from error
-    own = getattr(module, "pretrained_cfg", {})
-    native = tuple(own.get("input_size", (3, IMAGE_SIZE, IMAGE_SIZE))[1:])
-    shape = (batch, 3, *(size or native))
-    checkpoint = None if weights is None else Checkpoint.open(weights)
-    if checkpoint is None:
-        weight_files.randomise(module, seed, native)
-    else:
+    if checkpoint is not None:
         checkpoint.check_made_for(name)
         checkpoint.apply_to(module)
+    shape = (batch, 3, *(size or native))
     custom = {key: list(own[key]) for key in ("mean", "std") if key in own}
     if own.get("interpolation") in ("bilinear", "bicubic"):
         custom["resize"] = own["interpolation"]
