@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 SpaceFor = Callable[["Kernel"], Any]
 
-POPULATION = 256
-GENERATIONS = 3
+POPULATION, GENERATIONS = 128, 3
+FIRST_POPULATION, FIRST_GENERATIONS = 32, 1  # replaying a trace takes 10 ms and more: a first look is brief
 EXPLORE = 0.06  # the share of candidates taken at random from behind the cost model's favourites
 WINDOW = 32  # trials back to look for recent progress
 UNLIMITED = 10**9
@@ -64,13 +64,20 @@ class Task:
 
     @functools.cached_property
     def context(self) -> Any:
+        return self._make_context(POPULATION, GENERATIONS)
+
+    @functools.cached_property
+    def _first_context(self) -> Any:
+        return self._make_context(FIRST_POPULATION, FIRST_GENERATIONS)
+
+    def _make_context(self, population: int, generations: int) -> Any:
         """MetaSchedule's context, but not by its constructor: that imports `tensor_intrin`, half a minute."""
         from tvm.s_tir.meta_schedule import _ffi_api
         from tvm.s_tir.meta_schedule.logging import get_logging_func
         from tvm.s_tir.meta_schedule.search_strategy import EvolutionarySearch
 
         strategy = EvolutionarySearch(
-            population_size=POPULATION, genetic_num_iters=GENERATIONS, eps_greedy=0.0, init_min_unmeasured=1
+            population_size=population, genetic_num_iters=generations, eps_greedy=0.0, init_min_unmeasured=1
         )
         context = _ffi_api.TuneContext(
             self.kernel.module,
@@ -152,12 +159,13 @@ class Task:
         It does not know what earlier runs measured, so it is asked for as many more; and it is asked afresh each
         time, because it never offers anything twice.
         """
-        asked = min(POPULATION, 2 * count + len(self.seen))
-        self.context.pre_tuning(UNLIMITED, asked, self._spaces, self._known, model)
+        asked = 2 * count + len(self.seen)
+        context = self.context if self.curve else self._first_context
+        context.pre_tuning(UNLIMITED, asked, self._spaces, self._known, model)
         try:
-            return list(self.context.generate_measure_candidates() or [])
+            return list(context.generate_measure_candidates() or [])
         finally:
-            self.context.post_tuning()
+            context.post_tuning()
 
     def _unseen(self, offered: Iterable[Any]) -> list[Any]:
         fresh: dict[str, Any] = {}
