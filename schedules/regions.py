@@ -102,10 +102,13 @@ def declare(
 @T.prim_func(private=True, s_tir=True)
 def {region}({params}):
     T.func_attr({attrs!r})
-    with T.sblock("{BLOCK}"):
-        T.reads({", ".join(whole[:-1])})
-        T.writes({whole[-1]})
-        T.evaluate(0)
+    with T.sblock("root"):
+        T.reads()
+        T.writes()
+        with T.sblock("{BLOCK}"):
+            T.reads({", ".join(whole[:-1])})
+            T.writes({whole[-1]})
+            T.evaluate(0)
 """
     return from_source(text, extra_vars={"T": script})
 
@@ -136,9 +139,7 @@ def _tiled(mod: tvm.IRModule, tiling: Mapping[str, int]) -> Schedule:
 
 def chosen_tiling(func: tirx.PrimFunc) -> dict[str, int] | None:
     """The tiling that a schedule noted on a declaration, or None when none did."""
-    root = func.body.block
-    block = root if root.name_hint == BLOCK else root.body.block
-    annotations = block.annotations
+    annotations = func.body.block.body.block.annotations
     return json.loads(str(annotations[TILING])) if TILING in annotations else None
 
 
