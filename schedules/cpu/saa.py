@@ -1,0 +1,695 @@
+"""SAA as one kernel: layer norm, one token a window, attention among the tokens, deconvolution, residual.
+
+* aggregate: row by row, positions are normalised into a ring of rows, their saliency is taken from there, and when a
+  row of windows is complete, their softmax and their tokens. Only the ring, in the cache, ever holds the normal map.
+* attend: one head after another, so that its query, key and value stay in the first-level cache.
+* recover: projection, then every token spreads over its window and is added to the input.
+
+What can be folded into weights is: the affine terms of the layer norm into qkv and saliency (whose share of the bias
+differs at the edges of the image: hence a map), and scale and log2(e) into the query, so that a softmax is one of
+powers of two.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from tvm import tirx
+
+from schedules.cpu import microkernel
+from schedules.cpu.builder import Buffer, Builder, Expr, lanes_of, minimum, splat
+from schedules.cpu.isa import Isa
+from schedules.cpu.lanes import across, exp2, power_of_two, transposed
+from schedules.cpu.lowered import Lowered
+from schedules.cpu.microkernel import Rows, Tile
+
+NO_SHARE = -1e30  # the saliency of positions beyond the image
+TAPS = 9
+UNROLLED = 8  # loops of up to this many turns are written out
+
+
+@dataclass(frozen=True)
+class SAAShape:
+    n: int
+    h: int
+    w: int
+    c: int
+    heads: int
+    r: int
+    eps: float = 1e-5
+    scale: float = 0.25
+
+    @property
+    def rows(self) -> int:
+        return -(-self.h // self.r)
+
+    @property
+    def columns(self) -> int:
+        return -(-self.w // self.r)
+
+    @property
+    def tokens(self) -> int:
+        return self.rows * self.columns
+
+    @property
+    def dim(self) -> int:
+        return self.c // self.heads
+
+    @property
+    def flops(self) -> int:
+        sampled = self.h * self.w * self.c * (TAPS + 1 + 1) if self.r > 1 else 0
+        return 2 * self.n * (sampled + self.tokens * self.c * (4 * self.c + 2 * self.tokens))
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """Register tiles of the matrix products, and how many queries of a head are attended at a time."""
+
+    qkv_rows: int
+    qkv_vectors: int
+    attend_rows: int
+    project_rows: int
+    project_vectors: int
+    unroll: int
+
+
+def default_tiling(shape: SAAShape, isa: Isa, threads: int = 1) -> Tiling:
+    qkv = microkernel.tile_for(isa, shape.tokens, 3 * shape.dim)
+    project = microkernel.tile_for(isa, max(1, shape.tokens // _groups(shape, threads)), shape.c)
+    return Tiling(qkv.rows, qkv.vectors, min(shape.tokens, 5), project.rows, project.vectors, unroll=4)
+
+
+def tilings(shape: SAAShape, isa: Isa) -> list[Tiling]:
+    return [default_tiling(shape, isa)]
+
+
+def lower(
+    shape: SAAShape,
+    weights: dict[str, np.ndarray],
+    isa: Isa,
+    tiling: Tiling | None = None,
+    threads: int = 1,
+) -> Lowered | None:
+    if shape.c % shape.heads:
+        return None
+    kernel = _Kernel(shape, isa, tiling or default_tiling(shape, isa, threads), threads)
+    return Lowered(kernel.function(), kernel.constants(weights), shape.flops)
+
+
+def _groups(shape: SAAShape, threads: int) -> int:
+    """How many tasks share an image, so that all threads have as much to do."""
+    return threads // math.gcd(shape.n, threads)
+
+
+class _Kernel:
+    def __init__(self, shape: SAAShape, isa: Isa, tiling: Tiling, threads: int) -> None:
+        self.shape, self.isa, self.threads = shape, isa, threads
+        self.groups = _groups(shape, threads)
+        self.vector = math.gcd(shape.c, isa.lanes)  # lanes where channels are the lanes
+        self.vectors = shape.c // self.vector
+        self.qkv = Tile(min(tiling.qkv_rows, shape.tokens), tiling.qkv_vectors, tiling.unroll)
+        shared = 1 if shape.r == 1 else self.groups
+        self.project = Tile(
+            min(tiling.project_rows, max(1, shape.tokens // shared)), tiling.project_vectors, tiling.unroll
+        )
+        self.attended = min(tiling.attend_rows, shape.tokens, isa.lanes)
+        self.head_panels = microkernel.panels(3 * shape.dim, self.qkv, isa)
+        self.head_width = self.head_panels * self.qkv.vectors * isa.lanes
+        self.line = (shape.columns * shape.r + 2) * shape.c  # a row of the ring: a position more at both ends
+        self.pitch = _round_up(shape.columns * shape.r, isa.lanes) + isa.lanes  # a row of saliencies
+        self.b = Builder()
+
+    def constants(self, weights: dict[str, np.ndarray]) -> list[np.ndarray]:
+        wide = {name: weight.astype(np.float64) for name, weight in weights.items()}
+        packed = [*self._packed_qkv(wide), microkernel.pack(weights["pr_w"], self.project, self.isa), wide["pr_b"]]
+        if self.shape.r > 1:
+            packed = [*self._packed_saliency(wide), *packed, wide["up_w"], wide["up_b"]]
+        return [np.ascontiguousarray(weight, np.float32) for weight in packed]
+
+    def _packed_qkv(self, weights: dict[str, np.ndarray]) -> list[np.ndarray]:
+        """Columns by head, each its query, key and value; layer norm's affine terms and the scale folded in."""
+        shape = self.shape
+        matrix = weights["ln_g"][:, None] * weights["qkv_w"]
+        bias = weights["ln_b"] @ weights["qkv_w"] + weights["qkv_b"]
+        both = np.concatenate([matrix, bias[None]]).reshape(shape.c + 1, 3, shape.heads, shape.dim)
+        both[:, 0] *= shape.scale * math.log2(math.e)
+        by_head = np.zeros((shape.c + 1, shape.heads, self.head_width))
+        by_head[:, :, : 3 * shape.dim] = both.transpose(0, 2, 1, 3).reshape(shape.c + 1, shape.heads, -1)
+        flat = by_head.reshape(shape.c + 1, -1)
+        return [microkernel.pack(flat[:-1], self.qkv, self.isa), flat[-1]]
+
+    def _packed_saliency(self, weights: dict[str, np.ndarray]) -> list[np.ndarray]:
+        """Taps over the normalised map, and what the biases add at each position."""
+        shape = self.shape
+        taps = weights["ln_g"] * weights["sal_w"] * math.log2(math.e)
+        blocks = taps.reshape(TAPS, self.vectors, self.vector).transpose(1, 0, 2)
+        biases = weights["sal_w"] @ weights["ln_b"]
+        inside = np.pad(np.ones((shape.h, shape.w)), 1)
+        added = sum(biases[i, j] * inside[i : i + shape.h, j : j + shape.w] for i in range(3) for j in range(3))
+        biased = np.full((shape.rows * shape.r, self.pitch), NO_SHARE)
+        biased[: shape.h, : shape.w] = (added + weights["sal_b"]) * math.log2(math.e)
+        return [blocks, biased]
+
+    def function(self) -> tirx.PrimFunc:
+        shape, b, isa = self.shape, self.b, self.isa
+        image = (shape.n, shape.h, shape.w, shape.c)
+        self.x = b.param("x", image)
+        if shape.r > 1:
+            self.taps = b.param("taps", (self.vectors, TAPS, self.vector))
+            self.biased = b.param("biased", (shape.rows * shape.r, self.pitch))
+        width = self.qkv.vectors * isa.lanes
+        self.qkv_w = b.param("qkv_w", (shape.heads * self.head_panels, shape.c, width))
+        self.qkv_b = b.param("qkv_b", (shape.heads * self.head_width,))
+        panels = microkernel.panels(shape.c, self.project, isa)
+        self.project_w = b.param("project_w", (panels, shape.c, self.project.vectors * isa.lanes))
+        self.project_b = b.param("project_b", (shape.c,))
+        if shape.r > 1:
+            self.up_w = b.param("up_w", (shape.r, shape.r, shape.c))
+            self.up_b = b.param("up_b", (shape.c,))
+        self.out = b.param("out", image)
+        if self.groups == 1:
+            self._by_image()
+        else:
+            self._by_phase()
+        return b.function("saa")
+
+    def _by_image(self) -> None:
+        """Every task does whole images, which share nothing."""
+        shape, b = self.shape, self.b
+        with b.loop("image", shape.n, "parallel" if self.threads > 1 else "serial") as image:
+            tokens = b.alloc("tokens", shape.tokens * shape.c)
+            mixed = b.alloc("mixed", shape.tokens * shape.c)
+            if shape.r > 1:
+                self._aggregate(image, 0, shape.rows, tokens, 0)
+            else:
+                self._normalised(image * shape.tokens, shape.tokens, tokens, 0)
+            self._attend(tokens, 0, mixed, 0, 0, shape.heads)
+            if shape.r > 1:
+                self._recover(image, mixed, 0, 0, shape.tokens)
+            else:
+                self._project(mixed, 0, shape.tokens, self._add_input(image), None)
+
+    def _by_phase(self) -> None:
+        """Several tasks for an image: rows of windows, then heads, then tokens (or columns of the result)."""
+        shape, b = self.shape, self.b
+        size = shape.tokens * shape.c
+        mixed = b.alloc("mixed", shape.n * size)
+        if shape.r > 1:
+            tokens = b.alloc("tokens", shape.n * size)
+            with self._tasks(shape.rows) as (image, first, last):
+                self._aggregate(image, first, last, tokens, image * size)
+        with self._tasks(shape.heads) as (image, first, last):
+            if shape.r > 1:
+                self._attend(tokens, image * size, mixed, image * size, first, last - first)
+            else:
+                # Every task normalises all tokens for itself: that costs less than to wait for others.
+                tokens = b.alloc("tokens", size)
+                self._normalised(image * shape.tokens, shape.tokens, tokens, 0)
+                self._attend(tokens, 0, mixed, image * size, first, last - first)
+        if shape.r > 1:
+            with self._tasks(shape.tokens) as (image, first, last):
+                self._recover(image, mixed, image * size, first, last)
+        else:
+            with self._tasks(microkernel.panels(shape.c, self.project, self.isa)) as (image, first, last):
+                finish = self._add_input(image)
+                self._project(mixed, image * size, shape.tokens, finish, (first, last - first))
+
+    def _tasks(self, count: int) -> _Tasks:
+        return _Tasks(self.b, self.shape.n, min(self.groups, count), count)
+
+    def _aggregate(self, image: Expr, first: Expr, last: Expr, tokens: Buffer, at: Expr) -> None:
+        """The tokens of window rows first .. last."""
+        shape, b = self.shape, self.b
+        ring = _Ring(b.alloc("ring", (shape.r + 2) * self.line), shape.r + 2, self.line)
+        share = b.alloc("share", shape.r * self.pitch)
+        whole = b.alloc("whole", self.pitch)
+        self._clear_margins(ring)
+        start = b.bind("start", first * shape.r)
+        self._ring_row(ring, image, start - 1)
+        self._ring_row(ring, image, start)
+        with b.loop("window_row", last - first) as index:
+            row = b.bind("row", first + index)
+            with b.loop("y", shape.r) as y:
+                place = b.bind("place", row * shape.r + y)
+                self._ring_row(ring, image, place + 1)
+                self._saliency(ring, place, share, y)
+            self._softmax_of_windows(share, whole)
+            with b.loop("column", shape.columns) as column:
+                token = b.bind("token", at + (row * shape.columns + column) * shape.c)
+                self._token(ring, row, column, share, whole, tokens, token)
+
+    def _clear_margins(self, ring: _Ring) -> None:
+        """Zeros left and right of the image, which the rows leave alone."""
+        shape, b = self.shape, self.b
+        after = (shape.columns * shape.r - shape.w + 1) * self.vectors
+        with b.loop("row", ring.rows) as row:
+            for start, count in ((0, self.vectors), ((shape.w + 1) * shape.c, after)):
+                with b.loop("i", count) as i:
+                    place = row * ring.line + start + i * self.vector
+                    b.store(ring.buffer, place, splat(0.0, self.vector))
+
+    def _ring_row(self, ring: _Ring, image: Expr, y: Expr) -> None:
+        """Row y of the image, normalised; zeros above and below the image."""
+        shape, b = self.shape, self.b
+        y = b.bind("y", y)
+        slot = b.bind("slot", ring.start(y))
+        known = tirx.const(y, "int32") if isinstance(y, int) else y
+        inside = tirx.all(known >= 0, known < shape.h)
+        with b.when(inside):
+            self._normalised((image * shape.h + y) * shape.w, shape.w, ring.buffer, slot + shape.c)
+        with b.when(tirx.Not(inside)), b.loop("i", shape.w * self.vectors) as i:
+            b.store(ring.buffer, slot + shape.c + i * self.vector, splat(0.0, self.vector))
+
+    def _normalised(self, position: Expr, count: int, target: Buffer, at: Expr) -> None:
+        """(x - mean) / deviation over the channels of `count` positions."""
+        shape, b, vector = self.shape, self.b, self.vector
+        strip = _even(count, max(8, vector) if vector > 1 else 1)
+        strip = min(strip, max(vector, 1)) if vector < 8 else strip
+        sums = b.alloc("sums", strip * vector)
+        mean = b.alloc("mean", power_of_two(strip))
+        scale = b.alloc("scale", power_of_two(strip))
+        with b.loop("strip", -(-count // strip)) as index:
+            offset = b.bind("offset", minimum(index * strip, count - strip))
+            source = b.bind("source", (position + offset) * shape.c)
+            goal = b.bind("goal", at + offset * shape.c)
+            with b.loop("i", strip) as i:
+                self._sum(sums, i, lambda k: b.load(self.x, source + i * shape.c + k * vector, vector))
+            total = self._totals(sums, strip)
+            b.store(mean, 0, total * splat(1 / shape.c, lanes_of(total)))
+            with b.loop("i", strip) as i:
+                middle = b.bind("middle", splat(b.load(mean, i), vector))
+
+                def square(k: int, i: Expr = i, middle: Expr = middle) -> Expr:
+                    value = b.bind("value", b.load(self.x, source + i * shape.c + k * vector, vector) - middle)
+                    return value * value
+
+                self._sum(sums, i, square)
+            total = self._totals(sums, strip)
+            lanes = lanes_of(total)
+            variance = total * splat(1 / shape.c, lanes) + splat(shape.eps, lanes)
+            b.store(scale, 0, splat(1.0, lanes) / tirx.sqrt(variance))
+            with b.loop("i", strip) as i:
+                factor = b.bind("factor", splat(b.load(scale, i), vector))
+                shift = b.bind("shift", splat(b.load(scale, i) * b.load(mean, i), vector))
+                for k in range(self.vectors):
+                    value = b.load(self.x, source + i * shape.c + k * vector, vector)
+                    b.store(target, goal + i * shape.c + k * vector, value * factor - shift)
+
+    def _sum(self, sums: Buffer, i: Expr, term: Callable[[int], Expr]) -> None:
+        """Terms of all channel vectors, in a few independent chains."""
+        b, chains = self.b, min(4, power_of_two(self.vectors + 1) // 2)
+        partial = [b.bind("partial", term(k)) for k in range(chains)]
+        for k in range(chains, self.vectors):
+            partial[k % chains] = b.bind("partial", partial[k % chains] + term(k))
+        while len(partial) > 1:
+            partial = [a + c for a, c in zip(partial[::2], partial[1::2], strict=True)]
+        b.store(sums, i * self.vector, partial[0])
+
+    def _totals(self, sums: Buffer, count: int) -> Expr:
+        """Lane i is the sum over the lanes of vector i."""
+        b = self.b
+        vectors = [b.bind("sums", b.load(sums, i * self.vector, self.vector)) for i in range(count)]
+        return across(b, vectors, lambda a, c: a + c)
+
+    def _saliency(self, ring: _Ring, place: Expr, share: Buffer, y: Expr) -> None:
+        """A row of the 3x3 convolution to one channel."""
+        shape, b, vector = self.shape, self.b, self.vector
+        width = shape.columns * shape.r
+        strip = _even(width, min(8, max(vector, 1)))
+        above = [b.bind(f"above{ky}", ring.start(place + ky - 1)) for ky in range(3)]
+        with b.loop("strip", -(-width // strip)) as index:
+            x = b.bind("x", minimum(index * strip, width - strip))
+            sums = [b.alloc(f"sum{i}", vector, "local") for i in range(strip)]
+            for total in sums:
+                b.store(total, 0, splat(0.0, vector))
+            with b.loop("channel", self.vectors) as k:
+                for ky in range(3):
+                    tap = [
+                        b.bind("tap", b.load(self.taps, (k * TAPS + 3 * ky + kx) * vector, vector)) for kx in range(3)
+                    ]
+                    for i in range(strip + 2):
+                        value = b.bind("value", b.load(ring.buffer, above[ky] + (x + i) * shape.c + k * vector, vector))
+                        for kx in range(3):
+                            if 0 <= i - kx < strip:
+                                total = sums[i - kx]
+                                b.store(total, 0, b.load(total, 0, vector) + value * tap[kx])
+            row = across(b, [b.load(total, 0, vector) for total in sums], lambda a, c: a + c)
+            bias = b.load(self.biased, place * self.pitch + x, lanes_of(row))
+            b.store(share, y * self.pitch + x, row + bias)
+
+    def _softmax_of_windows(self, share: Buffer, whole: Buffer) -> None:
+        """Powers of two in `share`, and one over their sum in `whole`, at the first position of each window."""
+        shape, b, lanes = self.shape, self.b, self.isa.lanes
+        blocks = _round_up(shape.columns * shape.r, lanes) // lanes
+
+        def by_window(combine: Callable[[Expr, Expr], Expr], finish: Callable[[Expr], Expr]) -> None:
+            with b.loop("window", shape.columns) as window:
+                start = b.bind("start", window * shape.r)
+                values = [b.load(whole, start + i) for i in range(shape.r)]
+                result = values[0]
+                for value in values[1:]:
+                    result = combine(result, value)
+                result = b.bind("result", finish(result))
+                for i, width in microkernel.pieces(shape.r, lanes):
+                    b.store(whole, start + i, splat(result, width))
+
+        with b.loop("block", blocks) as block:
+            top = b.load(share, block * lanes, lanes)
+            for y in range(1, shape.r):
+                top = b.bind("top", tirx.max(top, b.load(share, y * self.pitch + block * lanes, lanes)))
+            b.store(whole, block * lanes, top)
+        by_window(tirx.max, lambda top: top)
+        with b.loop("block", blocks) as block:
+            top = b.bind("top", b.load(whole, block * lanes, lanes))
+            total: Expr = splat(0.0, lanes)
+            for y in range(shape.r):
+                power = exp2(b, b.load(share, y * self.pitch + block * lanes, lanes) - top)
+                b.store(share, y * self.pitch + block * lanes, power)
+                total = b.bind("total", total + power)
+            b.store(whole, block * lanes, total)
+        by_window(lambda a, c: a + c, lambda total: tirx.const(1.0, "float32") / total)
+
+    def _token(
+        self, ring: _Ring, row: Expr, column: Expr, share: Buffer, whole: Buffer, tokens: Buffer, token: Expr
+    ) -> None:
+        """The sum of a window's positions, weighted by their shares."""
+        shape, b, vector = self.shape, self.b, self.vector
+        chunk = _even(self.vectors, UNROLLED)
+        left = b.bind("left", column * shape.r)
+        with b.loop("chunk", -(-self.vectors // chunk)) as index:
+            channel = b.bind("channel", minimum(index * chunk, self.vectors - chunk) * vector)
+            sums = [b.alloc(f"sum{k}", vector, "local") for k in range(chunk)]
+            for total in sums:
+                b.store(total, 0, splat(0.0, vector))
+
+            def add_row(y: Expr) -> None:
+                start = b.bind("start", ring.start(row * shape.r + y) + (left + 1) * shape.c + channel)
+                for x in range(shape.r):
+                    weight = b.bind("weight", splat(b.load(share, y * self.pitch + left + x), vector))
+                    for k, total in enumerate(sums):
+                        value = b.load(ring.buffer, start + x * shape.c + k * vector, vector)
+                        b.store(total, 0, b.load(total, 0, vector) + weight * value)
+
+            self._every("y", shape.r if shape.r <= 4 else 0, shape.r, add_row)
+            norm = b.bind("norm", splat(b.load(whole, left), vector))
+            for k, total in enumerate(sums):
+                b.store(tokens, token + channel + k * vector, b.load(total, 0, vector) * norm)
+
+    def _every(self, name: str, unrolled: int, count: int, body: Callable[[Expr], None]) -> None:
+        """The body for 0 .. count, the first turns written out."""
+        if unrolled >= count:
+            for i in range(count):
+                body(i)
+        else:
+            with self.b.loop(name, count) as i:
+                body(i)
+
+    def _attend(self, tokens: Buffer, at: Expr, mixed: Buffer, to: Expr, first: Expr, heads: Expr) -> None:
+        """Heads first .. first + heads: mixed = softmax(query key) value."""
+        shape, b, lanes = self.shape, self.b, self.isa.lanes
+        count = shape.tokens
+        padded = _round_up(count, lanes)
+        qkv = b.alloc("qkv", count * self.head_width)
+        keys = b.alloc("keys", (shape.dim + 1) * padded)
+        scores = b.alloc("scores", self.attended * padded)
+        self._clear_keys(keys, padded)
+        a = Rows(tokens, lambda row: at + row * shape.c, ((shape.c, 1),))
+        with b.loop("head", heads) as index:
+            head = b.bind("head", first + index)
+
+            def keep(row: Expr, column: Expr, value: Expr, head: Expr = head) -> None:
+                bias = b.load(self.qkv_b, column, lanes_of(value))
+                b.store(qkv, row * self.head_width + column - head * self.head_width, value + bias)
+
+            some = (head * self.head_panels, self.head_panels)
+            microkernel.gemm(b, self.isa, self.qkv, a, self.qkv_w, count, shape.heads * self.head_width, keep, some)
+            self._turn_keys(qkv, keys, padded)
+            with b.loop("queries", -(-count // self.attended)) as tile:
+                query = b.bind("query", minimum(tile * self.attended, count - self.attended))
+                tops = self._scores(qkv, query * self.head_width, keys, padded, scores)
+                inverse = self._softmax(scores, padded, tops)
+                self._mix(scores, padded, inverse, qkv, mixed, to + query * shape.c + head * shape.dim)
+
+    def _clear_keys(self, keys: Buffer, padded: int) -> None:
+        """Zeros for keys beyond the last token, and one more row: what is added to every score, 0 or no share."""
+        shape, b, lanes = self.shape, self.b, self.isa.lanes
+        with b.loop("i", (shape.dim + 1) * padded // lanes) as i:
+            b.store(keys, i * lanes, splat(0.0, lanes))
+        for i in range(shape.tokens, padded):
+            b.store(keys, shape.dim * padded + i, tirx.const(NO_SHARE, "float32"))
+
+    def _turn_keys(self, qkv: Buffer, keys: Buffer, padded: int) -> None:
+        """Keys by dimension, so that a vector holds one dimension of several keys."""
+        shape, b = self.shape, self.b
+        size = math.gcd(shape.dim, self.isa.lanes)
+        while size > shape.tokens:
+            size //= 2
+        with b.loop("block", -(-shape.tokens // size)) as block:
+            token = b.bind("token", minimum(block * size, shape.tokens - size))
+            for d in range(0, shape.dim, size):
+                place = token * self.head_width + shape.dim + d
+                rows = [b.bind("row", b.load(qkv, place + i * self.head_width, size)) for i in range(size)]
+                for i, column in enumerate(transposed(b, rows)):
+                    b.store(keys, (d + i) * padded + token, column)
+
+    def _scores(self, qkv: Buffer, query: Expr, keys: Buffer, padded: int, scores: Buffer) -> list[Buffer]:
+        """Query times key for a few queries and all keys; and the largest score of each, still in lanes."""
+        shape, b, lanes, rows = self.shape, self.b, self.isa.lanes, self.attended
+        tops = [b.alloc(f"top{i}", lanes, "local") for i in range(rows)]
+        for top in tops:
+            b.store(top, 0, splat(NO_SHARE, lanes))
+
+        def tile(start: Expr, width: int) -> None:
+            sums = [[b.alloc("sum", lanes, "local") for _ in range(width)] for _ in range(rows)]
+            for j in range(width):
+                bias = b.bind("bias", b.load(keys, shape.dim * padded + (start + j) * lanes, lanes))
+                for line in sums:
+                    b.store(line[j], 0, bias)
+            for d in range(shape.dim):
+                key = [b.bind("key", b.load(keys, d * padded + (start + j) * lanes, lanes)) for j in range(width)]
+                for i, line in enumerate(sums):
+                    value = b.bind("q", splat(b.load(qkv, query + i * self.head_width + d), lanes))
+                    for j, total in enumerate(line):
+                        b.store(total, 0, b.load(total, 0, lanes) + value * key[j])
+            for i, line in enumerate(sums):
+                for j, total in enumerate(line):
+                    value = b.bind("score", b.load(total, 0, lanes))
+                    b.store(scores, i * padded + (start + j) * lanes, value)
+                    b.store(tops[i], 0, tirx.max(b.load(tops[i], 0, lanes), value))
+
+        most = max(1, (self.isa.registers - 2) // (rows + 1))
+        self._in_chunks(padded // lanes, most, tile)
+        return tops
+
+    def _in_chunks(self, count: int, most: int, body: Callable[[Expr, int], None]) -> None:
+        """body(start, size) for chunks of at most `most`: even ones when they are few, else a loop and a rest."""
+        chunks = -(-count // most)
+        if chunks <= 4:
+            start = 0
+            for i in range(chunks):
+                end = -(-(i + 1) * count // chunks)
+                body(start, end - start)
+                start = end
+            return
+        with self.b.loop("chunk", count // most) as i:
+            body(i * most, most)
+        if count % most:
+            body(count // most * most, count % most)
+
+    def _softmax(self, scores: Buffer, padded: int, tops: list[Buffer]) -> Buffer:
+        """Scores become powers of two; returns one over their sums."""
+        b, lanes = self.b, self.isa.lanes
+        greatest = across(b, [b.load(top, 0, lanes) for top in tops], tirx.max)
+        top = b.alloc("top", lanes_of(greatest), "local")
+        b.store(top, 0, greatest)
+        totals = []
+        for i in range(self.attended):
+            total = b.alloc("total", lanes, "local")
+            b.store(total, 0, splat(0.0, lanes))
+            middle = b.bind("middle", splat(b.load(top, i), lanes))
+
+            def raise_scores(j: Expr, i: int = i, middle: Expr = middle, total: Buffer = total) -> None:
+                place = i * padded + j * lanes
+                power = exp2(b, b.load(scores, place, lanes) - middle)
+                b.store(scores, place, power)
+                b.store(total, 0, b.load(total, 0, lanes) + power)
+
+            self._every("j", UNROLLED, padded // lanes, raise_scores)
+            totals.append(total)
+        whole = across(b, [b.load(total, 0, lanes) for total in totals], lambda a, c: a + c)
+        inverse = b.alloc("inverse", lanes_of(whole), "local")
+        b.store(inverse, 0, splat(1.0, lanes_of(whole)) / whole)
+        return inverse
+
+    def _mix(self, scores: Buffer, padded: int, inverse: Buffer, qkv: Buffer, mixed: Buffer, to: Expr) -> None:
+        """The values of all tokens, weighted by the scores of a few queries."""
+        shape, b, rows = self.shape, self.b, self.attended
+        lanes = math.gcd(shape.dim, self.isa.lanes)
+
+        def tile(start: Expr, width: int) -> None:
+            sums = [[b.alloc("sum", lanes, "local") for _ in range(width)] for _ in range(rows)]
+            for line in sums:
+                for total in line:
+                    b.store(total, 0, splat(0.0, lanes))
+
+            def add(key: Expr) -> None:
+                place = key * self.head_width + 2 * shape.dim + start * lanes
+                values = [b.bind("value", b.load(qkv, place + j * lanes, lanes)) for j in range(width)]
+                for i, line in enumerate(sums):
+                    weight = b.bind("weight", splat(b.load(scores, i * padded + key), lanes))
+                    for j, total in enumerate(line):
+                        b.store(total, 0, b.load(total, 0, lanes) + weight * values[j])
+
+            unroll = 4
+            if shape.tokens >= unroll:
+                with b.loop("key", shape.tokens // unroll) as key:
+                    for k in range(unroll):
+                        add(key * unroll + k)
+            for key in range(shape.tokens // unroll * unroll, shape.tokens):
+                add(key)
+            for i, line in enumerate(sums):
+                factor = b.bind("factor", splat(b.load(inverse, i), lanes))
+                for j, total in enumerate(line):
+                    b.store(mixed, to + i * shape.c + (start + j) * lanes, b.load(total, 0, lanes) * factor)
+
+        most = max(1, (self.isa.registers - 2) // (rows + 1))
+        self._in_chunks(shape.dim // lanes, most, tile)
+
+    def _project(
+        self,
+        mixed: Buffer,
+        at: Expr,
+        rows: Expr,
+        finish: microkernel.Finish,
+        some: tuple[Expr, Expr] | None,
+    ) -> None:
+        shape = self.shape
+        a = Rows(mixed, lambda row: at + row * shape.c, ((shape.c, 1),))
+        microkernel.gemm(self.b, self.isa, self.project, a, self.project_w, rows, shape.c, finish, some)
+
+    def _add_input(self, image: Expr) -> microkernel.Finish:
+        """At rate 1 a token is a position: out = x + token."""
+        shape, b = self.shape, self.b
+
+        def finish(row: Expr, column: Expr, value: Expr) -> None:
+            lanes = lanes_of(value)
+            place = b.bind("place", (image * shape.tokens + row) * shape.c + column)
+            b.store(self.out, place, b.load(self.x, place, lanes) + b.load(self.project_b, column, lanes) + value)
+
+        return finish
+
+    def _recover(self, image: Expr, mixed: Buffer, at: Expr, first: Expr, last: Expr) -> None:
+        """Project tokens first .. last and spread each over its window: out = x + token * up_w + up_b."""
+        shape, b = self.shape, self.b
+        most = -(-shape.tokens // self.groups)
+        spread = b.alloc("spread", most * shape.c)
+
+        def keep(row: Expr, column: Expr, value: Expr) -> None:
+            b.store(spread, row * shape.c + column, value + b.load(self.project_b, column, lanes_of(value)))
+
+        self._project(mixed, at + first * shape.c, last - first, keep, None)
+        with b.loop("token", last - first) as index:
+            token = b.bind("token", first + index)
+            self._window(
+                image, b.bind("row", token // shape.columns), b.bind("column", token % shape.columns), spread, index
+            )
+
+    def _window(self, image: Expr, row: Expr, column: Expr, spread: Buffer, index: Expr) -> None:
+        shape, b, vector, r = self.shape, self.b, self.vector, self.shape.r
+        high = r if shape.h % r == 0 else b.bind("high", minimum(r, shape.h - row * r))
+        wide = r if shape.w % r == 0 else b.bind("wide", minimum(r, shape.w - column * r))
+        corner = b.bind("corner", ((image * shape.h + row * r) * shape.w + column * r) * shape.c)
+        chunk = _even(self.vectors, 6)
+        with b.loop("chunk", -(-self.vectors // chunk)) as part:
+            channel = b.bind("channel", minimum(part * chunk, self.vectors - chunk) * vector)
+            token = [
+                b.bind("token", b.load(spread, index * shape.c + channel + k * vector, vector)) for k in range(chunk)
+            ]
+            bias = [b.bind("bias", b.load(self.up_b, channel + k * vector, vector)) for k in range(chunk)]
+            with b.loop("y", high) as y, b.loop("x", wide) as x:
+                place = b.bind("place", corner + (y * shape.w + x) * shape.c + channel)
+                tap = b.bind("tap", (y * r + x) * shape.c + channel)
+                for k in range(chunk):
+                    value = b.load(self.x, place + k * vector, vector) + bias[k]
+                    weight = b.load(self.up_w, tap + k * vector, vector)
+                    b.store(self.out, place + k * vector, value + token[k] * weight)
+
+
+@dataclass(frozen=True)
+class _Ring:
+    """The last few rows of an image: row y lives where y + 1 modulo `rows` says."""
+
+    buffer: Buffer
+    rows: int
+    line: int
+
+    def start(self, y: Expr) -> Expr:
+        return (y + 1) % self.rows * self.line
+
+
+class _Tasks:
+    """A parallel loop over `parts` even parts of 0 .. count of every image."""
+
+    def __init__(self, b: Builder, images: int, parts: int, count: int) -> None:
+        self.b, self.images, self.parts, self.count = b, images, parts, count
+        self.loop = b.loop("task", images * parts, "parallel")
+
+    def __enter__(self) -> tuple[Expr, Expr, Expr]:
+        b, task = self.b, self.loop.__enter__()
+        part = b.bind("part", task % self.parts)
+        first = b.bind("first", part * self.count // self.parts)
+        last = b.bind("last", (part + 1) * self.count // self.parts)
+        return b.bind("image", task // self.parts), first, last
+
+    def __exit__(self, *failure: object) -> None:
+        self.loop.__exit__(*failure)  # type: ignore[arg-type]
+
+
+def _even(total: int, most: int) -> int:
+    """The size of the fewest parts that hold at most `most` each."""
+    return -(-total // -(-total // most))
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple
+
+
+def reference(x: np.ndarray, weights: dict[str, np.ndarray], shape: SAAShape) -> np.ndarray:
+    x = x.astype(np.float64)
+    centred = x - x.mean(-1, keepdims=True)
+    y = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + shape.eps) * weights["ln_g"] + weights["ln_b"]
+    tokens = _aggregated(y, weights, shape) if shape.r > 1 else y.reshape(shape.n, -1, shape.c)
+    qkv = (tokens @ weights["qkv_w"] + weights["qkv_b"]).reshape(shape.n, shape.tokens, 3, shape.heads, shape.dim)
+    query, key, value = qkv.transpose(2, 0, 3, 1, 4)
+    mixed = _softmax(query @ key.swapaxes(2, 3) * shape.scale) @ value
+    tokens = mixed.transpose(0, 2, 1, 3).reshape(shape.n, shape.tokens, shape.c) @ weights["pr_w"] + weights["pr_b"]
+    tokens = tokens.reshape(shape.n, shape.rows, shape.columns, shape.c)
+    if shape.r == 1:
+        return x + tokens
+    windows = tokens[:, :, None, :, None] * weights["up_w"][:, None] + weights["up_b"]
+    spread = windows.reshape(shape.n, shape.rows * shape.r, shape.columns * shape.r, shape.c)
+    return x + spread[:, : shape.h, : shape.w]
+
+
+def _aggregated(y: np.ndarray, weights: dict[str, np.ndarray], shape: SAAShape) -> np.ndarray:
+    """A token a window; positions beyond the image have no share."""
+    around = np.pad(y, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    taps = [(i, j) for i in range(3) for j in range(3)]
+    saliency = sum(around[:, i : i + shape.h, j : j + shape.w] @ weights["sal_w"][i, j] for i, j in taps)
+    below, right = shape.rows * shape.r - shape.h, shape.columns * shape.r - shape.w
+    saliency = np.pad(saliency + weights["sal_b"], ((0, 0), (0, below), (0, right)), constant_values=-np.inf)
+    y = np.pad(y, ((0, 0), (0, below), (0, right), (0, 0)))
+
+    def windows(values: np.ndarray) -> np.ndarray:
+        split = values.reshape(shape.n, shape.rows, shape.r, shape.columns, shape.r, -1)
+        return split.transpose(0, 1, 3, 2, 4, 5).reshape(shape.n, shape.tokens, shape.r**2, -1)
+
+    return (_softmax(windows(saliency)[..., 0])[..., None] * windows(y)).sum(2)
+
+
+def _softmax(scores: np.ndarray) -> np.ndarray:
+    powers = np.exp(scores - scores.max(-1, keepdims=True))
+    return powers / powers.sum(-1, keepdims=True)

@@ -1,0 +1,159 @@
+"""SAA as one kernel, held against plain numpy in float64."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tvm
+
+from saevit_tvm.targets import native
+from schedules.cpu import isa, saa
+from schedules.cpu.saa import SAAShape
+
+AVX512 = {"kind": "llvm", "mtriple": "x86_64-linux-gnu", "mcpu": "znver4"}
+NEON = {"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": "cortex-a76"}
+TOLERANCE = 1e-5
+
+
+def host() -> dict[str, str]:
+    return dict(native().tvm)
+
+
+def random_weights(shape: SAAShape, seed: int = 0) -> dict[str, np.ndarray]:
+    random, c = np.random.RandomState(seed), shape.c
+
+    def normal(*size: int, scale: float = 1.0) -> np.ndarray:
+        return (random.standard_normal(size) * scale).astype("float32")
+
+    weights = {
+        "ln_g": 1 + normal(c, scale=0.3),
+        "ln_b": normal(c, scale=0.3),
+        "qkv_w": normal(c, 3 * c, scale=c**-0.5),
+        "qkv_b": normal(3 * c, scale=0.2),
+        "pr_w": normal(c, c, scale=c**-0.5),
+        "pr_b": normal(c, scale=0.2),
+    }
+    if shape.r > 1:
+        weights["sal_w"] = normal(3, 3, c, scale=(3 * c) ** -0.5)
+        weights["sal_b"] = normal(1)
+        weights["up_w"] = normal(shape.r, shape.r, c)
+        weights["up_b"] = normal(c, scale=0.3)
+    return weights
+
+
+def random_input(shape: SAAShape, scale: float = 1.0, mean: float = 0.0) -> np.ndarray:
+    x = np.random.RandomState(1).standard_normal((shape.n, shape.h, shape.w, shape.c))
+    return (x * scale + mean).astype("float32")
+
+
+def run(lowered: saa.Lowered, x: np.ndarray, target: dict[str, str]) -> np.ndarray:
+    module = tvm.IRModule({"saa": lowered.func.with_attr("global_symbol", "saa")})
+    library = tvm.compile(module, target=tvm.target.Target(target))
+    arguments = [tvm.runtime.tensor(value) for value in (x, *lowered.constants, np.full_like(x, np.nan))]
+    library["saa"](*arguments)
+    library["saa"](*arguments)  # nothing is left over from the first time
+    return arguments[-1].numpy()
+
+
+def error(shape: SAAShape, threads: int = 1, x: np.ndarray | None = None, vectors: isa.Isa | None = None) -> float:
+    weights, target = random_weights(shape), host()
+    x = random_input(shape) if x is None else x
+    lowered = saa.lower(shape, weights, vectors or isa.isa_of(target), threads=threads)
+    assert lowered is not None
+    expected = saa.reference(x, weights, shape)
+    return float(np.abs(run(lowered, x, target) - expected).max() / max(1.0, np.abs(expected).max()))
+
+
+@pytest.mark.parametrize(
+    ("shape", "threads"),
+    [
+        (SAAShape(1, 56, 56, 48, 3, 8), 1),
+        (SAAShape(1, 28, 28, 96, 6, 4), 2),
+        (SAAShape(1, 14, 14, 192, 12, 2), 8),
+        (SAAShape(1, 14, 14, 240, 15, 2), 1),
+        (SAAShape(1, 7, 7, 320, 20, 1), 1),
+        (SAAShape(1, 7, 7, 384, 24, 1), 2),
+    ],
+)
+def test_every_shape_of_the_published_sizes(shape: SAAShape, threads: int) -> None:
+    assert error(shape, threads) < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("shape", "threads"),
+    [
+        pytest.param(SAAShape(2, 16, 16, 16, 1, 8), 1, id="four tokens, one head"),
+        pytest.param(SAAShape(1, 2, 2, 64, 4, 1), 4, id="four tokens without windows"),
+        pytest.param(SAAShape(1, 1, 1, 32, 2, 1), 2, id="one token without windows"),
+        pytest.param(SAAShape(1, 3, 3, 32, 2, 3), 2, id="one token, rate 3"),
+        pytest.param(SAAShape(1, 9, 15, 32, 4, 3), 2, id="rate 3, heads of 8"),
+        pytest.param(SAAShape(3, 8, 12, 64, 2, 2), 2, id="heads of 32, images not even among threads"),
+        pytest.param(SAAShape(4, 4, 4, 32, 2, 1), 2, id="whole images among threads"),
+        pytest.param(SAAShape(1, 16, 16, 32, 2, 1), 4, id="256 tokens"),
+        pytest.param(SAAShape(1, 9, 11, 16, 1, 4), 1, id="partly filled windows"),
+        pytest.param(SAAShape(2, 13, 5, 24, 3, 8), 4, id="partly filled windows, 24 channels"),
+        pytest.param(SAAShape(1, 6, 6, 10, 2, 2), 1, id="10 channels, heads of 5"),
+    ],
+)
+def test_odd_shapes(shape: SAAShape, threads: int) -> None:
+    assert error(shape, threads) < TOLERANCE
+
+
+@pytest.mark.parametrize("vectors", [isa.AVX512, isa.NEON, isa.SSE], ids=lambda vectors: vectors.name)
+def test_vectors_of_every_width_compute_the_same(vectors: isa.Isa) -> None:
+    """LLVM splits vectors that are too wide for this CPU, so the code for other CPUs can be run here."""
+    assert error(SAAShape(1, 12, 20, 48, 3, 4), vectors=vectors) < TOLERANCE
+
+
+@pytest.mark.parametrize("rate", [1, 2])
+def test_a_softmax_of_large_numbers_is_safe(rate: int) -> None:
+    """Scores of several thousands, all negative for some queries, and a few channels with a large mean."""
+    shape = SAAShape(1, 6 * rate, 6 * rate, 32, 2, rate)
+    weights = random_weights(shape)
+    weights["qkv_b"][:32] -= 50.0
+    weights["qkv_b"][32:64] += 50.0
+    if rate > 1:
+        weights["sal_w"] *= 300.0
+    x, target = random_input(shape, mean=20.0), host()
+    lowered = saa.lower(shape, weights, isa.isa_of(target))
+    assert lowered is not None
+    result, expected = run(lowered, x, target), saa.reference(x, weights, shape)
+    assert np.isfinite(result).all()
+    # A rounding of a score of thousands is a visible part of its power: this is about safety, not precision.
+    assert np.abs(result - expected).max() < 1e-2 * np.abs(expected).max()
+
+
+def test_heads_that_do_not_divide_the_channels_are_declined() -> None:
+    shape = SAAShape(1, 4, 4, 32, 3, 1)
+    assert saa.lower(shape, random_weights(shape), isa.AVX2) is None
+
+
+@pytest.mark.parametrize("rate", [1, 2])
+def test_equal_shapes_share_one_function(rate: int) -> None:
+    shape = SAAShape(1, 8, 8, 32, 2, rate)
+    first, second = (saa.lower(shape, random_weights(shape, seed), isa.AVX2) for seed in (0, 1))
+    assert first is not None and second is not None
+    tvm.ir.assert_structural_equal(first.func, second.func)
+    assert not np.array_equal(first.constants[-1], second.constants[-1])
+
+
+@pytest.mark.parametrize("tiling", range(2))
+def test_offered_tilings_are_right(tiling: int) -> None:
+    shape, target = SAAShape(1, 12, 12, 48, 3, 4), host()
+    offered = saa.tilings(shape, isa.isa_of(target))
+    x, weights = random_input(shape), random_weights(shape)
+    lowered = saa.lower(shape, weights, isa.isa_of(target), offered[tiling * (len(offered) - 1)])
+    assert lowered is not None
+    assert np.abs(run(lowered, x, target) - saa.reference(x, weights, shape)).max() < TOLERANCE
+
+
+@pytest.mark.parametrize(("target", "multiply_add"), [(AVX512, "vfmadd"), (NEON, "fmla")], ids=["avx512", "neon"])
+def test_other_cpus_get_their_vectors(target: dict[str, str], multiply_add: str) -> None:
+    shape = SAAShape(1, 8, 8, 32, 2, 2)
+    lowered = saa.lower(shape, random_weights(shape), isa.isa_of(target), threads=2)
+    assert lowered is not None
+    module = tvm.IRModule({"saa": lowered.func.with_attr("global_symbol", "saa")})
+    library = tvm.compile(module, target=tvm.target.Target(target))
+    lines = [line for line in library.mod.inspect_source("asm").splitlines() if multiply_add in line]
+    wide = [line for line in lines if ("zmm" if multiply_add.startswith("v") else ".4s") in line]
+    assert len(wide) > 100
