@@ -62,15 +62,12 @@ def build(options: BuildOptions, say: Say) -> BuildResult:
         raise unknown("dtype", options.dtype, DTYPES)
     if options.dump_ir is not None and options.dump_ir.exists() and not options.dump_ir.is_dir():
         raise UsageError(f"'{options.dump_ir}' is not a directory: give --dump-ir a folder.")
-    target = targets.get(options.target)
-    if shutil.which(target.compiler) is None:
-        raise TargetError(
-            f"target '{target.name}' links with the C compiler '{target.compiler}', which is not there: "
-            "install it (Debian: apt install gcc)."
-        )
-    stem = _stem(options, target)
-    artifact, manifest_path = options.out / f"{stem}.so", options.out / f"{stem}.json"
+    if options.name is not None:
+        _check_name(options.name)
     with workspace.staging(options.out) as staged, workspace.scratch() as scratch:
+        target = _target(options.target)
+        stem = options.name.removesuffix(".so") if options.name else _default_stem(options, target)
+        artifact, manifest_path = options.out / f"{stem}.so", options.out / f"{stem}.json"
         workspace.free(artifact, manifest_path)
         source = _open(options)
         workspace.reserve(staged, _estimate(source))
@@ -85,22 +82,33 @@ def build(options: BuildOptions, say: Say) -> BuildResult:
     return BuildResult(artifact, manifest_path, manifest, compiled.warnings, time.monotonic() - start)
 
 
-def _stem(options: BuildOptions, target: Target) -> str:
-    """The artifact's name without .so: the user's, or one that tells artifacts of one model apart."""
-    if options.name is None:
-        path = Path(options.model)
-        parts = [path.stem if path.suffix in (".pt2", ".onnx") else options.model, target.name]
-        parts += [f"b{options.batch}"] if options.batch != 1 else []
-        parts += [f"{options.image_size}px"] if options.image_size is not None else []
-        parts += ["features"] if options.features_only else []
-        return re.sub(r"[^A-Za-z0-9_.+-]+", "_", "-".join(parts))
-    stem = options.name.removesuffix(".so")
-    if not re.fullmatch(r"[A-Za-z0-9_+-][A-Za-z0-9_.+-]{0,199}", stem):
+def _check_name(name: str) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9_+-][A-Za-z0-9_.+-]{0,199}", name.removesuffix(".so")):
         raise UsageError(
-            f"'{options.name}' cannot be the name of an artifact: use up to 200 letters, digits and any of "
+            f"'{name}' cannot be the name of an artifact: use up to 200 letters, digits and any of "
             "_ . + -, and give the folder with --out."
         )
-    return stem
+
+
+def _default_stem(options: BuildOptions, target: Target) -> str:
+    """A name that tells the artifacts of one model apart."""
+    path = Path(options.model)
+    parts = [path.stem if path.suffix in (".pt2", ".onnx") else options.model, target.name]
+    parts += [f"b{options.batch}"] if options.batch != 1 else []
+    parts += [f"{options.image_size}px"] if options.image_size is not None else []
+    parts += ["features"] if options.features_only else []
+    return re.sub(r"[^A-Za-z0-9_.+-]+", "_", "-".join(parts))
+
+
+def _target(name: str) -> Target:
+    """The target, if what it needs to be built for is there."""
+    target = targets.get(name)
+    if shutil.which(target.compiler) is None:
+        raise TargetError(
+            f"target '{target.name}' links with the C compiler '{target.compiler}', which is not there: "
+            "install it (Debian: apt install gcc)."
+        )
+    return target
 
 
 def _open(options: BuildOptions) -> ModelSource:

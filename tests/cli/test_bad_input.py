@@ -83,7 +83,7 @@ def test_extra_tensor(state, refused_weights):
 
 def test_misshapen_tensor(state, refused_weights):
     name = next(name for name, tensor in state.items() if tensor.dim() == 4)
-    refused_weights(state | {name: torch.ones(1, 2, 3, 4)}, name, "1x2x3x4")
+    refused_weights(state | {name: torch.ones(1, 2, 3, 4)}, name, "[1, 2, 3, 4]")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -238,7 +238,7 @@ def test_one_bad_picture_and_nothing_is_classified(cli, micro_artifact, tmp_path
 
 
 def test_absent_picture(cli, micro_artifact, refused):
-    refused(cli("run", micro_artifact, "nowhere.png"), 1, "nowhere.png")
+    refused(cli("run", micro_artifact, "nowhere.png"), 2, "nowhere.png")
 
 
 def test_too_many_classes_wanted(cli, micro_artifact, picture, refused):
