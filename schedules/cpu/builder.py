@@ -56,6 +56,18 @@ class Builder:
         self._emit(tirx.Bind(var, value))
         return var
 
+    def settle(self, name: str, value: Expr) -> Expr:
+        """An integer that is computed once and that TVM does not look into.
+
+        TVM's simplifier takes minutes over nested divisions, minima and maxima that LLVM handles at once.
+        """
+        if isinstance(value, (int, tirx.IntImm)):
+            return value
+        cell = tirx.decl_buffer((1,), "int32", name, scope="local")
+        self._emit(tirx.AllocBuffer(cell))
+        self._emit(tirx.BufferStore(cell, value, [_int(0)]))
+        return tirx.BufferLoad(cell, [_int(0)])
+
     @contextmanager
     def loop(self, name: str, extent: Expr, kind: str = "serial") -> Iterator[Expr]:
         """`for name in range(extent)`; no loop at all where the extent is the number 1."""
@@ -101,6 +113,21 @@ def splat(value: Expr, lanes: int) -> Expr:
     if isinstance(value, (int, float)):
         value = tirx.const(value, "float32")
     return value if lanes == 1 else tirx.Broadcast(value, lanes)
+
+
+def fill(b: Builder, lanes: int, buffer: Buffer, start: Expr, count: int) -> None:
+    """Zeros in `count` elements, a multiple of the vector width."""
+    with b.loop("at", count // lanes) as at:
+        b.store(buffer, start + at * lanes, splat(0.0, lanes))
+
+
+def copy(b: Builder, lanes: int, source: Buffer, at: Expr, target: Buffer, to: Expr, count: int) -> None:
+    """`count` elements from `source[at..]` to `target[to..]`."""
+    whole = count // lanes
+    with b.loop("i", whole) as i:
+        b.store(target, to + i * lanes, b.load(source, at + i * lanes, lanes))
+    for i in range(whole * lanes, count):
+        b.store(target, to + i, b.load(source, at + i))
 
 
 def minimum(a: Expr, b: Expr) -> Expr:

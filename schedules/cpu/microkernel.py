@@ -125,10 +125,10 @@ def _panel(
     """All rows times one panel, of which `columns` columns are wanted."""
     pitch = pitch or tile.vectors * isa.lanes
     depth = int(np.prod([extent for extent, _ in a.depth]))
-    column = b.bind("column", panel * pitch)
-    base = b.bind("base", column * depth)
+    column = b.settle("column", panel * pitch)
+    base = b.settle("base", column * depth)
     with b.loop("tile", (rows + tile.rows - 1) // tile.rows) as index:
-        row = b.bind("row", minimum(index * tile.rows, rows - tile.rows))
+        row = b.settle("row", minimum(index * tile.rows, rows - tile.rows))
         _tile(b, isa, tile, a, weight, row, base, pitch, column, columns, finish)
 
 
@@ -150,7 +150,7 @@ def _tile(
     for line in sums:
         for total in line:
             b.store(total, 0, splat(0.0, lanes))
-    starts = [b.bind(f"start{i}", a.start(row + i)) for i in range(tile.rows)]
+    starts = [b.settle(f"start{i}", a.start(row + i)) for i in range(tile.rows)]
 
     def step(offset: Expr, k: Expr) -> None:
         factors = [b.bind(f"w{j}", b.load(weight, base + k * pitch + j * lanes, lanes)) for j in range(tile.vectors)]

@@ -1,0 +1,286 @@
+"""CIFFN as one kernel: x + project(redistribute(gelu(depthwise(expand(x))))).
+
+The expanded map never leaves the cache. Two ways to split the work:
+
+* by bands of rows: each task rolls down its band in chunks; a block of channels is expanded for the chunk, convolved
+  while hot, and kept as the left operand of the projection. The last two expanded rows are carried to the next chunk.
+* by channels (small maps, whose weights outweigh them): every task expands and convolves some channel blocks of a
+  whole image, then, after all are done, projects some rows to some columns.
+
+The redistribution z + g (z - s) folds into the projection: z @ (1 + g) W - s (g @ W), a rank-one term at the end.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from tvm import tirx
+
+from schedules.cpu import depthwise, microkernel
+from schedules.cpu.builder import Buffer, Builder, Expr, copy, fill, lanes_of, maximum, minimum, splat
+from schedules.cpu.isa import Isa
+from schedules.cpu.lowered import Lowered
+from schedules.cpu.math import gelu
+from schedules.cpu.microkernel import Rows, Tile
+
+DECOMPOSE = depthwise.TAPS + 1  # the row of the packed depthwise weights that holds the decomposition's
+ROWS = DECOMPOSE + 1
+
+
+@dataclass(frozen=True)
+class CIFFNShape:
+    n: int
+    h: int
+    w: int
+    c: int
+    e: int
+
+    @property
+    def flops(self) -> int:
+        return 2 * self.n * self.h * self.w * self.e * (2 * self.c + 9 + 1)
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """`chunk` rows at a time in each of `bands` a picture, or, with bands = 0, `groups` of channel blocks."""
+
+    bands: int
+    groups: int
+    chunk: int
+    strip: int
+    expand_rows: int
+    expand_vectors: int
+    project_rows: int
+    project_vectors: int
+    unroll: int
+
+
+def default_tiling(shape: CIFFNShape, isa: Isa, threads: int = 1) -> Tiling:
+    whole = shape.h * shape.w
+    rows = shape.w if shape.h > 1 else whole
+    by_channel = False
+    expand = microkernel.tile_for(isa, whole if by_channel or threads == 1 else rows, shape.e)
+    project = microkernel.tile_for(isa, whole if by_channel or threads == 1 else rows, shape.c)
+    return Tiling(
+        bands=0 if by_channel else math.ceil(threads / shape.n),
+        groups=threads,
+        chunk=shape.h,
+        strip=min(shape.w, 7),
+        expand_rows=min(expand.rows, rows),
+        expand_vectors=expand.vectors,
+        project_rows=min(project.rows, rows),
+        project_vectors=project.vectors,
+        unroll=4,
+    )
+
+
+def tilings(shape: CIFFNShape, isa: Isa) -> list[Tiling]:
+    return [default_tiling(shape, isa)]
+
+
+def lower(
+    shape: CIFFNShape,
+    weights: dict[str, np.ndarray],
+    isa: Isa,
+    tiling: Tiling | None = None,
+    threads: int = 1,
+) -> Lowered:
+    tiling = tiling or default_tiling(shape, isa, threads)
+    kernel = _Kernel(shape, isa, tiling)
+    return Lowered(kernel.function(threads), kernel.constants(weights), shape.flops)
+
+
+class _Kernel:
+    """The pieces that both ways share."""
+
+    def __init__(self, shape: CIFFNShape, isa: Isa, tiling: Tiling) -> None:
+        self.shape, self.isa, self.tiling = shape, isa, tiling
+        self.expand = Tile(tiling.expand_rows, tiling.expand_vectors, tiling.unroll)
+        self.project = Tile(tiling.project_rows, tiling.project_vectors, tiling.unroll)
+        self.block = tiling.expand_vectors * isa.lanes
+        self.blocks = microkernel.panels(shape.e, self.expand, isa)
+        self.e = self.blocks * self.block
+        self.b = Builder()
+
+    def constants(self, weights: dict[str, np.ndarray]) -> list[np.ndarray]:
+        shape = self.shape
+        project = np.zeros((self.e, shape.c), np.float32)
+        project[: shape.e] = (1 + weights["g"])[:, None] * weights["pr_w"]
+        rows = [*weights["dw_w"].reshape(9, shape.e), weights["dw_b"], weights["dec_w"].reshape(shape.e)]
+        return [
+            microkernel.pack(weights["ex_w"], self.expand, self.isa),
+            depthwise.pack([weights["ex_b"]], self.block),
+            depthwise.pack(rows, self.block),
+            np.asarray(weights["dec_b"], np.float32).reshape(1),
+            microkernel.pack(project, self.project, self.isa),
+            np.stack([weights["pr_b"], weights["g"] @ weights["pr_w"]]).astype(np.float32),
+        ]
+
+    def function(self, threads: int) -> tirx.PrimFunc:
+        shape, b = self.shape, self.b
+        image = (shape.n, shape.h, shape.w, shape.c)
+        width = self.project.vectors * self.isa.lanes
+        self.x = b.param("x", image)
+        self.expand_w = b.param("expand_w", (self.blocks, shape.c, self.block))
+        self.expand_b = b.param("expand_b", (self.blocks, 1, self.block))
+        self.depth_w = b.param("depth_w", (self.blocks, ROWS, self.block))
+        self.decompose_b = b.param("decompose_b", (1,))
+        panels = microkernel.panels(shape.c, self.project, self.isa)
+        self.project_w = b.param("project_w", (panels, self.e, width))
+        self.project_b = b.param("project_b", (2, shape.c))
+        self.out = b.param("out", image)
+        if self.tiling.bands:
+            self._by_bands()
+        else:
+            self._by_channels(threads)
+        return b.function("ciffn")
+
+    def _by_bands(self) -> None:
+        shape, b, bands = self.shape, self.b, self.tiling.bands
+        with b.loop("task", shape.n * bands, "parallel") as task:
+            image = b.settle("image", task // bands)
+            band = b.settle("band", task % bands)
+            first = b.settle("first", band * shape.h // bands)
+            last = b.settle("last", (band + 1) * shape.h // bands)
+            self._band(image, first, last)
+
+    def _band(self, image: Expr, first: Expr, last: Expr) -> None:
+        """Rows first .. last of one image, from expanded rows top .. bottom."""
+        shape, b, lanes, chunk = self.shape, self.b, self.isa.lanes, self.tiling.chunk
+        line = shape.w * self.block
+        top = b.settle("top", maximum(first - 1, 0))
+        bottom = b.settle("bottom", minimum(last + 1, shape.h))
+        chunks = (bottom - top + chunk - 1) // chunk
+        once = isinstance(chunks, int) and chunks == 1
+        hidden = b.alloc("hidden", (chunk + 3) * line)
+        # The first chunk's extra row: a band's end has one more row of results than a chunk has expanded rows.
+        z = b.alloc("z", self.blocks * (chunk + 1) * line)
+        score = b.alloc("score", _round_up((chunk + 1) * shape.w, lanes) * lanes)
+        carried = None
+        if not once:
+            carried = b.alloc("carried", self.blocks * 2 * line)
+            fill(b, lanes, carried, 0, self.blocks * 2 * line)
+        with b.loop("chunk", chunks) as index:
+            low = b.settle("low", top + index * chunk)
+            high = b.settle("high", minimum(low + chunk, bottom))
+            begin = b.settle("begin", maximum(low - 1, first))
+            end = b.settle("end", last if once else tirx.Select(high == bottom, last, high - 1))
+            fill(b, lanes, score, 0, (chunk + 1) * shape.w * lanes)
+            with b.loop("block", self.blocks) as block:
+                self._expanded(block, image, low, high, hidden, carried)
+                with b.loop("y", end - begin) as y:
+                    self._convolved(block, hidden, begin + y - low + 1, y, z, (chunk + 1) * shape.w, score)
+            position = b.settle("position", (image * shape.h + begin) * shape.w)
+            rows = b.settle("rows", (end - begin) * shape.w)
+            if once:
+                self._projected(z, (chunk + 1) * shape.w, 0, score, 0, 1, position, rows)
+            else:
+                with b.when(rows > 0):
+                    self._projected(z, (chunk + 1) * shape.w, 0, score, 0, 1, position, rows)
+
+    def _expanded(
+        self, block: Expr, image: Expr, low: Expr, high: Expr, hidden: Buffer, carried: Buffer | None
+    ) -> None:
+        """Expanded rows low .. high of a block, from row 2 of `hidden` on; the two before them are in rows 0 and 1."""
+        shape, b, lanes = self.shape, self.b, self.isa.lanes
+        line = shape.w * self.block
+        if carried is None:
+            fill(b, lanes, hidden, line, line)
+        else:
+            copy(b, lanes, carried, block * 2 * line, hidden, 0, 2 * line)
+        start = b.settle("start", (image * shape.h + low) * shape.w)
+        a = Rows(self.x, lambda row: (start + row) * shape.c, ((shape.c, 1),))
+
+        def finish(row: Expr, column: Expr, value: Expr) -> None:
+            bias = b.load(self.expand_b, column, lanes_of(value))
+            b.store(hidden, (row + 2 * shape.w) * self.block + column - block * self.block, value + bias)
+
+        rows = b.settle("rows", (high - low) * shape.w)
+        padded = self.e  # the weights beyond e are zeros, and so are the results
+        microkernel.gemm(b, self.isa, self.expand, a, self.expand_w, rows, padded, finish, (block, 1))
+        count = high - low
+        if carried is None:
+            fill(b, lanes, hidden, (count + 2) * line, line)
+        else:
+            with b.when(high == shape.h):
+                fill(b, lanes, hidden, (count + 2) * line, line)
+            copy(b, lanes, hidden, count * line, carried, block * 2 * line, 2 * line)
+
+    def _convolved(
+        self, block: Expr, hidden: Buffer, row: Expr, y: Expr, z: Buffer, rows: Expr, score: Buffer, at: Expr = 0
+    ) -> None:
+        """z = gelu(depthwise(hidden)) of one row, and its share of the score z . decompose."""
+        shape, b, lanes = self.shape, self.b, self.isa.lanes
+        taps = b.settle("taps", block * ROWS * self.block)
+        place = b.settle("place", block * rows + y * shape.w)
+        sums = b.settle("sums", at + y * shape.w)
+
+        def finish(x: Expr, channel: int, value: Expr) -> None:
+            result = gelu(b, value)
+            b.store(z, (place + x) * self.block + channel, result)
+            share = result * b.load(self.depth_w, taps + DECOMPOSE * self.block + channel, lanes)
+            b.store(score, (sums + x) * lanes, b.load(score, (sums + x) * lanes, lanes) + share)
+
+        top = b.settle("above", row * shape.w * self.block)
+        depthwise.depthwise_row(
+            b, self.isa, hidden, top, shape.w, self.block, self.depth_w, taps, self.tiling.strip, finish
+        )
+
+    def _projected(
+        self,
+        z: Buffer,
+        pitch: int,
+        offset: Expr,
+        score: Buffer,
+        at: Expr,
+        groups: int,
+        position: Expr,
+        rows: Expr,
+        some: tuple[Expr, Expr] | None = None,
+    ) -> None:
+        """out = x + z @ project + bias - s * redistributed, for the positions from `position` on."""
+        shape, b = self.shape, self.b
+        s = self._scores(score, at, groups, pitch, rows)
+        a = Rows(z, lambda row: (offset + row) * self.block, ((self.blocks, pitch * self.block), (self.block, 1)))
+
+        def finish(row: Expr, column: Expr, value: Expr) -> None:
+            lanes = lanes_of(value)
+            place = b.settle("place", (position + row) * shape.c + column)
+            bias = b.load(self.project_b, column, lanes)
+            away = splat(b.load(s, row), lanes) * b.load(self.project_b, shape.c + column, lanes)
+            b.store(self.out, place, b.load(self.x, place, lanes) + bias - away + value)
+
+        microkernel.gemm(b, self.isa, self.project, a, self.project_w, rows, shape.c, finish, some)
+
+    def _scores(self, score: Buffer, at: Expr, groups: int, pitch: int, rows: Expr) -> Buffer:
+        """s = gelu(z . decompose + b) of every position, from sums that are spread over lanes and groups."""
+        b, lanes = self.b, self.isa.lanes
+        s = b.alloc("s", _round_up(pitch, lanes))
+        with b.loop("row", rows) as row:
+            total = b.load(self.decompose_b, 0)
+            for group in range(groups):
+                for lane in range(lanes):
+                    total = total + b.load(score, (at + group * pitch + row) * lanes + lane)
+            b.store(s, row, total)
+        with b.loop("vector", (rows + lanes - 1) // lanes) as vector:
+            b.store(s, vector * lanes, gelu(b, b.load(s, vector * lanes, lanes)))
+        return s
+
+    def _by_channels(self, threads: int) -> None:
+        raise NotImplementedError
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple
+
+
+def reference(x: np.ndarray, weights: dict[str, np.ndarray], shape: CIFFNShape) -> np.ndarray:
+    from schedules.cpu.reference import depthwise3x3, gelu
+
+    x = x.astype(np.float64)
+    hidden = x @ weights["ex_w"] + weights["ex_b"]
+    z = gelu(depthwise3x3(hidden, weights["dw_w"]) + weights["dw_b"])
+    s = gelu(z @ weights["dec_w"].reshape(shape.e, 1) + weights["dec_b"])
+    return x + (z + weights["g"] * (z - s)) @ weights["pr_w"] + weights["pr_b"]

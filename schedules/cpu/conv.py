@@ -1,0 +1,187 @@
+"""A dense convolution as an implicit matrix product: KxK, any stride and padding, bias and perhaps GELU.
+
+Each task takes rows of results in chunks and copies the input rows they need into a padded patch, where the window of
+a result is `kh` runs of kw * Cin neighbouring numbers: the depth of the product, without an im2col.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from tvm import tirx
+
+from schedules.cpu import microkernel
+from schedules.cpu.builder import Buffer, Builder, Expr, copy, lanes_of, maximum, minimum, splat
+from schedules.cpu.isa import Isa
+from schedules.cpu.lowered import Lowered
+from schedules.cpu.math import gelu
+from schedules.cpu.microkernel import Rows, Tile
+
+PATCH = 1 << 16  # numbers: what a patch may take of the cache
+
+
+@dataclass(frozen=True)
+class ConvShape:
+    n: int
+    h: int
+    w: int
+    c: int
+    k: int
+    kernel: int
+    stride: int
+    padding: int
+    activation: str | None = None
+
+    @property
+    def out_h(self) -> int:
+        return (self.h + 2 * self.padding - self.kernel) // self.stride + 1
+
+    @property
+    def out_w(self) -> int:
+        return (self.w + 2 * self.padding - self.kernel) // self.stride + 1
+
+    @property
+    def flops(self) -> int:
+        return 2 * self.n * self.out_h * self.out_w * self.k * self.c * self.kernel**2
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """`bands` x `groups` tasks a picture (rows x columns), `chunk` rows of results at a time, the register tile."""
+
+    bands: int
+    groups: int
+    chunk: int
+    rows: int
+    vectors: int
+    unroll: int
+
+
+def default_tiling(shape: ConvShape, isa: Isa, threads: int = 1) -> Tiling:
+    needed = math.ceil(threads / math.gcd(threads, shape.n))
+    bands = min(shape.out_h, needed) if shape.out_h >= 4 * needed else 1
+    line = shape.stride * (shape.w + 2 * shape.padding) * shape.c
+    chunk = max(1, min(-(-shape.out_h // bands), PATCH // line))
+    tile = microkernel.tile_for(isa, chunk * shape.out_w, shape.k)
+    groups = 1 if bands >= needed else min(needed // bands, microkernel.panels(shape.k, tile, isa))
+    return Tiling(bands, groups, chunk, min(tile.rows, shape.out_w), tile.vectors, 4)
+
+
+def tilings(shape: ConvShape, isa: Isa) -> list[Tiling]:
+    return [default_tiling(shape, isa)]
+
+
+def lower(
+    shape: ConvShape,
+    weights: dict[str, np.ndarray],
+    isa: Isa,
+    tiling: Tiling | None = None,
+    threads: int = 1,
+) -> Lowered:
+    tiling = tiling or default_tiling(shape, isa, threads)
+    kernel = _Kernel(shape, isa, tiling)
+    return Lowered(kernel.function(), kernel.constants(weights), shape.flops)
+
+
+class _Kernel:
+    def __init__(self, shape: ConvShape, isa: Isa, tiling: Tiling) -> None:
+        self.shape, self.isa, self.tiling = shape, isa, tiling
+        self.tile = Tile(tiling.rows, tiling.vectors, tiling.unroll)
+        self.depth = shape.kernel**2 * shape.c
+        self.panels = microkernel.panels(shape.k, self.tile, isa)
+        self.line = (shape.w + 2 * shape.padding) * shape.c
+        self.b = Builder()
+
+    def constants(self, weights: dict[str, np.ndarray]) -> list[np.ndarray]:
+        flat = weights["w"].reshape(self.depth, self.shape.k)
+        return [microkernel.pack(flat, self.tile, self.isa), np.asarray(weights["b"], np.float32)]
+
+    def function(self) -> tirx.PrimFunc:
+        shape, b, tiling = self.shape, self.b, self.tiling
+        self.x = b.param("x", (shape.n, shape.h, shape.w, shape.c))
+        self.weight = b.param("weight", (self.panels, self.depth, self.tile.vectors * self.isa.lanes))
+        self.bias = b.param("bias", (shape.k,))
+        self.out = b.param("out", (shape.n, shape.out_h, shape.out_w, shape.k))
+        with b.loop("task", shape.n * tiling.bands * tiling.groups, "parallel") as task:
+            group = b.settle("group", task % tiling.groups)
+            band = b.settle("band", task // tiling.groups % tiling.bands)
+            image = b.settle("image", task // (tiling.groups * tiling.bands))
+            first = b.settle("first", band * shape.out_h // tiling.bands)
+            last = b.settle("last", (band + 1) * shape.out_h // tiling.bands)
+            begin = b.settle("begin", group * self.panels // tiling.groups)
+            end = b.settle("end", (group + 1) * self.panels // tiling.groups)
+            self._band(image, first, last, None if tiling.groups == 1 else (begin, end - begin))
+        return b.function("conv")
+
+    def _band(self, image: Expr, first: Expr, last: Expr, some: tuple[Expr, Expr] | None) -> None:
+        """Rows first .. last of the results of one image, `chunk` at a time."""
+        shape, b, chunk = self.shape, self.b, self.tiling.chunk
+        patch = b.alloc("patch", ((chunk - 1) * shape.stride + shape.kernel) * self.line)
+        with b.loop("chunk", (last - first + chunk - 1) // chunk) as index:
+            low = b.settle("low", first + index * chunk)
+            count = b.settle("count", minimum(chunk, last - low))
+            self._gathered(image, low, count, patch)
+            self._multiplied(image, low, count, patch, some)
+
+    def _gathered(self, image: Expr, low: Expr, count: Expr, patch: Buffer) -> None:
+        """The input rows that `count` rows of results from `low` on see, with zeros all around."""
+        shape, b, lanes = self.shape, self.b, self.isa.lanes
+        width, border = shape.w * shape.c, shape.padding * shape.c
+        with b.loop("row", (count - 1) * shape.stride + shape.kernel) as row:
+            y = b.settle("y", low * shape.stride - shape.padding + row)
+            start = b.settle("start", row * self.line)
+            inside = tirx.all(_int(y) >= 0, _int(y) < shape.h)
+            with b.when(inside):
+                _zeros(b, lanes, patch, start, border)
+                copy(b, lanes, self.x, (image * shape.h + y) * width, patch, start + border, width)
+                _zeros(b, lanes, patch, start + border + width, border)
+            with b.when(tirx.Not(inside)):
+                _zeros(b, lanes, patch, start, self.line)
+
+    def _multiplied(self, image: Expr, low: Expr, count: Expr, patch: Buffer, some: tuple[Expr, Expr] | None) -> None:
+        shape, b = self.shape, self.b
+        run = shape.kernel * shape.c
+        position = b.settle("position", (image * shape.out_h + low) * shape.out_w)
+
+        def start(row: Expr) -> Expr:
+            return (row // shape.out_w * self.line + row % shape.out_w * shape.c) * shape.stride
+
+        def finish(row: Expr, column: Expr, value: Expr) -> None:
+            result = value + b.load(self.bias, column, lanes_of(value))
+            if shape.activation == "gelu":
+                result = gelu(b, result)
+            b.store(self.out, (position + row) * shape.k + column, result)
+
+        a = Rows(patch, start, ((shape.kernel, self.line), (run, 1)))
+        rows = b.settle("rows", count * shape.out_w)
+        microkernel.gemm(b, self.isa, self.tile, a, self.weight, rows, shape.k, finish, some)
+
+
+def _zeros(b: Builder, lanes: int, buffer: Buffer, start: Expr, count: int) -> None:
+    whole = count // lanes
+    if whole:
+        with b.loop("i", whole) as i:
+            b.store(buffer, start + i * lanes, splat(0.0, lanes))
+    for i in range(whole * lanes, count):
+        b.store(buffer, start + i, splat(0.0, 1))
+
+
+def _int(value: Expr) -> Expr:
+    return tirx.const(value, "int32") if isinstance(value, int) else value
+
+
+def reference(x: np.ndarray, weights: dict[str, np.ndarray], shape: ConvShape) -> np.ndarray:
+    from schedules.cpu.reference import gelu
+
+    p, s = shape.padding, shape.stride
+    padded = np.pad(x.astype(np.float64), ((0, 0), (p, p), (p, p), (0, 0)))
+    out = np.zeros((shape.n, shape.out_h, shape.out_w, shape.k)) + weights["b"]
+    for i in range(shape.kernel):
+        for j in range(shape.kernel):
+            window = padded[:, i : i + s * shape.out_h : s, j : j + s * shape.out_w : s][
+                :, : shape.out_h, : shape.out_w
+            ]
+            out += window @ weights["w"][i, j]
+    return gelu(out) if shape.activation == "gelu" else out

@@ -1,0 +1,185 @@
+"""DWSConv as one kernel: x + pointwise(gelu(depthwise(x))).
+
+Each task takes a band of rows in chunks: a block of channels of the chunk is copied, convolved while hot, and kept as
+the left operand of the pointwise product, whose epilogue adds bias and residual.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from tvm import tirx
+
+from schedules.cpu import depthwise, microkernel
+from schedules.cpu.builder import Buffer, Builder, Expr, fill, lanes_of, maximum, minimum
+from schedules.cpu.isa import Isa
+from schedules.cpu.lowered import Lowered
+from schedules.cpu.math import gelu
+from schedules.cpu.microkernel import Rows, Tile, pieces
+
+ROWS = depthwise.TAPS + 1
+
+
+@dataclass(frozen=True)
+class DWSConvShape:
+    n: int
+    h: int
+    w: int
+    c: int
+
+    @property
+    def flops(self) -> int:
+        return 2 * self.n * self.h * self.w * self.c * (self.c + 9)
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """`bands` tasks a picture, `chunk` rows at a time, `block` vectors of channels, and the register tile."""
+
+    bands: int
+    chunk: int
+    strip: int
+    block: int
+    rows: int
+    vectors: int
+    unroll: int
+
+
+def default_tiling(shape: DWSConvShape, isa: Isa, threads: int = 1) -> Tiling:
+    bands = min(shape.h, math.ceil(threads / math.gcd(threads, shape.n)))
+    chunk = max(1, min(-(-shape.h // bands), 2048 // shape.w))
+    tile = microkernel.tile_for(isa, shape.w if shape.h > chunk else shape.w * shape.h, shape.c)
+    return Tiling(bands, chunk, min(shape.w, 7), 2, min(tile.rows, shape.w), tile.vectors, 4)
+
+
+def tilings(shape: DWSConvShape, isa: Isa) -> list[Tiling]:
+    return [default_tiling(shape, isa)]
+
+
+def lower(
+    shape: DWSConvShape,
+    weights: dict[str, np.ndarray],
+    isa: Isa,
+    tiling: Tiling | None = None,
+    threads: int = 1,
+) -> Lowered:
+    tiling = tiling or default_tiling(shape, isa, threads)
+    kernel = _Kernel(shape, isa, tiling)
+    return Lowered(kernel.function(), kernel.constants(weights), shape.flops)
+
+
+class _Kernel:
+    def __init__(self, shape: DWSConvShape, isa: Isa, tiling: Tiling) -> None:
+        self.shape, self.isa, self.tiling = shape, isa, tiling
+        self.tile = Tile(tiling.rows, tiling.vectors, tiling.unroll)
+        self.block = tiling.block * isa.lanes
+        self.blocks = -(-shape.c // self.block)
+        self.b = Builder()
+
+    def constants(self, weights: dict[str, np.ndarray]) -> list[np.ndarray]:
+        point = np.zeros((self.blocks * self.block, self.shape.c), np.float32)
+        point[: self.shape.c] = weights["pw_w"]
+        return [
+            depthwise.pack([*weights["dw_w"].reshape(9, self.shape.c), weights["dw_b"]], self.block),
+            microkernel.pack(point, self.tile, self.isa),
+            np.asarray(weights["pw_b"], np.float32),
+        ]
+
+    def function(self) -> tirx.PrimFunc:
+        shape, b, bands = self.shape, self.b, self.tiling.bands
+        image_shape = (shape.n, shape.h, shape.w, shape.c)
+        panels = microkernel.panels(shape.c, self.tile, self.isa)
+        self.x = b.param("x", image_shape)
+        self.depth_w = b.param("depth_w", (self.blocks, ROWS, self.block))
+        self.point_w = b.param("point_w", (panels, self.blocks * self.block, self.tile.vectors * self.isa.lanes))
+        self.point_b = b.param("point_b", (shape.c,))
+        self.out = b.param("out", image_shape)
+        with b.loop("task", shape.n * bands, "parallel") as task:
+            image = b.settle("image", task // bands)
+            first = b.settle("first", task % bands * shape.h // bands)
+            last = b.settle("last", (task % bands + 1) * shape.h // bands)
+            self._band(image, first, last)
+        return b.function("dwsconv")
+
+    def _band(self, image: Expr, first: Expr, last: Expr) -> None:
+        """Rows first .. last of one image, `chunk` at a time."""
+        shape, b, chunk = self.shape, self.b, self.tiling.chunk
+        patch = b.alloc("patch", (chunk + 2) * shape.w * self.block)
+        z = b.alloc("z", self.blocks * chunk * shape.w * self.block)
+        with b.loop("chunk", (last - first + chunk - 1) // chunk) as index:
+            low = b.settle("low", first + index * chunk)
+            high = b.settle("high", minimum(low + chunk, last))
+            with b.loop("block", self.blocks) as block:
+                self._gathered(block, image, low, high, patch)
+                with b.loop("y", high - low) as y:
+                    self._convolved(block, patch, y, z)
+            self._multiplied(z, b.settle("position", (image * shape.h + low) * shape.w), (high - low) * shape.w)
+
+    def _gathered(self, block: Expr, image: Expr, low: Expr, high: Expr, patch: Buffer) -> None:
+        """Rows low - 1 .. high + 1 of a channel block; zeros beyond the image and beyond the last channel."""
+        shape, b, lanes = self.shape, self.b, self.isa.lanes
+        line = shape.w * self.block
+        top = b.settle("top", maximum(low - 1, 0))
+        bottom = b.settle("bottom", minimum(high + 1, shape.h))
+        with b.when(_int(low) == 0):
+            fill(b, lanes, patch, 0, line)
+        with b.when(_int(high) == shape.h):
+            fill(b, lanes, patch, (high - low + 1) * line, line)
+        source = b.settle("source", (image * shape.h + top) * shape.w * shape.c + block * self.block)
+        target = b.settle("target", (top - low + 1) * line)
+        full = shape.c // self.block
+
+        def rows(wanted: int) -> None:
+            with b.loop("at", (bottom - top) * shape.w) as at:
+                for start, width in pieces(wanted, lanes):
+                    b.store(
+                        patch, target + at * self.block + start, b.load(self.x, source + at * shape.c + start, width)
+                    )
+
+        if full == self.blocks:
+            rows(self.block)
+            return
+        with b.when(_int(block) < full):
+            rows(self.block)
+        with b.when(_int(block) == full):
+            fill(b, lanes, patch, 0, (self.tiling.chunk + 2) * line)
+            rows(shape.c - full * self.block)
+
+    def _convolved(self, block: Expr, patch: Buffer, y: Expr, z: Buffer) -> None:
+        shape, b = self.shape, self.b
+        taps = b.settle("taps", block * ROWS * self.block)
+        place = b.settle("place", (block * self.tiling.chunk + y) * shape.w)
+
+        def finish(x: Expr, channel: int, value: Expr) -> None:
+            b.store(z, (place + x) * self.block + channel, gelu(b, value))
+
+        top = b.settle("above", y * shape.w * self.block)
+        depthwise.depthwise_row(
+            b, self.isa, patch, top, shape.w, self.block, self.depth_w, taps, self.tiling.strip, finish
+        )
+
+    def _multiplied(self, z: Buffer, position: Expr, rows: Expr) -> None:
+        """out = x + z @ pointwise + bias."""
+        shape, b = self.shape, self.b
+        pitch = self.tiling.chunk * shape.w * self.block
+        a = Rows(z, lambda row: row * self.block, ((self.blocks, pitch), (self.block, 1)))
+
+        def finish(row: Expr, column: Expr, value: Expr) -> None:
+            lanes = lanes_of(value)
+            place = b.settle("place", (position + row) * shape.c + column)
+            b.store(self.out, place, b.load(self.x, place, lanes) + b.load(self.point_b, column, lanes) + value)
+
+        microkernel.gemm(b, self.isa, self.tile, a, self.point_w, b.settle("rows", rows), shape.c, finish)
+
+
+def _int(value: Expr) -> Expr:
+    return tirx.const(value, "int32") if isinstance(value, int) else value
+
+
+def reference(x: np.ndarray, weights: dict[str, np.ndarray], shape: DWSConvShape) -> np.ndarray:
+    from schedules.cpu.reference import depthwise3x3, gelu
+
+    x = x.astype(np.float64)
+    return x + gelu(depthwise3x3(x, weights["dw_w"]) + weights["dw_b"]) @ weights["pw_w"] + weights["pw_b"]
