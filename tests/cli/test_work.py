@@ -1,0 +1,216 @@
+"""The commands that do the work, as a script would use them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+
+import numpy as np
+import pytest
+
+from saevit_tvm.models.sources import open_model
+from saevit_tvm.runtime.manifest import schema
+from saevit_tvm.verbs import parity
+
+jsonschema = pytest.importorskip("jsonschema")
+
+
+def told(done: subprocess.CompletedProcess[str], kind: str | None, status: int = 0) -> dict:
+    """The one object on stdout, by its schema."""
+    assert done.returncode == status, done.stderr
+    result = json.loads(done.stdout)
+    if kind:
+        jsonschema.validate(result, schema(kind))
+    return result
+
+
+# build ------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_build_from_start_to_finish(cli, tmp_path):
+    arguments = ("--model", "saevit_micro", "--weights", "digits", "--dump-ir", "ir", "--name", "digits.so", "--json")
+    done = cli("build", *arguments, cwd=tmp_path)
+    result = told(done, "build")
+    assert result["artifact"] == "out/digits.so" and result["manifest"] == "out/digits.json"
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["digits.json", "digits.so"]
+    manifest = json.loads((tmp_path / "out" / "digits.json").read_text())
+    jsonschema.validate(manifest, schema("manifest"))
+    assert manifest["verification"]["passed"] and manifest["verification"]["max_abs_error"] < 1e-4
+    assert manifest["labels"] == list("0123456789")
+    assert str(tmp_path) not in json.dumps(manifest)
+    assert list((tmp_path / "ir").iterdir())
+    assert [line.split()[0] for line in done.stderr.splitlines()] == ["compiling", "linking", "verifying"]
+    assert told(cli("verify", "--json", "out/digits.so", cwd=tmp_path), "verify")["reference"] == "pytorch"
+
+
+@pytest.mark.slow
+def test_build_for_a_cpu_that_is_not_here(cli, tmp_path):
+    from saevit_tvm.targets import get, runs_here
+
+    if runs_here(get("x86-64-v4"))[0]:
+        pytest.skip("this CPU runs every target there is")
+    done = cli("build", "--model", "saevit_micro", "--image-size", "64", "--target", "x86-64-v4", cwd=tmp_path)
+    assert done.returncode == 0 and "not verified" in done.stderr and "proof: none" in done.stdout
+    manifest = json.loads((tmp_path / "out" / "saevit_micro-x86-64-v4-64px.json").read_text())
+    assert manifest["verification"]["proof"] == "none" and not manifest["verification"]["passed"]
+
+
+@pytest.mark.slow
+def test_a_build_that_deviates_leaves_nothing(tmp_path, monkeypatch):
+    from saevit_tvm.errors import ParityError
+    from saevit_tvm.verbs.build import BuildOptions, build
+
+    monkeypatch.setitem(parity.TOLERANCE, "float32", 0.0)
+    with pytest.raises(ParityError, match="deviates from PyTorch by"):
+        build(BuildOptions(model="saevit_micro", image_size=64, out=tmp_path / "out"), lambda _line: None)
+    assert not (tmp_path / "out").exists()
+
+
+# verify -----------------------------------------------------------------------
+
+
+def test_verify_against_pytorch(cli, micro_artifact):
+    result = told(cli("verify", "--json", micro_artifact), "verify")
+    assert result["passed"] and result["proof"] == "host" and result["reference"] == "pytorch"
+    assert result["inputs"] == parity.INPUTS and result["max_abs_error"] < 1e-4
+
+
+def test_verify_against_what_was_recorded(cli, micro_artifact, tmp_path, parts, forge):
+    library, manifest = parts(micro_artifact)
+    manifest["weights"] = {"source": "file", "file": "lost.safetensors"}
+    artifact = forge(library, manifest, tmp_path / "a.so")
+    result = told(cli("verify", "--json", artifact), "verify")
+    assert result["passed"] and result["reference"] == "recorded" and "lost.safetensors" in result["note"]
+
+    values = manifest["reference"]["outputs"][0][0]
+    values[7] += 0.01
+    result = told(cli("verify", "--json", forge(library, manifest, artifact)), "verify", status=1)
+    assert not result["passed"] and result["max_abs_error"] == pytest.approx(0.01, rel=0.01)
+
+
+def test_verify_finds_the_wrong_weights_in_a_library(cli, micro_artifact, tmp_path, parts, forge, refused):
+    library, manifest = parts(micro_artifact)
+    other = open_model("saevit_micro", image_size=64, seed=1)
+    manifest |= {"weights": other.weights, "weights_digest": other.weights_digest}
+    artifact = forge(library, manifest, tmp_path / "a.so")
+    result = told(cli("verify", "--json", artifact), "verify", status=1)
+    assert not result["passed"] and result["reference"] == "pytorch" and result["max_abs_error"] > 0.01
+    refused(cli("verify", artifact), 1, "deviates from PyTorch by")
+
+
+def test_verify_with_other_weights_than_were_built(cli, micro_artifact, tmp_path, refused):
+    import torch
+
+    state = open_model("saevit_micro", image_size=64, seed=1).module.state_dict()
+    torch.save(dict(state), tmp_path / "other.pt")
+    refused(cli("verify", micro_artifact, "--weights", tmp_path / "other.pt"), 1, "other.pt' holds other weights")
+
+
+def test_a_library_that_crashes_is_a_sentence(cli, micro_artifact, tmp_path, parts, forge, refused):
+    library, manifest = parts(micro_artifact)
+    code = bytearray(library)
+    # Every function's code becomes instructions that no CPU has.
+    objdump = subprocess.run(["readelf", "-S", "-W", micro_artifact], capture_output=True, text=True)
+    fields = next(line.split(".text")[1].split() for line in objdump.stdout.splitlines() if " .text " in line)
+    offset, size = int(fields[2], 16), int(fields[3], 16)
+    code[offset : offset + size] = b"\x0f\x0b" * (size // 2) + b"\x0f" * (size % 2)
+    artifact = forge(bytes(code), manifest, tmp_path / "a.so")
+    refused(cli("verify", artifact), 1, "'a.so' crashes when it is run (SIGILL)")
+
+
+# run --------------------------------------------------------------------------
+
+
+def test_run_gives_what_pytorch_gives(cli, micro_artifact, picture):
+    from saevit_tvm.runtime.preprocess import load_image
+
+    done = cli("run", "--json", micro_artifact, picture, picture, "--top", "3")
+    first, second = told(done, None)["results"]
+    source = open_model("saevit_micro", image_size=64)
+    (logits,) = source.reference(load_image(picture, source.preprocessing))
+    best = np.argsort(-logits[0])[:3]
+    probabilities = np.exp(logits[0] - logits[0].max())
+    probabilities /= probabilities.sum()
+    assert [entry["class"] for entry in first["top"]] == best.tolist()
+    assert [entry["probability"] for entry in first["top"]] == pytest.approx(probabilities[best], rel=1e-3)
+    assert first == second
+
+
+def test_run_for_people(cli, micro_artifact, picture):
+    lines = cli("run", micro_artifact, picture, "--top", "2").stdout.splitlines()
+    assert lines[0] == str(picture) and len(lines) == 4 and lines[2].endswith("%")
+
+
+# bench ------------------------------------------------------------------------
+
+
+def test_bench_beside_two_runtimes(cli, micro_artifact):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnx")
+    command = ("bench", micro_artifact, "--against", "torch,onnxruntime", "--threads", "1", "--runs", "12")
+    result = told(cli(*command, "--json"), "bench")
+    rows = {row["name"]: row for row in result["results"]}
+    assert list(rows) == ["saevit-tvm", "torch", "onnxruntime"] and result["failed"] == []
+    for row in rows.values():
+        assert row["threads"] == 1 and row["runs"] == 12 and row["max_abs_error"] < 1e-4 and row["size"] > 1e5
+        assert 0 < row["p10_ms"] <= row["median_ms"] <= row["p90_ms"] and row["first_ms"] > row["median_ms"]
+        assert row["ratio"] == pytest.approx(rows["saevit-tvm"]["median_ms"] / row["median_ms"])
+        assert row["cores_used"] < 1.2
+
+
+def test_bench_says_what_to_install_and_goes_on(cli, micro_artifact, tmp_path):
+    # As on a machine without it: the import system does not find it.
+    (tmp_path / "sitecustomize.py").write_text(
+        "from importlib.machinery import PathFinder\n"
+        "find = PathFinder.find_spec\n"
+        "def find_others(name, *rest): return None if name == 'onnxruntime' else find(name, *rest)\n"
+        "PathFinder.find_spec = find_others\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = cli("bench", micro_artifact, "--against", "onnxruntime", "--runs", "2", "--json", env=environment)
+    result = told(done, "bench")
+    assert [row["name"] for row in result["results"]] == ["saevit-tvm"]
+    (row,) = result["failed"]
+    assert row["name"] == "onnxruntime" and "pip install onnxruntime" in row["error"]
+
+
+def test_bench_without_the_weights(cli, micro_artifact, tmp_path, parts, forge, refused):
+    library, manifest = parts(micro_artifact)
+    manifest["weights"] = {"source": "file", "file": "lost.safetensors"}
+    artifact = forge(library, manifest, tmp_path / "a.so")
+    refused(cli("bench", artifact, "--against", "torch"), 1, "lost.safetensors", "--weights")
+    result = told(cli("bench", artifact, "--runs", "3", "--json"), "bench")
+    assert [row["name"] for row in result["results"]] == ["saevit-tvm"] and "lost.safetensors" in result["note"]
+    assert result["results"][0]["max_abs_error"] < 1e-4
+
+
+# doctor -----------------------------------------------------------------------
+
+
+def checks(done: subprocess.CompletedProcess[str], status: int) -> dict[str, dict]:
+    result = told(done, "doctor", status)
+    assert result["ready"] == (status == 0)
+    return {check["name"]: check for check in result["checks"]}
+
+
+def test_doctor_on_a_machine_that_is_ready(cli, tmp_path):
+    found = checks(cli("doctor", "--json", "--store", tmp_path / "store"), 0)
+    assert all(check["ok"] for check in found.values() if check["needed"])
+    assert "2.13" in found["torch"]["detail"] and found["target native"]["detail"] == "ready"
+    assert not (tmp_path / "store").exists()
+
+
+def test_doctor_finds_what_is_broken(cli, tmp_path):
+    """No C compiler, a TVM that crashes, and a store that cannot be written."""
+    (tmp_path / "tvm").mkdir()
+    (tmp_path / "tvm" / "__init__.py").write_text("import os; os.abort()")
+    (tmp_path / "file").write_text("")
+    environment = os.environ | {"PATH": str(tmp_path), "PYTHONPATH": str(tmp_path)}
+    done = cli("doctor", "--json", "--store", tmp_path / "file" / "store", env=environment)
+    found = checks(done, 1)
+    assert not found["C compiler"]["ok"] and "apt install gcc" in found["C compiler"]["detail"]
+    assert "SIGABRT" in found["tvm-ffi serialises IR"]["detail"]
+    assert not found["tuning store"]["ok"]
+    assert done.stderr.startswith("saevit-tvm: this machine is not ready")

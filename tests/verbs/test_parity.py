@@ -1,0 +1,55 @@
+"""The measure of a deviation, and what a manifest keeps of an answer."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from saevit_tvm.errors import ParityError
+from saevit_tvm.verbs import parity
+
+
+def test_the_stream_of_inputs_is_frozen():
+    first, second = parity.random_inputs((1, 3, 2, 2), 2)
+    assert first.dtype == np.float32 and first.shape == (1, 3, 2, 2)
+    assert not np.array_equal(first, second)
+    expected = [0.40659213, 0.052268665, 0.53856659]
+    assert parity.random_inputs((3,), 1, seed=20240229)[0].tolist() == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_error_is_relative_to_the_largest_value_but_never_to_less_than_one():
+    large, small = np.array([100.0, -3.0], np.float32), np.array([0.5, 0.1], np.float32)
+    deviation = parity.deviation([[large + 0.5, small]], [[large, small]])
+    assert deviation.max_abs_error == 0.5 and deviation.max_rel_error == pytest.approx(0.005)
+    assert parity.deviation([[small + 0.25]], [[small]]).max_rel_error == 0.25
+
+
+def test_the_worst_of_all_inputs_and_outputs_counts():
+    zeros, ones = np.zeros(3, np.float32), np.ones(3, np.float32)
+    assert parity.deviation([[zeros, zeros], [zeros, ones]], [[zeros, zeros], [zeros, zeros]]).max_abs_error == 1
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_what_is_not_a_number_never_passes(wrong):
+    expected = np.ones(4, np.float32)
+    answer = expected.copy()
+    answer[2] = wrong
+    assert not parity.deviation([[answer]], [[expected]]).within(1e30)
+    with pytest.raises(ParityError, match="PyTorch itself"):
+        parity.deviation([[expected]], [[answer]])
+
+
+def test_other_shapes_are_an_error():
+    with pytest.raises(ParityError, match=r"\(1, 4\).*\(4,\)"):
+        parity.deviation([[np.ones((1, 4), np.float32)]], [[np.ones(4, np.float32)]])
+
+
+def test_recorded_answers_come_back_to_the_bit():
+    outputs = [parity.random_inputs((1, 7, 100, 100), 1)[0], np.ones((1, 10), np.float32) / 3]
+    kept = json.loads(json.dumps(parity.record([outputs, outputs])))
+    assert kept["n"] == 1 and len(kept["outputs"][0][0]) <= parity.RECORDED_VALUES
+    (back,) = parity.recorded(kept)
+    assert all(np.array_equal(a, b) for a, b in zip(back, parity.sample(outputs), strict=True))
+    assert np.array_equal(back[1], outputs[1].reshape(-1))
