@@ -22,7 +22,7 @@ from schedules.cpu import depthwise, microkernel
 from schedules.cpu.builder import Buffer, Builder, Expr, copy, fill, lanes_of, maximum, minimum, splat
 from schedules.cpu.isa import Isa
 from schedules.cpu.lowered import Lowered
-from schedules.cpu.math import gelu
+from schedules.cpu.math import gelu, gelus
 from schedules.cpu.microkernel import Rows, Tile
 
 DECOMPOSE = depthwise.TAPS + 1  # the row of the packed depthwise weights that holds the decomposition's
@@ -217,11 +217,12 @@ class _Kernel:
         place = b.settle("place", block * rows + y * shape.w)
         sums = b.settle("sums", at + y * shape.w)
 
-        def finish(x: Expr, channel: int, value: Expr) -> None:
-            result = gelu(b, value)
-            b.store(z, (place + x) * self.block + channel, result)
-            share = result * b.load(self.depth_w, taps + DECOMPOSE * self.block + channel, lanes)
-            b.store(score, (sums + x) * lanes, b.load(score, (sums + x) * lanes, lanes) + share)
+        def finish(x: Expr, channel: Expr, values: list[Expr]) -> None:
+            factor = b.bind("factor", b.load(self.depth_w, taps + DECOMPOSE * self.block + channel, lanes))
+            for i, result in enumerate(gelus(b, values)):
+                b.store(z, (place + x + i) * self.block + channel, result)
+                total = b.load(score, (sums + x + i) * lanes, lanes)
+                b.store(score, (sums + x + i) * lanes, total + result * factor)
 
         top = b.settle("above", row * shape.w * self.block)
         depthwise.depthwise_row(

@@ -13,7 +13,7 @@ import numpy as np
 from tvm import tirx
 
 from schedules.cpu import microkernel
-from schedules.cpu.builder import Buffer, Builder, Expr, copy, lanes_of, maximum, minimum, splat
+from schedules.cpu.builder import Buffer, Builder, Expr, copy, lanes_of, minimum, splat
 from schedules.cpu.isa import Isa
 from schedules.cpu.lowered import Lowered
 from schedules.cpu.math import gelu

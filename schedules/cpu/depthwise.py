@@ -36,20 +36,18 @@ def depthwise_row(
     weight: Buffer,
     taps: Expr,
     strip: int,
-    finish: Callable[[Expr, int, Expr], None],
+    finish: Callable[[Expr, Expr, list[Expr]], None],
 ) -> None:
     """One row of results, whose upper neighbours start at source[top] and whose taps start at weight[taps].
 
-    `finish(x, channel, value)` gets a vector of channels of the block at column x.
+    `finish(x, channel, values)` gets vectors of channels of the block, for the columns from x on.
     """
 
     def run(x: Expr, size: int, left: bool, right: bool) -> None:
-        for channel in range(0, block, isa.lanes):
-            sums = _strip(
-                b, isa, source, top + x * block + channel, width, block, weight, taps + channel, size, left, right
-            )
-            for i, total in enumerate(sums):
-                finish(x + i, channel, total)
+        with b.loop("vector", block // isa.lanes) as vector:
+            channel = b.settle("channel", vector * isa.lanes)
+            start = b.settle("strip_start", top + x * block + channel)
+            finish(x, channel, _strip(b, isa, source, start, width, block, weight, taps + channel, size, left, right))
 
     strips = -(-width // strip)
     if strips == 1:

@@ -16,7 +16,7 @@ from schedules.cpu import depthwise, microkernel
 from schedules.cpu.builder import Buffer, Builder, Expr, fill, lanes_of, maximum, minimum
 from schedules.cpu.isa import Isa
 from schedules.cpu.lowered import Lowered
-from schedules.cpu.math import gelu
+from schedules.cpu.math import gelus
 from schedules.cpu.microkernel import Rows, Tile, pieces
 
 ROWS = depthwise.TAPS + 1
@@ -152,8 +152,9 @@ class _Kernel:
         taps = b.settle("taps", block * ROWS * self.block)
         place = b.settle("place", (block * self.tiling.chunk + y) * shape.w)
 
-        def finish(x: Expr, channel: int, value: Expr) -> None:
-            b.store(z, (place + x) * self.block + channel, gelu(b, value))
+        def finish(x: Expr, channel: Expr, values: list[Expr]) -> None:
+            for i, result in enumerate(gelus(b, values)):
+                b.store(z, (place + x + i) * self.block + channel, result)
 
         top = b.settle("above", y * shape.w * self.block)
         depthwise.depthwise_row(

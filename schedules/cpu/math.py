@@ -54,13 +54,24 @@ def polynomial(b: Builder, coefficients: tuple[float, ...], x: Expr) -> Expr:
 
 def gelu(b: Builder, x: Expr) -> Expr:
     """x * Phi(x)."""
-    lanes = lanes_of(x)
-    x = b.bind("x", x)
-    clamped = tirx.max(tirx.min(x, splat(_GELU_LIMIT, lanes)), splat(-_GELU_LIMIT, lanes))
-    clamped = b.bind("clamped", clamped)
-    argument = clamped * clamped * splat(2 / _GELU_LIMIT**2, lanes) - splat(1.0, lanes)
-    slope = polynomial(b, _GELU, b.bind("argument", argument))
-    return b.bind("gelu", x * (clamped * slope + splat(0.5, lanes)))
+    return gelus(b, [x])[0]
+
+
+def gelus(b: Builder, values: list[Expr]) -> list[Expr]:
+    """GELU of several vectors in step, so that each waits for its own last result only and coefficients load once."""
+    lanes = lanes_of(values[0])
+    values = [b.bind("x", x) for x in values]
+    low, high = splat(-_GELU_LIMIT, lanes), splat(_GELU_LIMIT, lanes)
+    clamped = [b.bind("clamped", tirx.max(tirx.min(x, high), low)) for x in values]
+    scale, one = splat(2 / _GELU_LIMIT**2, lanes), splat(1.0, lanes)
+    arguments = [b.bind("argument", x * x * scale - one) for x in clamped]
+    slopes: list[Expr] = [splat(_GELU[-1], lanes)] * len(values)
+    for coefficient in reversed(_GELU[:-1]):
+        addend = splat(coefficient, lanes)
+        slopes = [b.bind("slope", s * u + addend) for s, u in zip(slopes, arguments, strict=True)]
+    half = splat(0.5, lanes)
+    shares = [b.bind("share", x * slope + half) for x, slope in zip(clamped, slopes, strict=True)]
+    return [b.bind("gelu", x * share) for x, share in zip(values, shares, strict=True)]
 
 
 def exp(b: Builder, x: Expr) -> Expr:
