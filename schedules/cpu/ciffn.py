@@ -27,6 +27,7 @@ from schedules.cpu.microkernel import Rows, Tile
 
 DECOMPOSE = depthwise.TAPS + 1  # the row of the packed depthwise weights that holds the decomposition's
 ROWS = DECOMPOSE + 1
+CACHED = 200_000  # numbers of the expanded map that a task keeps at a time, for them to stay in its cache
 
 
 @dataclass(frozen=True)
@@ -58,22 +59,32 @@ class Tiling:
 
 
 def default_tiling(shape: CIFFNShape, isa: Isa, threads: int = 1) -> Tiling:
-    whole = shape.h * shape.w
-    rows = shape.w if shape.h > 1 else whole
-    by_channel = False
-    expand = microkernel.tile_for(isa, whole if by_channel or threads == 1 else rows, shape.e)
-    project = microkernel.tile_for(isa, whole if by_channel or threads == 1 else rows, shape.c)
+    bands = min(shape.h, threads // math.gcd(threads, shape.n))
+    height = -(-shape.h // bands)
+    by_channel = bands > 1 and (height + (bands > 1)) * bands > 1.1 * shape.h
+    turns = -(-height * shape.w * shape.e // CACHED)
+    chunk = shape.h if by_channel else max(2, -(-height // turns))
+    rows = shape.w * (shape.h if by_channel else min(chunk, height))
+    expand = microkernel.tile_for(isa, rows, shape.e)
+    project = microkernel.tile_for(isa, rows, shape.c)
+    least = _least_rows(shape, bands, by_channel)
     return Tiling(
-        bands=0 if by_channel else math.ceil(threads / shape.n),
-        groups=threads,
-        chunk=shape.h,
+        bands=0 if by_channel else bands,
+        groups=threads // math.gcd(threads, shape.n),
+        chunk=chunk,
         strip=min(shape.w, 7),
-        expand_rows=min(expand.rows, rows),
+        expand_rows=min(expand.rows, least),
         expand_vectors=expand.vectors,
-        project_rows=min(project.rows, rows),
+        project_rows=min(project.rows, least),
         project_vectors=project.vectors,
         unroll=4,
     )
+
+
+def _least_rows(shape: CIFFNShape, bands: int, by_channel: bool) -> int:
+    """The fewest rows that a matrix product may meet: the register tile cannot be higher."""
+    whole = shape.h * shape.w
+    return whole if by_channel or (bands == 1 and whole * shape.e <= CACHED) else shape.w
 
 
 def tilings(shape: CIFFNShape, isa: Isa) -> list[Tiling]:
@@ -89,7 +100,7 @@ def lower(
 ) -> Lowered:
     tiling = tiling or default_tiling(shape, isa, threads)
     kernel = _Kernel(shape, isa, tiling)
-    return Lowered(kernel.function(threads), kernel.constants(weights), shape.flops)
+    return Lowered(kernel.function(), kernel.constants(weights), shape.flops)
 
 
 class _Kernel:
@@ -118,7 +129,7 @@ class _Kernel:
             np.stack([weights["pr_b"], weights["g"] @ weights["pr_w"]]).astype(np.float32),
         ]
 
-    def function(self, threads: int) -> tirx.PrimFunc:
+    def function(self) -> tirx.PrimFunc:
         shape, b = self.shape, self.b
         image = (shape.n, shape.h, shape.w, shape.c)
         width = self.project.vectors * self.isa.lanes
@@ -134,7 +145,7 @@ class _Kernel:
         if self.tiling.bands:
             self._by_bands()
         else:
-            self._by_channels(threads)
+            self._by_channels()
         return b.function("ciffn")
 
     def _by_bands(self) -> None:
@@ -209,12 +220,21 @@ class _Kernel:
             copy(b, lanes, hidden, count * line, carried, block * 2 * line, 2 * line)
 
     def _convolved(
-        self, block: Expr, hidden: Buffer, row: Expr, y: Expr, z: Buffer, rows: Expr, score: Buffer, at: Expr = 0
+        self,
+        block: Expr,
+        hidden: Buffer,
+        row: Expr,
+        y: Expr,
+        z: Buffer,
+        rows: Expr,
+        score: Buffer,
+        at: Expr = 0,
+        base: Expr = 0,
     ) -> None:
         """z = gelu(depthwise(hidden)) of one row, and its share of the score z . decompose."""
         shape, b, lanes = self.shape, self.b, self.isa.lanes
         taps = b.settle("taps", block * ROWS * self.block)
-        place = b.settle("place", block * rows + y * shape.w)
+        place = b.settle("place", base + block * rows + y * shape.w)
         sums = b.settle("sums", at + y * shape.w)
 
         def finish(x: Expr, channel: Expr, values: list[Expr]) -> None:
@@ -269,8 +289,51 @@ class _Kernel:
             b.store(s, vector * lanes, gelu(b, b.load(s, vector * lanes, lanes)))
         return s
 
-    def _by_channels(self, threads: int) -> None:
-        raise NotImplementedError
+    def _by_channels(self) -> None:
+        """First every channel block of every image, then every part of the result."""
+        shape, b, lanes, groups = self.shape, self.b, self.isa.lanes, self.tiling.groups
+        whole = shape.h * shape.w
+        z = b.alloc("z", shape.n * self.blocks * whole * self.block)
+        score = b.alloc("score", shape.n * groups * whole * lanes)
+        with b.loop("task", shape.n * groups, "parallel") as task:
+            image, group = b.settle("image", task // groups), b.settle("group", task % groups)
+            hidden = b.alloc("hidden", (shape.h + 3) * shape.w * self.block)
+            first = b.settle("first", group * self.blocks // groups)
+            last = b.settle("last", (group + 1) * self.blocks // groups)
+            fill(b, lanes, score, task * whole * lanes, whole * lanes)
+            with b.loop("index", last - first) as index:
+                block = b.settle("block", first + index)
+                self._expanded(block, image, 0, shape.h, hidden, None)
+                with b.loop("y", shape.h) as y:
+                    place = image * self.blocks * whole
+                    self._convolved(block, hidden, y + 1, y, z, whole, score, task * whole, place)
+        parts, across = self._parts()
+        panels = microkernel.panels(shape.c, self.project, self.isa)
+        with b.loop("part", shape.n * groups, "parallel") as part:
+            image = b.settle("image", part // groups)
+            row, column = b.settle("row", part % groups // across), b.settle("column", part % across)
+            first = b.settle("first", row * whole // parts)
+            last = b.settle("last", (row + 1) * whole // parts)
+            left = b.settle("left", column * panels // across)
+            right = b.settle("right", (column + 1) * panels // across)
+            some = None if across == 1 else (left, right - left)
+            offset = b.settle("offset", image * self.blocks * whole + first)
+            sums = b.settle("sums", image * groups * whole + first)
+            position = b.settle("position", image * whole + first)
+            self._projected(z, whole, offset, score, sums, groups, position, last - first, some)
+
+    def _parts(self) -> tuple[int, int]:
+        """How many parts of the rows times how many of the columns make `groups` of the most even work."""
+        whole, groups = self.shape.h * self.shape.w, self.tiling.groups
+        panels = microkernel.panels(self.shape.c, self.project, self.isa)
+
+        def longest(parts: int) -> tuple[int, int]:
+            tiles = math.ceil(math.ceil(whole / parts) / self.project.rows)
+            return tiles * math.ceil(panels / (groups // parts)), parts
+
+        fits = [p for p in range(1, groups + 1) if groups % p == 0 and whole // p >= self.project.rows]
+        parts = min(fits, key=longest)
+        return parts, groups // parts
 
 
 def _round_up(value: int, multiple: int) -> int:
