@@ -120,11 +120,10 @@ class Worker:
     def last_words(self) -> str:
         """What it wrote during its last job, and how it ended."""
         end = os.fstat(self._stderr.fileno()).st_size
-        words = os.pread(self._stderr.fileno(), LAST_WORDS, max(self._spoken, end - LAST_WORDS))
-        text = words.decode(errors="replace").strip()
+        said = os.pread(self._stderr.fileno(), end - self._spoken, self._spoken).decode(errors="replace")
         code = self.process.poll()
         ending = f"killed by {signal.Signals(-code).name}" if code is not None and code < 0 else ""
-        return "; ".join(part for part in (text, ending) if part) or "(it said nothing)"
+        return "; ".join(part for part in (_gist(said), ending) if part) or "(it said nothing)"
 
     def replace(self) -> None:
         self.kill()
@@ -206,11 +205,17 @@ class LocalMeasurer:
         return Path(self._scratch.name) / f"candidate-{self._count}.so"
 
 
+def _gist(text: str) -> str:
+    """What a worker said, in one line and without the frames of tracebacks."""
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not line[0].isspace()]
+    return "; ".join(lines)[-LAST_WORDS:]
+
+
 def _outcome(worker: Worker, answer: tuple[bool, Any] | str) -> Any:
     """What the job returned, or a Result that says how it failed; the worker is fit for the next job after it."""
     if isinstance(answer, tuple):
         succeeded, value = answer
-        return value if succeeded else Result(failure=f"{worker.role} failed", words=value[-LAST_WORDS:])
+        return value if succeeded else Result(failure=f"{worker.role} failed", words=_gist(value))
     if answer == "timed out":
         worker.process.kill()
         worker.process.wait()

@@ -49,11 +49,28 @@ def unpack_workload(text: str) -> Any | None:
         return None
 
 
-def apply(workload: Any, trace: list[Any], seconds: float) -> Any | None:
-    """MetaSchedule's record of the trace on the workload; None when the trace does not apply (any more)."""
-    from tvm.s_tir.meta_schedule.database import TuningRecord
+def apply(workload: Any, trace: list[Any]) -> Any | None:
+    """The workload scheduled by the trace; None when the trace does not apply (any more)."""
+    from tvm.s_tir import Schedule
+    from tvm.s_tir.schedule import Trace
 
+    schedule = Schedule(workload.mod, error_render_level="none")
     try:
-        return TuningRecord.from_json([trace, [seconds], None, None], workload)
+        Trace.apply_json_to_schedule(trace, schedule)
     except Exception:  # replaying raises whatever the schedule primitive at fault raises
         return None
+    return schedule
+
+
+def as_record(workload: Any, schedule: Any, seconds: float) -> Any:
+    from tvm.s_tir.meta_schedule.database import TuningRecord
+
+    return TuningRecord(schedule.trace, workload, [seconds])
+
+
+def as_source(schedule: Any) -> Any:
+    """MetaSchedule's candidate for measurement."""
+    from tvm.s_tir.meta_schedule.arg_info import ArgInfo
+    from tvm.s_tir.meta_schedule.search_strategy import MeasureCandidate
+
+    return MeasureCandidate(schedule, ArgInfo.from_entry_func(schedule.mod, True))

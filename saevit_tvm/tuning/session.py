@@ -25,9 +25,10 @@ from typing import TYPE_CHECKING, Any
 
 from saevit_tvm.errors import TuningError
 from saevit_tvm.targets import Target
+from saevit_tvm.tuning import replay
 from saevit_tvm.tuning.guide import CostModel
 from saevit_tvm.tuning.measure import Candidate, LocalMeasurer, Result
-from saevit_tvm.tuning.store import Store, Trial
+from saevit_tvm.tuning.store import Store, Trial, Workload
 from saevit_tvm.tuning.task import SpaceFor, Task
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ FIRST_BATCH = 8
 PATIENCE_ROUNDS = 3  # as many rounds a kernel without progress end the search
 PROGRESS = 0.005
 HOPELESS_TRIALS = 24
+FOREIGN_LESSONS = 16  # as many trials of each kernel of other models teach the cost model
 
 
 @dataclass
@@ -82,8 +84,9 @@ class Session:
     ) -> None:
         import tvm
 
-        tvm_target = tvm.target.Target(target.tvm)
-        self.tasks = _distinct([Task(kernel, tvm_target, space_for) for kernel in kernels])
+        self._tvm_target = tvm.target.Target(target.tvm)
+        self._space_for = space_for
+        self.tasks = _distinct([Task(kernel, self._tvm_target, space_for) for kernel in kernels])
         self.target = target
         self.store = store
         self.model = model
@@ -112,23 +115,34 @@ class Session:
         return self.snapshot
 
     def _resume(self) -> None:
-        """Take in all that the store knows of these kernels, and teach the cost model."""
+        """Take in what the store knows of these kernels, and teach the cost model what it knows of any."""
         ours = {task.workload.key: task for task in self.tasks}
-        for key, task in ours.items():
-            self._take(task, self.store.of(key))
+        lessons = []
+        for key, workload in self.store.workloads.items():
+            trials, task = self.store.of(key), ours.get(key)
+            if task is None:
+                trials, task = trials[:: 1 + len(trials) // FOREIGN_LESSONS], self._foreign(workload)
+            replayed = [(trial, task.replayed(trial)) for trial in trials] if task else []
+            if key in ours:
+                for trial, schedule in replayed:
+                    ours[key].remember(trial, schedule)
+                    self._count(trial)
+            known = [(replay.as_source(schedule), Result(trial.run_secs)) for trial, schedule in replayed if schedule]
+            if task and known:
+                lessons.append((task.context, *zip(*known, strict=True)))
+        for number, lesson in enumerate(lessons, 1):
+            self.guide.learn(*lesson, train=number == len(lessons))
         self.snapshot.resumed = self.snapshot.trials
         self._update()
 
-    def _take(self, task: Task, trials: Sequence[Trial]) -> None:
-        sources, results = [], []
-        for trial in trials:
-            record = task.remember(trial)
-            self._count(trial)
-            if record is not None:
-                sources.append(record.as_measure_candidate())
-                results.append(Result(trial.run_secs))
-        if sources:
-            self.guide.learn(task.context, sources, results, train=False)
+    def _foreign(self, workload: Workload) -> Task | None:
+        """A kernel of another model, which has something to teach as well."""
+        from saevit_tvm.compiler.pipeline import Kernel
+
+        packed = replay.unpack_workload(workload.module)
+        if packed is None:
+            return None
+        return Task(Kernel(workload.name, 0, packed.mod), self._tvm_target, self._space_for)
 
     def _round(self) -> None:
         """Measure one batch of the most rewarding kernel."""
@@ -141,7 +155,7 @@ class Session:
         for candidate, result in self._measurer.measure(candidates, task.best, self._should_stop):
             trial = self._trial(task, candidate, result)
             self._keep(task, trial)
-            task.remember(trial)
+            task.remember(trial, candidate.source.sch)
             self._count(trial)
             self.snapshot.guided += guided
             measured.append((candidate, result))

@@ -172,9 +172,9 @@ def _fastest_applicable(workload: Workload, trials: list[Trial]) -> Best | None:
     valid = sorted((trial for trial in trials if trial.valid), key=lambda trial: trial.seconds)
     kernel = replay.unpack_workload(workload.module) if valid else None
     for trial in valid if kernel is not None else []:
-        record = replay.apply(kernel, trial.trace, trial.seconds)
-        if record is not None:
-            return Best(trial, record)
+        schedule = replay.apply(kernel, trial.trace)
+        if schedule is not None:
+            return Best(trial, replay.as_record(kernel, schedule, trial.seconds))
     return None
 
 

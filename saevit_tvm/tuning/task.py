@@ -107,14 +107,16 @@ class Task:
     def _packed(self) -> Any:
         return self._known.commit_workload(self.kernel.module)
 
-    def remember(self, trial: Trial) -> Any | None:
-        """Take in a trial made now or earlier; gives MetaSchedule's record if it is valid and still applies."""
+    def remember(self, trial: Trial, schedule: Any) -> None:
+        """Take in a trial, made now or earlier, and its schedule if there is one."""
         self.seen.add(trial.candidate)
         self.curve.append(min(self.best, trial.seconds))
-        record = replay.apply(self._packed, trial.trace, trial.seconds) if trial.valid else None
-        if record is not None:
-            self._known.commit_tuning_record(record)
-        return record
+        if trial.valid and schedule is not None:
+            self._known.commit_tuning_record(replay.as_record(self._packed, schedule, trial.seconds))
+
+    def replayed(self, trial: Trial) -> Any | None:
+        """The schedule of a valid trial, if it still applies."""
+        return replay.apply(self._packed, trial.trace) if trial.valid else None
 
     def gain(self) -> float:
         """What another trial may save an inference, in seconds: by recent progress, or by how little was tried.
@@ -130,8 +132,8 @@ class Task:
 
     def from_trace(self, trace: list[Any]) -> Candidate | None:
         """The candidate of a trace found elsewhere, if it applies here."""
-        record = replay.apply(self._packed, trace, 1.0)
-        return None if record is None else self._candidate(record.as_measure_candidate())
+        schedule = replay.apply(self._packed, trace)
+        return None if schedule is None else self._candidate(replay.as_source(schedule))
 
     def propose(self, count: int, model: Any) -> list[Candidate]:
         """The most promising candidates that were never measured, fewer when the space has no more."""
@@ -146,10 +148,7 @@ class Task:
 
     def _all(self, model: Any) -> list[Any]:
         """A space of ready schedules has nothing to evolve: all of them, the most promising first."""
-        from tvm.s_tir.meta_schedule.arg_info import ArgInfo
-        from tvm.s_tir.meta_schedule.search_strategy import MeasureCandidate
-
-        offered = [MeasureCandidate(sch, ArgInfo.from_entry_func(sch.mod, True)) for sch in self._spaces]
+        offered = [replay.as_source(schedule) for schedule in self._spaces]
         scores = model.predict(self.context, offered)
         return [offered[index] for index in scores.argsort()[::-1]]
 

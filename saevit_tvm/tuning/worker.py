@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import faulthandler
 import json
 import os
 import signal
@@ -97,7 +96,6 @@ def die_with(parent: int) -> None:
 def main() -> None:
     connection, parent = Connection(int(sys.argv[1])), int(sys.argv[2])
     die_with(parent)
-    faulthandler.enable()
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         serve(connection)
 

@@ -45,6 +45,7 @@ def tune(
     from saevit_tvm.models.sources import open_model
     from saevit_tvm.tuning import progress as display
     from saevit_tvm.tuning.session import Session
+    from saevit_tvm.tuning.space import Features, space_for
     from saevit_tvm.tuning.store import Store, default_root, shipped_root
 
     records = Store(store or default_root(), chosen)
@@ -59,6 +60,8 @@ def tune(
         records,
         model=source.name,
         seeds=Store(shipped_root(), chosen),
+        space_for=lambda kernel: space_for(kernel, chosen),
+        features=Features(),
         show=progress or display.plain(say),
     )
     if trials is None and minutes is None:

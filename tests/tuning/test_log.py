@@ -168,7 +168,7 @@ def small_disk(tmp_path: Path):
 def test_a_full_disk_is_one_sentence_and_loses_nothing(small_disk: Path) -> None:
     path = small_disk / "log.jsonl"
     log, written = Log(path), 0
-    with pytest.raises(TuningError, match="No space left on device.*kept"):
+    with pytest.raises(TuningError, match=r"No space left on device.*kept"):
         while True:
             log.append([{"number": written, "filler": "x" * 700}])
             written += 1
