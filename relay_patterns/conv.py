@@ -19,10 +19,10 @@ def conv() -> Region:
     x = wildcard()
     conv = Conv(x)
     parts = {"x": x, **conv.parts("conv")}
-    return Region("conv", "conv", conv.pattern, parts, lambda found: _read(found, "none"))
+    return Region("conv", "conv", conv.pattern, parts, lambda found: _read(found, None))
 
 
-def _read(parts: Parts, activation: str) -> Reading | None:
+def _read(parts: Parts, activation: str | None) -> Reading | None:
     attrs = parts["conv.call"].attrs
     outputs, _inputs, kh, kw = extents(parts["conv.weight"])
     top, left, bottom, right = (int(pad) for pad in attrs.padding)

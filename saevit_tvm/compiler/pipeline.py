@@ -1,9 +1,10 @@
 """The one list of passes between a PyTorch model and a library, in order, in phases.
 
     simplify    inference only: BatchNorm folded, constants folded, nothing that moves no data
+    regions     SAA, CIFFN, DWSConv (and convolutions, and the head) become one call each
     layout      channels last
     kernels     operators become loops, neighbours become one kernel
-    records     kernels that were tuned take their best schedule; the rest take a rule
+    records     kernels that were tuned take their best schedule; the rest take a generator's default or a rule
     library     memory planned, bytecode and machine code
 
 `dump_ir` writes the module after every phase. The kernels that tuning searches are those of the phase `kernels`.
@@ -18,15 +19,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tvm
+from schedules.cpu.isa import Isa, isa_of
 from tvm import relax
 from tvm.ir.transform import Pass
 from tvm.relax import transform
 
+from relay_patterns import Reading, Region, blocks, fuse_regions, layers, missed, read_composite
 from saevit_tvm.compiler import library
 from saevit_tvm.compiler.importer import import_model
 from saevit_tvm.compiler.legalize import OPERATORS
-from saevit_tvm.compiler.passes import CountedRecords, FoldBatchNorm, RemoveNoOps, ScheduleTheRest
+from saevit_tvm.compiler.passes import (
+    ApplyRecords,
+    DeclareRegions,
+    ExpandRegions,
+    FoldBatchNorm,
+    RemoveNoOps,
+    ScheduleTheRest,
+)
 from saevit_tvm.errors import CompileError
+from schedules.regions import supported
 
 if TYPE_CHECKING:
     from saevit_tvm.models.sources import ModelSource
@@ -45,8 +56,16 @@ def simplify() -> list[Pass]:
     ]
 
 
+def regions(candidates: list[Region], isa: Isa) -> list[Pass]:
+    def generated(region: Region, reading: Reading) -> bool:
+        return supported(region.name, reading.shape, reading.weights, isa)
+
+    return [fuse_regions(candidates, generated)]
+
+
 def layout() -> list[Pass]:
     return [
+        DeclareRegions(),
         transform.ConvertLayout(CHANNELS_LAST),
         transform.Normalize(),
         transform.FoldConstant(),
@@ -68,12 +87,13 @@ def kernels() -> list[Pass]:
     ]
 
 
-def apply_records(database: Any | None) -> list[Pass]:
+def apply_records(database: Any | None, isa: Isa, threads: int) -> list[Pass]:
     return [
-        CountedRecords(database),
+        ApplyRecords(database),
         transform.SplitLayoutRewritePreproc(),
         transform.FoldConstant(),
         transform.DeadCodeElimination(),
+        ExpandRegions(isa, threads),
         ScheduleTheRest(),
     ]
 
@@ -131,23 +151,25 @@ def compile_model(
     """The whole street: from a PyTorch model to an executable for the target."""
     if dtype != "float32":
         raise CompileError(f"dtype '{dtype}' cannot be compiled: only float32 is supported.")
-    found = _open_records(records, target) if use_tuned else None
-    database, digest = found if found else (None, None)
+    opened = _open_records(records, target) if use_tuned else None
+    database, digest = opened if opened else (None, None)
     dump = _Dump(dump_ir)
-    tvm_target = tvm.target.Target(target.tvm)
+    tvm_target, isa = tvm.target.Target(target.tvm), isa_of(target.tvm)
     mod = dump("import", import_model(source))
+    mod = dump("simplify", run(mod, simplify(), tvm_target))
+    mod = run(mod, regions(blocks(), isa), tvm_target)
+    found, warnings = _count_regions(mod, source.regions)
+    mod = dump("regions", run(mod, regions(layers(), isa), tvm_target))
     for name, passes in [
-        ("simplify", simplify()),
         ("layout", layout()),
         ("kernels", kernels()),
-        ("records", apply_records(database)),
+        ("records", apply_records(database, isa, _threads(target))),
     ]:
         mod = dump(name, run(mod, passes, tvm_target))
     counts = count_kernels(mod)
     mod = dump("library", run(mod, virtual_machine(), tvm_target))
-    executable = relax.build(mod, tvm_target, relax_pipeline=None)
-    regions = {name: {"found": 0, "expected": count} for name, count in source.regions.items()}
-    return Compiled(executable, target, counts, regions, digest)
+    executable = build(mod, tvm_target)
+    return Compiled(executable, target, counts, found, digest, warnings)
 
 
 def kernels_to_tune(source: ModelSource, target: Target, dtype: str = "float32") -> list[Kernel]:
@@ -156,7 +178,8 @@ def kernels_to_tune(source: ModelSource, target: Target, dtype: str = "float32")
         raise CompileError(f"dtype '{dtype}' cannot be tuned: only float32 is supported.")
     tvm_target = tvm.target.Target(target.tvm)
     mod = import_model(source)
-    for passes in (simplify(), layout(), kernels()):
+    isa = isa_of(target.tvm)
+    for passes in (simplify(), regions([*blocks(), *layers()], isa), layout(), kernels()):
         mod = run(mod, passes, tvm_target)
     from tvm.s_tir.meta_schedule.relax_integration import extract_tasks
 
@@ -171,6 +194,12 @@ def run(mod: tvm.IRModule, passes: Iterable[Pass], target: tvm.target.Target) ->
         return tvm.transform.Sequential(list(passes))(mod)
 
 
+def build(mod: tvm.IRModule, target: tvm.target.Target) -> relax.VMExecutable:
+    """Bytecode and machine code. LLVM finds common subexpressions itself, and TVM's pass for it is quadratic."""
+    with tvm.transform.PassContext(opt_level=3, disabled_pass=["tirx.CommonSubexprElim"]):
+        return relax.build(mod, target, relax_pipeline=None)
+
+
 def count_kernels(mod: tvm.IRModule) -> dict[str, int]:
     """How many kernels there are, and where each one's schedule came from."""
     origins = Counter(
@@ -178,6 +207,24 @@ def count_kernels(mod: tvm.IRModule) -> dict[str, int]:
     )
     counts = {name: origins.get(name, 0) for name in ("tuned", "scheduled", "fallback")}
     return {"total": sum(counts.values()), **counts}
+
+
+def _count_regions(mod: tvm.IRModule, expected: dict[str, int]) -> tuple[dict[str, dict[str, int]], list[str]]:
+    """Regions found beside those that the model has, and a warning for each kind that is short."""
+    composites = [read_composite(func) for func in mod.functions.values() if isinstance(func, relax.Function)]
+    names = Counter(composite[0].name for composite in composites if composite)
+    counts = {name: {"found": names[name], "expected": count} for name, count in expected.items()}
+    warnings = []
+    for name, count in counts.items():
+        if count["found"] < count["expected"]:
+            why = missed(mod["main"], name) or f"nothing in the graph begins like {name}"
+            warnings.append(f"{count['found']} of {count['expected']} {name} regions were found: {why}.")
+    return counts, warnings
+
+
+def _threads(target: Target) -> int:
+    """How many threads the work is cut for: the target's cores, or a number that most boards divide."""
+    return int(target.tvm.get("num-cores", 4))
 
 
 def _open_records(root: Path | None, target: Target) -> tuple[Any, str] | None:

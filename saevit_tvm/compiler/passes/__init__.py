@@ -1,7 +1,16 @@
 """Passes of our own, one file a concern. Each turns an IRModule into an equivalent one."""
 
+from saevit_tvm.compiler.passes.declare_regions import DeclareRegions
+from saevit_tvm.compiler.passes.expand_regions import ExpandRegions
 from saevit_tvm.compiler.passes.fold_batch_norm import FoldBatchNorm
 from saevit_tvm.compiler.passes.remove_no_ops import RemoveNoOps
-from saevit_tvm.compiler.passes.schedule import CountedRecords, ScheduleTheRest
+from saevit_tvm.compiler.passes.schedule import ApplyRecords, ScheduleTheRest
 
-__all__ = ["CountedRecords", "FoldBatchNorm", "RemoveNoOps", "ScheduleTheRest"]
+__all__ = [
+    "ApplyRecords",
+    "DeclareRegions",
+    "ExpandRegions",
+    "FoldBatchNorm",
+    "RemoveNoOps",
+    "ScheduleTheRest",
+]

@@ -18,8 +18,8 @@ SCHEDULE = "saevit.schedule"
 IS_SCHEDULED = "tirx.is_scheduled"
 
 
-@tvm.ir.transform.module_pass(opt_level=0, name="CountedRecords")
-class CountedRecords:
+@tvm.ir.transform.module_pass(opt_level=0, name="ApplyRecords")
+class ApplyRecords:
     """Apply the best record of every kernel that has one."""
 
     def __init__(self, database: Any | None) -> None:
