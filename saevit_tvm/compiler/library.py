@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +14,15 @@ if TYPE_CHECKING:
     from tvm.relax import VMExecutable
 
     from saevit_tvm.targets import Target
+
+
+@contextlib.contextmanager
+def generating_code() -> Iterator[None]:
+    """TVM's search for common subexpressions is quadratic and most of a build, and LLVM does it again anyway."""
+    import tvm
+
+    with tvm.transform.PassContext(opt_level=3, disabled_pass=["tirx.CommonSubexprElim"]):
+        yield
 
 
 def link(executable: VMExecutable, target: Target, path: Path) -> None:

@@ -168,7 +168,8 @@ def compile_model(
         mod = dump(name, run(mod, passes, tvm_target))
     counts = count_kernels(mod)
     mod = dump("library", run(mod, virtual_machine(), tvm_target))
-    executable = build(mod, tvm_target)
+    with library.generating_code():
+        executable = relax.build(mod, tvm_target, relax_pipeline=None)
     return Compiled(executable, target, counts, found, digest, warnings)
 
 
@@ -192,12 +193,6 @@ def run(mod: tvm.IRModule, passes: Iterable[Pass], target: tvm.target.Target) ->
     """Run passes with the target in scope, as scheduling needs it."""
     with target, tvm.transform.PassContext(opt_level=3):
         return tvm.transform.Sequential(list(passes))(mod)
-
-
-def build(mod: tvm.IRModule, target: tvm.target.Target) -> relax.VMExecutable:
-    """Bytecode and machine code. LLVM finds common subexpressions itself, and TVM's pass for it is quadratic."""
-    with tvm.transform.PassContext(opt_level=3, disabled_pass=["tirx.CommonSubexprElim"]):
-        return relax.build(mod, target, relax_pipeline=None)
 
 
 def count_kernels(mod: tvm.IRModule) -> dict[str, int]:

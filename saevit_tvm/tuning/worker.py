@@ -32,10 +32,13 @@ def build(module_json: str, target_json: str, library: str) -> list[tuple[str, l
     from tvm.s_tir.meta_schedule.arg_info import ArgInfo
     from tvm.s_tir.transform import RemoveWeightLayoutRewriteBlock
 
+    from saevit_tvm.compiler.library import generating_code
+
     target = json.loads(target_json)
     module = _with_loops(tvm.ir.load_json(module_json), target)
     module = RemoveWeightLayoutRewriteBlock(skip_tensor_rewrite=True)(module)
-    tvm.tirx.build(module, target=tvm.target.Target(target)).export_library(library)
+    with generating_code():
+        tvm.tirx.build(module, target=tvm.target.Target(target)).export_library(library)
     arguments = [argument.as_json() for argument in ArgInfo.from_entry_func(module, remove_preproc=False)]
     return [(str(dtype), [int(extent) for extent in shape]) for _, dtype, shape in arguments]
 
