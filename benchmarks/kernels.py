@@ -165,7 +165,7 @@ class Bench:
 
         from schedules.cpu.builder import Builder, splat
 
-        b, lanes, chains, turns = Builder(), self.isa.lanes, 12, 20_000
+        b, lanes, chains, turns = Builder(), self.isa.lanes, 12, 200_000
         source, target = b.param("source", (lanes,)), b.param("target", (chains * lanes,))
         sums = [b.alloc(f"sum{i}", lanes, "local") for i in range(chains)]
         for total in sums:

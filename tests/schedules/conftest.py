@@ -1,0 +1,42 @@
+"""Building a generated kernel, for this machine to run or for another to read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import tvm
+
+from saevit_tvm.targets import native
+from schedules.cpu.isa import Isa, isa_of
+
+
+def compile_for(func: Any, target: dict[str, Any]) -> Any:
+    with tvm.transform.PassContext(config={"tirx.disable_cse_tir": True}):
+        return tvm.compile(tvm.IRModule({"kernel": func}), target=tvm.target.Target(target))
+
+
+@pytest.fixture(scope="session")
+def here() -> Isa:
+    return isa_of(native().tvm)
+
+
+@pytest.fixture(scope="session")
+def call() -> Callable[..., np.ndarray]:
+    """call(func, inputs, shape): the function's result on this machine; it starts as NaN, so gaps show."""
+
+    def run(func: Any, inputs: list[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
+        kernel = compile_for(func, native().tvm).jit()[str(func.attrs["global_symbol"])]
+        out = tvm.runtime.tensor(np.full(shape, np.nan, np.float32))
+        for _ in range(2):  # nothing may be left over from the first time
+            kernel(*map(tvm.runtime.tensor, inputs), out)
+        return out.numpy()
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def assembly() -> Callable[..., str]:
+    return lambda func, target: str(compile_for(func, target).mod.inspect_source("asm"))

@@ -1,0 +1,143 @@
+"""CIFFN, DWSConv, convolution and head, held against plain numpy in float64."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from schedules.cpu import ciffn, conv, dwsconv, head
+from schedules.cpu.ciffn import CIFFNShape
+from schedules.cpu.conv import ConvShape
+from schedules.cpu.dwsconv import DWSConvShape
+from schedules.cpu.head import HeadShape
+from schedules.cpu.isa import Isa, isa_of
+
+Call = Callable[..., np.ndarray]
+TOLERANCE = 1e-5
+
+
+def normal(*size: int, seed: int = 0) -> np.ndarray:
+    fan_in = int(np.prod(size[:-1])) if len(size) > 1 else 4
+    return (np.random.RandomState(seed + sum(size)).standard_normal(size) / fan_in**0.5).astype(np.float32)
+
+
+def weights_of(shape: Any) -> dict[str, np.ndarray]:
+    c = shape.c
+    if isinstance(shape, CIFFNShape):
+        e = shape.e
+        depth = {"dw_w": normal(3, 3, e), "dw_b": normal(e, seed=1), "dec_w": normal(e, 1)[:, 0], "dec_b": normal(1)}
+        outer = {"ex_w": normal(c, e), "ex_b": normal(e, seed=2), "pr_w": normal(e, c), "pr_b": normal(c)}
+        return {**depth, **outer, "g": normal(e, seed=3)}
+    if isinstance(shape, DWSConvShape):
+        return {"dw_w": normal(3, 3, c), "dw_b": normal(c), "pw_w": normal(c, c), "pw_b": normal(c, seed=1)}
+    if isinstance(shape, ConvShape):
+        return {"w": normal(shape.kernel, shape.kernel, c, shape.k), "b": normal(shape.k)}
+    return {"w": normal(c, shape.k), "b": normal(shape.k)}
+
+
+def error(call: Call, isa: Isa, family: ModuleType, shape: Any, threads: int = 1, **knobs: int) -> float:
+    weights = weights_of(shape)
+    x = 2 * np.random.RandomState(7).standard_normal((shape.n, shape.h, shape.w, shape.c)).astype(np.float32)
+    tiling = dataclasses.replace(family.default_tiling(shape, isa, threads), **knobs)
+    expected = family.reference(x, weights, shape)
+    lowered = family.lower(shape, weights, isa, tiling, threads)
+    found = call(lowered.func, [x, *lowered.constants], expected.shape)
+    return float(np.abs(found - expected).max() / max(1.0, np.abs(expected).max()))
+
+
+@pytest.mark.parametrize(
+    ("shape", "threads", "knobs"),
+    [
+        (CIFFNShape(1, 14, 14, 24, 96), 1, {}),
+        (CIFFNShape(1, 9, 10, 20, 44), 1, {"chunk": 4, "strip": 4}),  # rolls: 4 + 4 + 1 rows, odd channels
+        (CIFFNShape(2, 12, 8, 16, 64), 2, {"bands": 2, "chunk": 2}),  # rolls within bands
+        (CIFFNShape(1, 13, 7, 16, 48), 4, {"bands": 4, "chunk": 3}),  # bands of 3 and 4 rows
+        (CIFFNShape(2, 7, 7, 32, 128), 8, {}),  # by channels
+        (CIFFNShape(3, 2, 3, 5, 7), 2, {}),
+        (CIFFNShape(1, 1, 1, 8, 32), 1, {}),
+    ],
+)
+def test_ciffn(call: Call, here: Isa, shape: CIFFNShape, threads: int, knobs: dict[str, int]) -> None:
+    assert error(call, here, ciffn, shape, threads, **knobs) < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("shape", "threads", "knobs"),
+    [
+        (DWSConvShape(1, 14, 14, 32), 1, {}),
+        (DWSConvShape(2, 9, 15, 20), 2, {"chunk": 3}),
+        (DWSConvShape(1, 6, 3, 13), 4, {}),
+        (DWSConvShape(3, 1, 1, 5), 1, {}),
+    ],
+)
+def test_dwsconv(call: Call, here: Isa, shape: DWSConvShape, threads: int, knobs: dict[str, int]) -> None:
+    assert error(call, here, dwsconv, shape, threads, **knobs) < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("shape", "threads", "knobs"),
+    [
+        (ConvShape(1, 32, 32, 3, 24, 3, 2, 1, "gelu"), 1, {"chunk": 5}),
+        (ConvShape(2, 11, 9, 5, 13, 3, 2, 1, "none"), 2, {}),
+        (ConvShape(1, 14, 14, 16, 80, 3, 2, 1), 2, {"groups": 2, "bands": 1}),  # columns split between tasks
+        (ConvShape(1, 13, 9, 4, 50, 5, 1, 2), 4, {"groups": 2, "bands": 2}),  # the last panel is narrow
+        (ConvShape(1, 8, 8, 16, 24, 1, 1, 0), 1, {}),
+        (ConvShape(1, 3, 3, 2, 3, 3, 1, 0), 1, {}),
+    ],
+)
+def test_conv(call: Call, here: Isa, shape: ConvShape, threads: int, knobs: dict[str, int]) -> None:
+    assert error(call, here, conv, shape, threads, **knobs) < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("shape", "threads"),
+    [(HeadShape(1, 7, 7, 64, 100), 2), (HeadShape(5, 3, 4, 21, 10), 1), (HeadShape(2, 1, 1, 3, 1), 2)],
+)
+def test_head(call: Call, here: Isa, shape: HeadShape, threads: int) -> None:
+    assert error(call, here, head, shape, threads) < TOLERANCE
+
+
+def test_zeros_around_the_image_are_not_the_bias(call: Call, here: Isa) -> None:
+    """Expanded pixels outside the image are zero although those inside have a bias: a classic mistake."""
+    shape = CIFFNShape(1, 3, 3, 8, 32)
+    weights = weights_of(shape)
+    weights["ex_b"] = np.full(32, 5.0, np.float32)
+    x = np.zeros((1, 3, 3, 8), np.float32)
+    lowered = ciffn.lower(shape, weights, here)
+    found = call(lowered.func, [x, *lowered.constants], x.shape)
+    np.testing.assert_allclose(found, ciffn.reference(x, weights, shape), atol=1e-5)
+    assert np.abs(found[0, 0, 0] - found[0, 1, 1]).max() > 0.1
+
+
+@pytest.mark.parametrize("family", [ciffn, conv, dwsconv, head])
+def test_every_tiling_on_offer_is_right(call: Call, here: Isa, family: ModuleType) -> None:
+    shapes = {
+        ciffn: CIFFNShape(1, 8, 8, 16, 64),
+        conv: ConvShape(1, 9, 9, 8, 40, 3, 2, 1),
+        dwsconv: DWSConvShape(1, 8, 8, 24),
+        head: HeadShape(1, 2, 2, 16, 70),
+    }
+    offered = family.tilings(shapes[family], here)
+    assert len(offered) == len(set(offered)) >= 4
+    for tiling in np.random.RandomState(0).permutation(len(offered))[:3]:
+        assert error(call, here, family, shapes[family], **dataclasses.asdict(offered[tiling])) < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("target", "multiply"),
+    [
+        ({"kind": "llvm", "mtriple": "x86_64-linux-gnu", "mcpu": "znver4"}, "zmm"),
+        ({"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": "cortex-a76"}, "fmla"),
+    ],
+)
+def test_the_same_generator_serves_other_vectors(
+    assembly: Callable[..., str], target: dict[str, Any], multiply: str
+) -> None:
+    shape = DWSConvShape(1, 4, 8, 32)
+    lowered = dwsconv.lower(shape, weights_of(shape), isa_of(target))
+    assert assembly(lowered.func, target).count(multiply) > 100
