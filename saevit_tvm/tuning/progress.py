@@ -46,10 +46,20 @@ def plain(say: Callable[[str], None]) -> Show:
 
 @contextmanager
 def live(stream: TextIO) -> Iterator[Show]:
-    """One line on a terminal that is always up to date."""
+    """One line on a terminal that is always up to date; it begins with the first state and ends with the last."""
     from rich.console import Console
     from rich.live import Live
     from rich.text import Text
 
-    with Live(console=Console(file=stream, force_terminal=True), refresh_per_second=4) as display:
-        yield lambda snapshot: display.update(Text(line(snapshot)))
+    shown = Live(console=Console(file=stream), refresh_per_second=4)
+
+    def show(snapshot: Snapshot) -> None:
+        shown.start()
+        shown.update(Text(line(snapshot)), refresh=bool(snapshot.ended))
+        if snapshot.ended:
+            shown.stop()
+
+    try:
+        yield show
+    finally:
+        shown.stop()
