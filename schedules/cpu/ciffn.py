@@ -13,7 +13,8 @@ The redistribution z + g (z - s) folds into the projection: z @ (1 + g) W - s (g
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 
 import numpy as np
 from tvm import tirx
@@ -59,36 +60,40 @@ class Tiling:
 
 
 def default_tiling(shape: CIFFNShape, isa: Isa, threads: int = 1) -> Tiling:
-    bands = min(shape.h, threads // math.gcd(threads, shape.n))
+    groups = threads // math.gcd(threads, shape.n)
+    bands = min(shape.h, groups)
     height = -(-shape.h // bands)
-    by_channel = bands > 1 and (height + (bands > 1)) * bands > 1.1 * shape.h
+    by_channel = bands > 1 and (height + 1) * bands > 1.1 * shape.h
     turns = -(-height * shape.w * shape.e // CACHED)
     chunk = shape.h if by_channel else max(2, -(-height // turns))
     rows = shape.w * (shape.h if by_channel else min(chunk, height))
-    expand = microkernel.tile_for(isa, rows, shape.e)
-    project = microkernel.tile_for(isa, rows, shape.c)
-    least = _least_rows(shape, bands, by_channel)
+    expand, project = microkernel.tile_for(isa, rows, shape.e), microkernel.tile_for(isa, rows, shape.c)
     return Tiling(
         bands=0 if by_channel else bands,
-        groups=threads // math.gcd(threads, shape.n),
+        groups=groups,
         chunk=chunk,
         strip=min(shape.w, 7),
-        expand_rows=min(expand.rows, least),
+        expand_rows=expand.rows,
         expand_vectors=expand.vectors,
-        project_rows=min(project.rows, least),
+        project_rows=project.rows,
         project_vectors=project.vectors,
         unroll=4,
     )
 
 
-def _least_rows(shape: CIFFNShape, bands: int, by_channel: bool) -> int:
-    """The fewest rows that a matrix product may meet: the register tile cannot be higher."""
-    whole = shape.h * shape.w
-    return whole if by_channel or (bands == 1 and whole * shape.e <= CACHED) else shape.w
-
-
 def tilings(shape: CIFFNShape, isa: Isa) -> list[Tiling]:
-    return [default_tiling(shape, isa)]
+    found: dict[Tiling, None] = {}
+    for threads in (1, 2, 4, 8):
+        start = default_tiling(shape, isa, threads)
+        by_channel = replace(start, bands=0, groups=threads, chunk=shape.h)
+        splits = [start, replace(start, chunk=max(2, start.chunk // 2)), by_channel]
+        expands = microkernel.tiles(isa, shape.h * shape.w, shape.e)[:3]
+        projects = microkernel.tiles(isa, shape.h * shape.w, shape.c)[:3]
+        strips = {min(shape.w, strip) for strip in (4, 7)}
+        for split, strip, expand, project in product(splits, strips, expands, projects):
+            chosen = replace(split, strip=strip, expand_rows=expand.rows, expand_vectors=expand.vectors)
+            found[replace(chosen, project_rows=project.rows, project_vectors=project.vectors)] = None
+    return list(found)
 
 
 def lower(
@@ -108,8 +113,11 @@ class _Kernel:
 
     def __init__(self, shape: CIFFNShape, isa: Isa, tiling: Tiling) -> None:
         self.shape, self.isa, self.tiling = shape, isa, tiling
-        self.expand = Tile(tiling.expand_rows, tiling.expand_vectors, tiling.unroll)
-        self.project = Tile(tiling.project_rows, tiling.project_vectors, tiling.unroll)
+        # A register tile cannot be higher than the fewest rows that a product may meet.
+        whole = tiling.bands == 0 or (tiling.bands == 1 and tiling.chunk >= shape.h)
+        rows = shape.w * (shape.h if whole else 1)
+        self.expand = Tile(min(rows, tiling.expand_rows), tiling.expand_vectors, tiling.unroll)
+        self.project = Tile(min(rows, tiling.project_rows), tiling.project_vectors, tiling.unroll)
         self.block = tiling.expand_vectors * isa.lanes
         self.blocks = microkernel.panels(shape.e, self.expand, isa)
         self.e = self.blocks * self.block

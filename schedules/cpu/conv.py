@@ -7,7 +7,8 @@ a result is `kh` runs of kw * Cin neighbouring numbers: the depth of the product
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 
 import numpy as np
 from tvm import tirx
@@ -60,17 +61,24 @@ class Tiling:
 
 
 def default_tiling(shape: ConvShape, isa: Isa, threads: int = 1) -> Tiling:
-    needed = math.ceil(threads / math.gcd(threads, shape.n))
+    needed = threads // math.gcd(threads, shape.n)
     bands = min(shape.out_h, needed) if shape.out_h >= 4 * needed else 1
     line = shape.stride * (shape.w + 2 * shape.padding) * shape.c
     chunk = max(1, min(-(-shape.out_h // bands), PATCH // line))
     tile = microkernel.tile_for(isa, chunk * shape.out_w, shape.k)
-    groups = 1 if bands >= needed else min(needed // bands, microkernel.panels(shape.k, tile, isa))
-    return Tiling(bands, groups, chunk, min(tile.rows, shape.out_w), tile.vectors, 4)
+    groups = 1 if bands >= needed else min(needed, microkernel.panels(shape.k, tile, isa))
+    return Tiling(bands, groups, chunk, tile.rows, tile.vectors, 4)
 
 
 def tilings(shape: ConvShape, isa: Isa) -> list[Tiling]:
-    return [default_tiling(shape, isa)]
+    found: dict[Tiling, None] = {}
+    for threads in (1, 2, 4, 8):
+        start = default_tiling(shape, isa, threads)
+        chunks = {start.chunk, -(-start.chunk // 2), -(-start.chunk // 4)}
+        best = microkernel.tiles(isa, shape.out_h * shape.out_w, shape.k)[:5]
+        for chunk, tile, unroll in product(sorted(chunks), best, (3, 4, 8)):
+            found[replace(start, chunk=chunk, rows=tile.rows, vectors=tile.vectors, unroll=unroll)] = None
+    return list(found)
 
 
 def lower(
@@ -88,7 +96,9 @@ def lower(
 class _Kernel:
     def __init__(self, shape: ConvShape, isa: Isa, tiling: Tiling) -> None:
         self.shape, self.isa, self.tiling = shape, isa, tiling
-        self.tile = Tile(tiling.rows, tiling.vectors, tiling.unroll)
+        # A register tile cannot be higher than the fewest rows that a product may meet.
+        rows = shape.out_w * (shape.out_h if tiling.bands == 1 and tiling.chunk >= shape.out_h else 1)
+        self.tile = Tile(min(rows, tiling.rows), tiling.vectors, tiling.unroll)
         self.depth = shape.kernel**2 * shape.c
         self.panels = microkernel.panels(shape.k, self.tile, isa)
         self.line = (shape.w + 2 * shape.padding) * shape.c

@@ -7,7 +7,8 @@ the left operand of the pointwise product, whose epilogue adds bias and residual
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 
 import numpy as np
 from tvm import tirx
@@ -48,14 +49,22 @@ class Tiling:
 
 
 def default_tiling(shape: DWSConvShape, isa: Isa, threads: int = 1) -> Tiling:
-    bands = min(shape.h, math.ceil(threads / math.gcd(threads, shape.n)))
+    bands = min(shape.h, threads // math.gcd(threads, shape.n))
     chunk = max(1, min(-(-shape.h // bands), 2048 // shape.w))
-    tile = microkernel.tile_for(isa, shape.w if shape.h > chunk else shape.w * shape.h, shape.c)
-    return Tiling(bands, chunk, min(shape.w, 7), 2, min(tile.rows, shape.w), tile.vectors, 4)
+    tile = microkernel.tile_for(isa, shape.w * chunk, shape.c)
+    return Tiling(bands, chunk, min(shape.w, 7), 2, tile.rows, tile.vectors, 4)
 
 
 def tilings(shape: DWSConvShape, isa: Isa) -> list[Tiling]:
-    return [default_tiling(shape, isa)]
+    found: dict[Tiling, None] = {}
+    for threads in (1, 2, 4, 8):
+        start = default_tiling(shape, isa, threads)
+        chunks = {start.chunk, -(-start.chunk // 2), -(-start.chunk // 4)}
+        best = microkernel.tiles(isa, shape.h * shape.w, shape.c)[:4]
+        for chunk, tile, strip, block in product(sorted(chunks), best, (4, 7), (1, 2)):
+            chosen = replace(start, chunk=chunk, strip=min(shape.w, strip), block=block)
+            found[replace(chosen, rows=tile.rows, vectors=tile.vectors)] = None
+    return list(found)
 
 
 def lower(
@@ -73,7 +82,9 @@ def lower(
 class _Kernel:
     def __init__(self, shape: DWSConvShape, isa: Isa, tiling: Tiling) -> None:
         self.shape, self.isa, self.tiling = shape, isa, tiling
-        self.tile = Tile(tiling.rows, tiling.vectors, tiling.unroll)
+        # A register tile cannot be higher than the fewest rows that a product may meet.
+        rows = shape.w * (shape.h if tiling.bands == 1 and tiling.chunk >= shape.h else 1)
+        self.tile = Tile(min(rows, tiling.rows), tiling.vectors, tiling.unroll)
         self.block = tiling.block * isa.lanes
         self.blocks = -(-shape.c // self.block)
         self.b = Builder()

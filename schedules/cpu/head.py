@@ -6,7 +6,8 @@ small beside its weights.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 
 import numpy as np
 
@@ -48,7 +49,12 @@ def default_tiling(shape: HeadShape, isa: Isa, threads: int = 1) -> Tiling:
 
 
 def tilings(shape: HeadShape, isa: Isa) -> list[Tiling]:
-    return [default_tiling(shape, isa)]
+    starts = [default_tiling(shape, isa, threads) for threads in (1, 2, 4, 8)]
+    found = [
+        replace(start, vectors=max(1, start.vectors - less), unroll=unroll)
+        for start, less, unroll in product(starts, (0, 1, 4), (1, 2, 4))
+    ]
+    return list(dict.fromkeys(found))
 
 
 def lower(

@@ -55,18 +55,19 @@ def pack(weight: np.ndarray, tile: Tile, isa: Isa) -> np.ndarray:
     return np.ascontiguousarray(padded.reshape(depth, count, width).transpose(1, 0, 2))
 
 
+def tiles(isa: Isa, rows: int, columns: int) -> list[Tile]:
+    """Every tile that fits the registers, best first: it wastes little of `rows` and `columns`, and loads least."""
+    fitting = [
+        Tile(height, vectors)
+        for vectors in (1, 2, 3, 4)
+        for height in range(1, min(rows, 14) + 1)
+        if height * vectors + vectors < isa.registers
+    ]
+    return sorted(fitting, key=lambda tile: _cost(isa, tile, rows, columns))
+
+
 def tile_for(isa: Isa, rows: int, columns: int) -> Tile:
-    """The tile that fills the registers, wastes little of `rows` and `columns`, and loads least."""
-    best, best_cost = Tile(1, 1), float("inf")
-    for vectors in (1, 2, 3, 4):
-        for height in range(1, 15):
-            spare = isa.registers - height * vectors - vectors
-            if spare < 1 or height > rows:
-                continue
-            cost = _cost(isa, Tile(height, vectors), rows, columns)
-            if cost < best_cost:
-                best, best_cost = Tile(height, vectors), cost
-    return best
+    return tiles(isa, rows, columns)[0]
 
 
 def _cost(isa: Isa, tile: Tile, rows: int, columns: int) -> float:

@@ -117,14 +117,14 @@ def test_zeros_around_the_image_are_not_the_bias(call: Call, here: Isa) -> None:
 @pytest.mark.parametrize("family", [ciffn, conv, dwsconv, head])
 def test_every_tiling_on_offer_is_right(call: Call, here: Isa, family: ModuleType) -> None:
     shapes = {
-        ciffn: CIFFNShape(1, 8, 8, 16, 64),
+        ciffn: CIFFNShape(1, 6, 5, 16, 48),
         conv: ConvShape(1, 9, 9, 8, 40, 3, 2, 1),
         dwsconv: DWSConvShape(1, 8, 8, 24),
         head: HeadShape(1, 2, 2, 16, 70),
     }
     offered = family.tilings(shapes[family], here)
     assert len(offered) == len(set(offered)) >= 4
-    for tiling in np.random.RandomState(0).permutation(len(offered))[:3]:
+    for tiling in np.random.RandomState(0).permutation(len(offered))[:2]:
         assert error(call, here, family, shapes[family], **dataclasses.asdict(offered[tiling])) < TOLERANCE
 
 
