@@ -61,7 +61,7 @@ def _print(console: Console, artifact: Path, manifest_path: Path, manifest: dict
     )
     if proof["passed"]:
         console.line(
-            f"verified  against PyTorch on {proof['inputs']} random inputs: "
+            f"verified  against {proof['reference']} on {proof['inputs']} random inputs: "
             f"largest deviation {proof['max_abs_error']:.2g} "
             f"(relative {proof['max_rel_error']:.2g}, {proof['tolerance']:g} allowed)"
         )

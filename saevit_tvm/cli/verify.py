@@ -29,18 +29,19 @@ def command(artifact: Path, weights: str | None, as_json: bool) -> None:
         raise TargetError(f"not verified: {result['note']}")
     if not result["passed"]:
         raise ParityError(
-            f"'{artifact}' deviates from PyTorch by {_figure(result['max_abs_error'])} "
+            f"'{artifact}' deviates from its model by {_figure(result['max_abs_error'])} "
             f"({_figure(result['max_rel_error'])} of the largest value, "
             f"{result['tolerance']:g} allowed): build it again."
         )
-    origin = "PyTorch" if result["reference"] == "pytorch" else "the answers recorded when it was built"
+    recorded = result["reference"] == "recorded"
+    origin = "the answers recorded when it was built" if recorded else result["reference"]
     console.line(
         f"{artifact}: passed against {origin}, on this machine, {result['inputs']} random inputs; "
         f"largest deviation {result['max_abs_error']:.2g} (relative {result['max_rel_error']:.2g}, "
         f"{result['tolerance']:g} allowed)"
     )
     if result["note"]:
-        console.line(f"not against PyTorch itself: {result['note']}")
+        console.line(f"not against the model itself: {result['note']}")
 
 
 def _figure(value: float | None) -> str:

@@ -137,6 +137,9 @@ def _write_model(manifest: dict[str, Any], weights: str | None, scratch: Path) -
         return file
     import torch
 
+    if isinstance(source.module, torch.fx.GraphModule):  # from a .pt2: it cannot be pickled
+        torch.export.save(source.exported(), scratch / "model.pt2")
+        return scratch / "model.pt2"
     torch.save(source.module, scratch / "model.pt")
     return scratch / "model.pt"
 

@@ -160,7 +160,7 @@ def _prove(
     """Compare the library with PyTorch, seal it with the result, see that the sealed file answers alike."""
     from saevit_tvm.runtime.artifact import read_manifest, seal
     from saevit_tvm.verbs import parity, proof
-    from saevit_tvm.verbs.sources import one_thread
+    from saevit_tvm.verbs.sources import one_thread, oracle
 
     inputs = parity.random_inputs(source.input_shape)
     with one_thread():
@@ -172,7 +172,7 @@ def _prove(
         seal(library, manifest, sealed)
         return read_manifest(sealed)
 
-    say(f"verifying against PyTorch on {len(inputs)} random inputs")
+    say(f"verifying against {oracle(source)} on {len(inputs)} random inputs")
     trial = library.with_name("trial.so")
     seal(library, manifest, trial)
     answers = proof.answers(trial, inputs, library.parent)
@@ -180,7 +180,7 @@ def _prove(
     tolerance = parity.TOLERANCE[dtype]
     if not deviation.within(tolerance):
         raise ParityError(
-            f"the library deviates from PyTorch by {deviation.max_abs_error:.3g} "
+            f"the library deviates from {oracle(source)} by {deviation.max_abs_error:.3g} "
             f"({deviation.max_rel_error:.3g} of the largest value, where {tolerance:g} is allowed), "
             "so nothing was built: please report the model."
         )
@@ -189,6 +189,7 @@ def _prove(
         "max_abs_error": deviation.max_abs_error,
         "max_rel_error": deviation.max_rel_error,
         "proof": target.proof,
+        "reference": oracle(source),
     }
     seal(library, manifest, sealed)
     again = proof.answers(sealed, inputs, library.parent)

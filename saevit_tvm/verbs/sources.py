@@ -40,6 +40,11 @@ def recreate(manifest: dict[str, Any], weights: str | None = None) -> ModelSourc
     return source
 
 
+def oracle(source: ModelSource) -> str:
+    """Who computes the reference."""
+    return "pytorch" if source.onnx is None else "onnxruntime"
+
+
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
     """PyTorch's last bits depend on its threads; on one thread the reference is the same every time."""

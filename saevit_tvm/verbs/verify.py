@@ -57,12 +57,12 @@ def reference(
     """Inputs, what is expected for them, where that comes from, and why it is not PyTorch itself."""
     shape = manifest["inputs"][0]["shape"]
     try:
-        from saevit_tvm.verbs.sources import one_thread, recreate
+        from saevit_tvm.verbs.sources import one_thread, oracle, recreate
 
         source = recreate(manifest, weights)
         inputs = parity.random_inputs(shape)
         with one_thread():
-            return inputs, [source.reference(x) for x in inputs], "pytorch", None
+            return inputs, [source.reference(x) for x in inputs], oracle(source), None
     except (SaevitError, ImportError) as error:
         if weights is not None:  # the user has asked for this comparison
             raise

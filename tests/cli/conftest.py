@@ -75,26 +75,39 @@ def mounted(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def _interrupted(
-    number: int, marker: str | None, delay: float, *args: str | Path, cwd: Path
+def _during(
+    action: Callable[[subprocess.Popen[str]], None],
+    marker: str | None,
+    delay: float,
+    *args: str | Path,
+    cwd: Path,
 ) -> subprocess.CompletedProcess[str]:
-    """Runs a command and sends it a signal `delay` seconds after a line of progress begins with `marker`."""
+    """Runs a command and does something to it `delay` seconds after a line of progress begins with `marker`."""
     command = [sys.executable, "-m", "saevit_tvm", *map(str, args)]
     with subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        seen = []
+        seen: list[str] = []
         assert process.stderr is not None
-        while marker is not None:
-            line = process.stderr.readline()
-            assert line, f"no line began with '{marker}': {seen}"
-            seen.append(line)
-            if line.startswith(marker):
-                break
+        while marker is not None and not (seen and seen[-1].startswith(marker)):
+            seen.append(process.stderr.readline())
+            assert seen[-1], f"no line began with '{marker}': {seen}"
         time.sleep(delay)
-        process.send_signal(number)
-        start = time.monotonic()
-        out, err = process.communicate(timeout=60)
-        assert time.monotonic() - start < 30
+        action(process)
+        out, err = process.communicate(timeout=300)
     return subprocess.CompletedProcess(command, process.returncode, out, "".join(seen) + err)
+
+
+def _interrupted(number: int, *args: Any, **options: Any) -> subprocess.CompletedProcess[str]:
+    """The same with a signal; the command must end soon."""
+    sent = 0.0
+
+    def send(process: subprocess.Popen[str]) -> None:
+        nonlocal sent
+        process.send_signal(number)
+        sent = time.monotonic()
+
+    done = _during(send, *args, **options)
+    assert time.monotonic() - sent < 30
+    return done
 
 
 # Tests cannot import from here, so what they call comes as fixtures.
@@ -118,3 +131,8 @@ def forge() -> Callable[[bytes, dict[str, Any], Path], Path]:
 @pytest.fixture
 def interrupted() -> Callable[..., subprocess.CompletedProcess[str]]:
     return _interrupted
+
+
+@pytest.fixture
+def during() -> Callable[..., subprocess.CompletedProcess[str]]:
+    return _during

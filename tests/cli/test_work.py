@@ -63,7 +63,7 @@ def test_a_build_that_deviates_leaves_nothing(tmp_path, monkeypatch):
     from saevit_tvm.verbs.build import BuildOptions, build
 
     monkeypatch.setitem(parity.TOLERANCE, "float32", 0.0)
-    with pytest.raises(ParityError, match="deviates from PyTorch by"):
+    with pytest.raises(ParityError, match="deviates from its model by"):
         build(BuildOptions(model="saevit_micro", image_size=64, out=tmp_path / "out"), lambda _line: None)
     assert not (tmp_path / "out").exists()
 
@@ -97,7 +97,7 @@ def test_verify_finds_the_wrong_weights_in_a_library(cli, micro_artifact, tmp_pa
     artifact = forge(library, manifest, tmp_path / "a.so")
     result = told(cli("verify", "--json", artifact), "verify", status=1)
     assert not result["passed"] and result["reference"] == "pytorch" and result["max_abs_error"] > 0.01
-    refused(cli("verify", artifact), 1, "deviates from PyTorch by")
+    refused(cli("verify", artifact), 1, "deviates from its model by")
 
 
 def test_verify_with_other_weights_than_were_built(cli, micro_artifact, tmp_path, refused):

@@ -27,7 +27,7 @@ class Peer:
         return [module for module in self.modules if importlib.util.find_spec(module) is None]
 
     def convert(self, model: Path, example: Path, folder: Path) -> None:
-        """Turn `model` (a pickled module `.pt`, or `.onnx`) into what `load` reads from `folder`."""
+        """Turn `model` (a pickled module `.pt`, a `.pt2`, or an `.onnx`) into what `load` reads from `folder`."""
 
     def load(self, folder: Path, threads: int) -> Answer:
         """Ready to compute on `threads` threads; numpy in, numpy out."""

@@ -22,7 +22,14 @@ class OnnxPeer(Peer):
 
         x = torch.from_numpy(np.load(example))
         # The exporter that needs nothing but `onnx`; the newer one needs onnxscript as well.
-        torch.onnx.export(load_module(model), (x,), str(folder / "model.onnx"), dynamo=False, opset_version=OPSET)
+        torch.onnx.export(
+            load_module(model),
+            (x,),
+            str(folder / "model.onnx"),
+            dynamo=False,
+            opset_version=OPSET,
+            training=torch.onnx.TrainingMode.PRESERVE,  # a .pt2 cannot be told to evaluate, and does
+        )
 
 
 class OnnxRuntime(OnnxPeer):

@@ -16,16 +16,17 @@ class TorchEager(Peer):
     install = "torch"
 
     def convert(self, model: Path, example: Path, folder: Path) -> None:
-        if model.suffix != ".pt":
+        if model.suffix == ".onnx":
             raise ModelError("an ONNX model has no PyTorch module to run.")
-        shutil.copy(model, folder / "model.pt")
+        shutil.copy(model, folder)
 
     def load(self, folder: Path, threads: int) -> Answer:
         import torch
 
         torch.set_num_threads(threads)
         torch.set_num_interop_threads(1)
-        module = self.prepare(load_module(folder / "model.pt"))
+        (model,) = folder.glob("model.*")
+        module = self.prepare(load_module(model))
 
         def answer(x):
             with torch.inference_mode():
@@ -49,9 +50,11 @@ class TorchCompile(TorchEager):
 
 
 def load_module(file: Path) -> Any:
-    """The pickled module; `bench` itself has just written it."""
+    """The module that `bench` itself has just written."""
     import torch
 
+    if file.suffix == ".pt2":
+        return torch.export.load(file).module()
     return torch.load(file, weights_only=False).eval()
 
 
