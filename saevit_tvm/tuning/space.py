@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tvm
+from tvm.ir.utils import derived_object
 from tvm.s_tir.meta_schedule.feature_extractor import PerStoreFeature, PyFeatureExtractor
 from tvm.s_tir.meta_schedule.space_generator import ScheduleFn
-from tvm.ir.utils import derived_object
 
 from schedules.cpu.isa import isa_of
 from schedules.regions import chosen_tiling, declared, tilings
