@@ -138,9 +138,14 @@ def _tiled(mod: tvm.IRModule, tiling: Mapping[str, int]) -> Schedule:
 
 
 def chosen_tiling(func: tirx.PrimFunc) -> dict[str, int] | None:
-    """The tiling that a schedule noted on a declaration, or None when none did."""
+    """The tiling that a schedule noted on a declaration, or None when none did or the generator has other knobs now."""
     annotations = func.body.block.body.block.annotations
-    return json.loads(str(annotations[TILING])) if TILING in annotations else None
+    found = declared(func)
+    if found is None or TILING not in annotations:
+        return None
+    tiling = json.loads(str(annotations[TILING]))
+    knobs = {field.name for field in dataclasses.fields(GENERATORS[found.region][0].Tiling)}
+    return tiling if tiling.keys() == knobs else None
 
 
 def expanded(mod: tvm.IRModule, isa: Isa, threads: int) -> tvm.IRModule:

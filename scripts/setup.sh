@@ -3,5 +3,5 @@
 python=${PYTHON:-python3}
 [ -d .venv ] || "$python" -m venv .venv
 . .venv/bin/activate
-pip install --quiet --upgrade pip
-pip install --quiet --editable ".${EXTRAS:-}"
+pip install -qq --upgrade pip
+pip install -qq --editable ".${EXTRAS:-}"

@@ -16,12 +16,23 @@ if TYPE_CHECKING:
     from saevit_tvm.targets import Target
 
 
+# Passes of TVM that are most of a build and change nothing here: LLVM does the first two itself, and the others are
+# for virtual threads and double buffers, which no CPU kernel has.
+NEEDLESS = [
+    "tirx.CommonSubexprElim",
+    "s_tir.HoistIfThenElse",
+    "s_tir.RenormalizeSplitPattern",
+    "s_tir.InjectVirtualThread",
+    "s_tir.InjectDoubleBuffer",
+]
+
+
 @contextlib.contextmanager
 def generating_code() -> Iterator[None]:
-    """TVM's search for common subexpressions is quadratic and most of a build, and LLVM does it again anyway."""
+    """The setting in which kernels become machine code, for a library and for a measurement alike."""
     import tvm
 
-    with tvm.transform.PassContext(opt_level=3, disabled_pass=["tirx.CommonSubexprElim"]):
+    with tvm.transform.PassContext(opt_level=3, disabled_pass=NEEDLESS):
         yield
 
 

@@ -1,0 +1,86 @@
+"""The whole street on small models: right answers, regions as single kernels, and the same result every time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tvm
+from tvm import relax
+
+from saevit_tvm import targets
+from saevit_tvm.compiler.pipeline import Compiled, compile_model, kernels_to_tune
+from saevit_tvm.errors import CompileError
+from saevit_tvm.models.sources import ModelSource, open_model
+
+
+def outputs(compiled: Compiled, x: np.ndarray) -> list[np.ndarray]:
+    result = relax.VirtualMachine(compiled.executable, tvm.cpu())["main"](tvm.runtime.tensor(x))
+    return [out.numpy() for out in ([result] if hasattr(result, "numpy") else result)]
+
+
+def deviation(source: ModelSource, compiled: Compiled) -> float:
+    x = np.random.RandomState(7).standard_normal(source.input_shape).astype("float32")
+    pairs = zip(outputs(compiled, x), source.reference(x), strict=True)
+    return max(float(np.abs(ours - theirs).max() / max(1.0, np.abs(theirs).max())) for ours, theirs in pairs)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"image_size": 64},
+        {"image_size": 64, "batch": 3},
+        {"image_size": 96, "features_only": True},
+        {"image_size": 57},  # no sampling rate divides it: SAA falls back to ordinary kernels
+        {"image_size": 224, "num_classes": 3},
+    ],
+    ids=str,
+)
+def test_computes_what_pytorch_computes(options: dict) -> None:
+    source = open_model("saevit_micro", **options)
+    compiled = compile_model(source, targets.native(), use_tuned=False)
+    assert deviation(source, compiled) < 2e-5
+    assert compiled.regions["ciffn"] == compiled.regions["dwsconv"] == {"found": 4, "expected": 4}
+
+
+def test_every_region_is_one_generated_kernel_and_nothing_else_is_left() -> None:
+    compiled = compile_model(open_model("saevit_micro", image_size=64), targets.native(), use_tuned=False)
+    assert compiled.regions["saa"] == {"found": 4, "expected": 4}
+    # Twelve blocks, five convolutions and the head; the one fallback turns the picture channels last.
+    assert compiled.kernels == {"total": 19, "tuned": 0, "scheduled": 18, "fallback": 1}
+    assert compiled.warnings == []
+
+
+def test_blocks_of_one_shape_share_one_kernel() -> None:
+    kernels = kernels_to_tune(open_model("saevit_xs", image_size=64), targets.native())
+    blocks = [kernel.weight for kernel in kernels if kernel.name.startswith(("saa", "ciffn", "dwsconv"))]
+    assert sorted(blocks) == sorted(3 * [1, 2, 4, 2])
+
+
+def test_every_phase_can_be_dumped(tmp_path: Path) -> None:
+    source = open_model("saevit_micro", image_size=64)
+    compile_model(source, targets.native(), use_tuned=False, dump_ir=tmp_path / "ir")
+    files = sorted(path.name for path in (tmp_path / "ir").iterdir())
+    phases = ["import", "simplify", "regions", "layout", "kernels", "records", "library"]
+    assert files == [f"{number}-{phase}.py" for number, phase in enumerate(phases)]
+    assert "batch_norm" in (tmp_path / "ir" / "0-import.py").read_text()
+    assert "batch_norm" not in (tmp_path / "ir" / "1-simplify.py").read_text()
+
+
+@pytest.mark.parametrize("name", ["x86-64-v3", "x86-64-v4"])
+def test_portable_targets_use_the_vectors_they_promise(name: str) -> None:
+    compiled = compile_model(open_model("saevit_micro", image_size=64), targets.get(name), use_tuned=False)
+    library = next(module for module in _modules(compiled.executable.mod) if module.kind == "llvm")
+    assembly = library.inspect_source("asm")
+    assert "vfmadd" in assembly
+    assert ("%zmm" in assembly) == (name == "x86-64-v4")
+
+
+def test_another_dtype_is_refused_in_one_sentence() -> None:
+    with pytest.raises(CompileError, match="only float32"):
+        compile_model(open_model("saevit_micro", image_size=64), targets.native(), dtype="float16")
+
+
+def _modules(module) -> list:
+    return [module, *(inner for imported in module.imports for inner in _modules(imported))]
