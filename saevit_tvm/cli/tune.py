@@ -29,11 +29,13 @@ PATIENCE = 20.0  # a stop has to wait for the measurements that are under way
 def command(guard: Guard, as_json: bool, **options: Any) -> None:
     console = Console(as_json)
     from saevit_tvm.tuning import progress
+    from saevit_tvm.verbs import workspace
     from saevit_tvm.verbs.tune import tune
 
     guard.patience = PATIENCE
     guard.kept = "what was measured is kept, and the same command goes on from there"
-    with progress.live(console.err) if console.err.isatty() else contextlib.nullcontext() as show:
+    live = progress.live(console.err) if console.err.isatty() else contextlib.nullcontext()
+    with workspace.scratch(), live as show:
         result = tune(**options, say=console.say, progress=show)
     console.object(result)
     best = "nothing was measured" if result["best_ms"] is None else f"{result['best_ms']:.3f} ms predicted"

@@ -66,6 +66,16 @@ def test_while_verifying(tmp_path, micro_artifact, interrupted):
         stopped_cleanly(done, signal.SIGINT, tmp_path / "work")
 
 
+@pytest.mark.slow
+def test_while_tuning_keeps_what_was_measured(tmp_path, interrupted):
+    command = ("tune", "--model", "saevit_micro", "--image-size", "64", "--trials", "500", "--store", "store")
+    done = interrupted(signal.SIGINT, "trials", 3.0, *command, cwd=tmp_path / "work")
+    # The store is made with the first measurement, and a slow machine has none by now.
+    stopped_cleanly(done, signal.SIGINT, tmp_path / "work", *names(tmp_path / "work"))
+    assert names(tmp_path / "work") in ([], ["store"])
+    assert "what was measured is kept, and the same command goes on" in done.stderr
+
+
 def test_an_older_artifact_survives(tmp_path, micro_artifact, interrupted):
     old = tmp_path / "work" / "deep" / "out" / "a.so"
     old.parent.mkdir(parents=True)

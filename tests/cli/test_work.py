@@ -63,9 +63,29 @@ def test_a_build_that_deviates_leaves_nothing(tmp_path, monkeypatch):
     from saevit_tvm.verbs.build import BuildOptions, build
 
     monkeypatch.setitem(parity.TOLERANCE, "float32", 0.0)
-    with pytest.raises(ParityError, match="deviates from its model by"):
+    with pytest.raises(ParityError, match="deviates from pytorch by"):
         build(BuildOptions(model="saevit_micro", image_size=64, out=tmp_path / "out"), lambda _line: None)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_a_build_is_reproducible(cli, tmp_path, micro_artifact):
+    cli("build", "--model", "saevit_micro", "--image-size", "64", "--out", tmp_path, "--name", micro_artifact.name)
+    for suffix in (".json", ".so"):
+        again = (tmp_path / micro_artifact.name).with_suffix(suffix)
+        assert again.read_bytes() == micro_artifact.with_suffix(suffix).read_bytes()
+
+
+# tune -------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_tune_tells_scripts_what_it_measured(cli, tmp_path):
+    arguments = ("--model", "saevit_micro", "--image-size", "64", "--trials", "2", "--store", tmp_path, "--json")
+    result = told(cli("tune", *arguments), "tune")
+    assert result["trials"] >= 2 and result["valid"] + result["failed"] == result["trials"]
+    # The budget counts what was measured before, so the same command has nothing left to do.
+    assert told(cli("tune", *arguments), "tune")["resumed"] == result["trials"]
 
 
 # verify -----------------------------------------------------------------------
