@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tvm
-from schedules.cpu.isa import Isa, isa_of
 from tvm import relax
 from tvm.ir.transform import Pass
 from tvm.relax import transform
@@ -37,6 +36,7 @@ from saevit_tvm.compiler.passes import (
     ScheduleTheRest,
 )
 from saevit_tvm.errors import CompileError
+from schedules.cpu.isa import Isa, isa_of
 from schedules.regions import supported
 
 if TYPE_CHECKING:

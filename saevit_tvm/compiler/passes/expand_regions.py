@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import tvm
-from schedules.cpu.isa import Isa
 from tvm import relax, tirx
 
 from saevit_tvm.compiler.passes.rewriting import array, constant
 from saevit_tvm.compiler.passes.schedule import IS_SCHEDULED, SCHEDULE
+from schedules.cpu.isa import Isa
 from schedules.regions import chosen_tiling, declared, lower
 
 
