@@ -36,13 +36,18 @@ def generating_code() -> Iterator[None]:
         yield
 
 
-def link(executable: VMExecutable, target: Target, path: Path) -> None:
-    """Write the library with the weights inside, or say which compiler is missing."""
+def require_linker(target: Target) -> None:
+    """Say which compiler is missing, before minutes of work rather than after."""
     if shutil.which(target.compiler) is None:
         raise TargetError(
-            f"target '{target.name}' needs the C compiler '{target.compiler}' to link: "
+            f"target '{target.name}' links with the C compiler '{target.compiler}', which is not there: "
             "install it (Debian: apt install gcc)."
         )
+
+
+def link(executable: VMExecutable, target: Target, path: Path) -> None:
+    """Write the library, with the weights inside."""
+    require_linker(target)
     try:
         executable.export_library(str(path), cc=target.compiler)
     except RuntimeError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ class Target:
     kind: str = "llvm"
     proof: str = "host"
     compiler: str = "cc"
-    toolchain: tuple[str, ...] = field(default=("cc",))
 
     @property
     def fingerprint(self) -> str:

@@ -6,7 +6,6 @@ Compile, link, seal, load that very file, compare it with PyTorch, and only then
 from __future__ import annotations
 
 import re
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saevit_tvm import targets
-from saevit_tvm.errors import ParityError, TargetError, UsageError, unknown
+from saevit_tvm.errors import ParityError, UsageError, unknown
 from saevit_tvm.verbs import workspace
 
 if TYPE_CHECKING:
@@ -102,12 +101,10 @@ def _default_stem(options: BuildOptions, target: Target) -> str:
 
 def _target(name: str) -> Target:
     """The target, if what it needs to be built for is there."""
+    from saevit_tvm.compiler.library import require_linker
+
     target = targets.get(name)
-    if shutil.which(target.compiler) is None:
-        raise TargetError(
-            f"target '{target.name}' links with the C compiler '{target.compiler}', which is not there: "
-            "install it (Debian: apt install gcc)."
-        )
+    require_linker(target)
     return target
 
 
