@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 from tvm import tirx
@@ -29,6 +30,8 @@ from schedules.cpu.microkernel import Rows, Tile
 NO_SHARE = -1e30  # the saliency of positions beyond the image
 TAPS = 9
 UNROLLED = 8  # loops of up to this many turns are written out
+UNROLL = 4  # keys a turn, where values are mixed
+MOST_SCORES = 4096  # that are kept at a time: half of a first-level cache
 
 
 @dataclass(frozen=True)
@@ -66,24 +69,42 @@ class SAAShape:
 
 @dataclass(frozen=True)
 class Tiling:
-    """Register tiles of the matrix products, and how many queries of a head are attended at a time."""
+    """Register tiles of the matrix products; and for attention, how many queries share a load of keys or values."""
 
     qkv_rows: int
     qkv_vectors: int
-    attend_rows: int
+    score_rows: int
+    mix_rows: int
     project_rows: int
     project_vectors: int
     unroll: int
 
 
 def default_tiling(shape: SAAShape, isa: Isa, threads: int = 1) -> Tiling:
-    qkv = microkernel.tile_for(isa, shape.tokens, 3 * shape.dim)
-    project = microkernel.tile_for(isa, max(1, shape.tokens // _groups(shape, threads)), shape.c)
-    return Tiling(qkv.rows, qkv.vectors, min(shape.tokens, 5), project.rows, project.vectors, unroll=4)
+    qkv, project, score, mix = (tiles[0] for tiles in _tiles(shape, isa, threads))
+    return Tiling(qkv.rows, qkv.vectors, score.rows, mix.rows, project.rows, project.vectors, unroll=4)
 
 
 def tilings(shape: SAAShape, isa: Isa) -> list[Tiling]:
-    return [default_tiling(shape, isa)]
+    found: dict[Tiling, None] = {}
+    for threads in (1, 2, 4, 8):
+        qkvs, projects, scores, mixes = _tiles(shape, isa, threads)
+        for qkv, project, score, mix in product(qkvs[:3], projects[:3], scores[:2], mixes[:2]):
+            tiling = Tiling(qkv.rows, qkv.vectors, score.rows, mix.rows, project.rows, project.vectors, unroll=4)
+            found[tiling] = None
+    return list(found)
+
+
+def _tiles(shape: SAAShape, isa: Isa, threads: int) -> tuple[list[Tile], ...]:
+    """Register tiles, best first, for qkv, projection, scores and mixed values."""
+    head = -(-3 * shape.dim // isa.lanes)
+    qkv = microkernel.tiles(isa, shape.tokens, 3 * shape.dim)
+    return (
+        [tile for tile in qkv if head % tile.vectors == 0],  # a head's panels are filled up
+        microkernel.tiles(isa, _projected_at_least(shape, threads), shape.c),
+        microkernel.tiles(isa, shape.tokens, _round_up(shape.tokens, isa.lanes)),
+        microkernel.tiles(isa, shape.tokens, shape.dim),
+    )
 
 
 def lower(
@@ -104,18 +125,20 @@ def _groups(shape: SAAShape, threads: int) -> int:
     return threads // math.gcd(shape.n, threads)
 
 
+def _projected_at_least(shape: SAAShape, threads: int) -> int:
+    """The fewest tokens that a task projects: without windows to write, tasks share the columns instead."""
+    return shape.tokens if shape.r == 1 else max(1, shape.tokens // _groups(shape, threads))
+
+
 class _Kernel:
     def __init__(self, shape: SAAShape, isa: Isa, tiling: Tiling, threads: int) -> None:
-        self.shape, self.isa, self.threads = shape, isa, threads
+        self.shape, self.isa, self.tiling, self.threads = shape, isa, tiling, threads
         self.groups = _groups(shape, threads)
         self.vector = math.gcd(shape.c, isa.lanes)  # lanes where channels are the lanes
         self.vectors = shape.c // self.vector
         self.qkv = Tile(min(tiling.qkv_rows, shape.tokens), tiling.qkv_vectors, tiling.unroll)
-        shared = 1 if shape.r == 1 else self.groups
-        self.project = Tile(
-            min(tiling.project_rows, max(1, shape.tokens // shared)), tiling.project_vectors, tiling.unroll
-        )
-        self.attended = min(tiling.attend_rows, shape.tokens, isa.lanes)
+        rows = min(tiling.project_rows, _projected_at_least(shape, threads))
+        self.project = Tile(rows, tiling.project_vectors, tiling.unroll)
         self.head_panels = microkernel.panels(3 * shape.dim, self.qkv, isa)
         self.head_width = self.head_panels * self.qkv.vectors * isa.lanes
         self.line = (shape.columns * shape.r + 2) * shape.c  # a row of the ring: a position more at both ends
@@ -227,19 +250,17 @@ class _Kernel:
         share = b.alloc("share", shape.r * self.pitch)
         whole = b.alloc("whole", self.pitch)
         self._clear_margins(ring)
-        start = b.bind("start", first * shape.r)
-        self._ring_row(ring, image, start - 1)
-        self._ring_row(ring, image, start)
-        with b.loop("window_row", last - first) as index:
-            row = b.bind("row", first + index)
-            with b.loop("y", shape.r) as y:
-                place = b.bind("place", row * shape.r + y)
-                self._ring_row(ring, image, place + 1)
-                self._saliency(ring, place, share, y)
-            self._softmax_of_windows(share, whole)
-            with b.loop("column", shape.columns) as column:
-                token = b.bind("token", at + (row * shape.columns + column) * shape.c)
-                self._token(ring, row, column, share, whole, tokens, token)
+        with b.loop("step", (last - first) * shape.r + 2) as step:
+            place = b.bind("place", first * shape.r + step - 1)
+            self._ring_row(ring, image, place)
+            with b.when(step >= 2):  # a row of saliencies takes three of the ring
+                self._saliency(ring, place - 1, share, (place - 1) % shape.r)
+                with b.when(place % shape.r == 0):
+                    row = b.bind("row", place // shape.r - 1)
+                    self._softmax_of_windows(share, whole)
+                    with b.loop("column", shape.columns) as column:
+                        token = b.bind("token", at + (row * shape.columns + column) * shape.c)
+                        self._token(ring, row, column, share, whole, tokens, token)
 
     def _clear_margins(self, ring: _Ring) -> None:
         """Zeros left and right of the image, which the rows leave alone."""
@@ -254,51 +275,48 @@ class _Kernel:
     def _ring_row(self, ring: _Ring, image: Expr, y: Expr) -> None:
         """Row y of the image, normalised; zeros above and below the image."""
         shape, b = self.shape, self.b
-        y = b.bind("y", y)
         slot = b.bind("slot", ring.start(y))
-        known = tirx.const(y, "int32") if isinstance(y, int) else y
-        inside = tirx.all(known >= 0, known < shape.h)
+        inside = tirx.all(y >= 0, y < shape.h)
         with b.when(inside):
             self._normalised((image * shape.h + y) * shape.w, shape.w, ring.buffer, slot + shape.c)
         with b.when(tirx.Not(inside)), b.loop("i", shape.w * self.vectors) as i:
             b.store(ring.buffer, slot + shape.c + i * self.vector, splat(0.0, self.vector))
 
     def _normalised(self, position: Expr, count: int, target: Buffer, at: Expr) -> None:
-        """(x - mean) / deviation over the channels of `count` positions."""
+        """(x - mean) / deviation over the channels of `count` positions.
+
+        Three sweeps, none of which waits for what it has just computed.
+        """
         shape, b, vector = self.shape, self.b, self.vector
-        strip = _even(count, max(8, vector) if vector > 1 else 1)
-        strip = min(strip, max(vector, 1)) if vector < 8 else strip
-        sums = b.alloc("sums", strip * vector)
-        mean = b.alloc("mean", power_of_two(strip))
-        scale = b.alloc("scale", power_of_two(strip))
-        with b.loop("strip", -(-count // strip)) as index:
-            offset = b.bind("offset", minimum(index * strip, count - strip))
-            source = b.bind("source", (position + offset) * shape.c)
-            goal = b.bind("goal", at + offset * shape.c)
-            with b.loop("i", strip) as i:
-                self._sum(sums, i, lambda k: b.load(self.x, source + i * shape.c + k * vector, vector))
-            total = self._totals(sums, strip)
-            b.store(mean, 0, total * splat(1 / shape.c, lanes_of(total)))
-            with b.loop("i", strip) as i:
-                middle = b.bind("middle", splat(b.load(mean, i), vector))
+        strip = _even(count, vector if vector < 8 else 8)
+        mean = b.alloc("mean", count + vector)
+        scale = b.alloc("scale", count + vector)
 
-                def square(k: int, i: Expr = i, middle: Expr = middle) -> Expr:
-                    value = b.bind("value", b.load(self.x, source + i * shape.c + k * vector, vector) - middle)
-                    return value * value
+        def value(place: Expr, k: int) -> Expr:
+            return b.load(self.x, (position + place) * shape.c + k * vector, vector)
 
-                self._sum(sums, i, square)
-            total = self._totals(sums, strip)
+        def square(place: Expr, k: int) -> Expr:
+            away = b.bind("away", value(place, k) - splat(b.load(mean, place), vector))
+            return away * away
+
+        def deviation(total: Expr) -> Expr:
             lanes = lanes_of(total)
-            variance = total * splat(1 / shape.c, lanes) + splat(shape.eps, lanes)
-            b.store(scale, 0, splat(1.0, lanes) / tirx.sqrt(variance))
-            with b.loop("i", strip) as i:
-                factor = b.bind("factor", splat(b.load(scale, i), vector))
-                shift = b.bind("shift", splat(b.load(scale, i) * b.load(mean, i), vector))
-                for k in range(self.vectors):
-                    value = b.load(self.x, source + i * shape.c + k * vector, vector)
-                    b.store(target, goal + i * shape.c + k * vector, value * factor - shift)
+            return splat(1.0, lanes) / tirx.sqrt(total + splat(shape.eps, lanes))
 
-    def _sum(self, sums: Buffer, i: Expr, term: Callable[[int], Expr]) -> None:
+        for statistic, term, finish in ((mean, value, lambda total: total), (scale, square, deviation)):
+            with b.loop("strip", -(-count // strip)) as index:
+                start = b.bind("start", minimum(index * strip, count - strip))
+                sums = [self._sum(lambda k, i=i: term(start + i, k)) for i in range(strip)]  # type: ignore[misc]  # noqa: B023
+                total = across(b, sums, lambda a, c: a + c)
+                b.store(statistic, start, finish(total * splat(1 / shape.c, lanes_of(total))))
+        with b.loop("place", count) as place:
+            factor = b.bind("factor", b.load(scale, place))
+            shift = b.bind("shift", splat(factor * b.load(mean, place), vector))
+            for k in range(self.vectors):
+                normal = value(place, k) * splat(factor, vector) - shift
+                b.store(target, at + place * shape.c + k * vector, normal)
+
+    def _sum(self, term: Callable[[int], Expr]) -> Expr:
         """Terms of all channel vectors, in a few independent chains."""
         b, chains = self.b, min(4, power_of_two(self.vectors + 1) // 2)
         partial = [b.bind("partial", term(k)) for k in range(chains)]
@@ -306,13 +324,7 @@ class _Kernel:
             partial[k % chains] = b.bind("partial", partial[k % chains] + term(k))
         while len(partial) > 1:
             partial = [a + c for a, c in zip(partial[::2], partial[1::2], strict=True)]
-        b.store(sums, i * self.vector, partial[0])
-
-    def _totals(self, sums: Buffer, count: int) -> Expr:
-        """Lane i is the sum over the lanes of vector i."""
-        b = self.b
-        vectors = [b.bind("sums", b.load(sums, i * self.vector, self.vector)) for i in range(count)]
-        return across(b, vectors, lambda a, c: a + c)
+        return b.bind("sum", partial[0])
 
     def _saliency(self, ring: _Ring, place: Expr, share: Buffer, y: Expr) -> None:
         """A row of the 3x3 convolution to one channel."""
@@ -412,26 +424,28 @@ class _Kernel:
         shape, b, lanes = self.shape, self.b, self.isa.lanes
         count = shape.tokens
         padded = _round_up(count, lanes)
+        block = _even(count, max(8, MOST_SCORES // padded))  # queries of which the scores stay in the cache
         qkv = b.alloc("qkv", count * self.head_width)
         keys = b.alloc("keys", (shape.dim + 1) * padded)
-        scores = b.alloc("scores", self.attended * padded)
+        scores = b.alloc("scores", block * padded)
+        inverse = b.alloc("inverse", block + lanes)
         self._clear_keys(keys, padded)
         a = Rows(tokens, lambda row: at + row * shape.c, ((shape.c, 1),))
         with b.loop("head", heads) as index:
             head = b.bind("head", first + index)
 
-            def keep(row: Expr, column: Expr, value: Expr, head: Expr = head) -> None:
+            def keep(row: Expr, column: Expr, value: Expr) -> None:
                 bias = b.load(self.qkv_b, column, lanes_of(value))
                 b.store(qkv, row * self.head_width + column - head * self.head_width, value + bias)
 
             some = (head * self.head_panels, self.head_panels)
             microkernel.gemm(b, self.isa, self.qkv, a, self.qkv_w, count, shape.heads * self.head_width, keep, some)
             self._turn_keys(qkv, keys, padded)
-            with b.loop("queries", -(-count // self.attended)) as tile:
-                query = b.bind("query", minimum(tile * self.attended, count - self.attended))
-                tops = self._scores(qkv, query * self.head_width, keys, padded, scores)
-                inverse = self._softmax(scores, padded, tops)
-                self._mix(scores, padded, inverse, qkv, mixed, to + query * shape.c + head * shape.dim)
+            with b.loop("block", -(-count // block)) as part:
+                query = b.bind("query", minimum(part * block, count - block))
+                self._scores(qkv, query, keys, padded, scores, block)
+                self._softmax(scores, padded, inverse, block)
+                self._mix(scores, padded, inverse, qkv, mixed, to + query * shape.c + head * shape.dim, block)
 
     def _clear_keys(self, keys: Buffer, padded: int) -> None:
         """Zeros for keys beyond the last token, and one more row: what is added to every score, 0 or no share."""
@@ -455,15 +469,13 @@ class _Kernel:
                 for i, column in enumerate(transposed(b, rows)):
                     b.store(keys, (d + i) * padded + token, column)
 
-    def _scores(self, qkv: Buffer, query: Expr, keys: Buffer, padded: int, scores: Buffer) -> list[Buffer]:
-        """Query times key for a few queries and all keys; and the largest score of each, still in lanes."""
-        shape, b, lanes, rows = self.shape, self.b, self.isa.lanes, self.attended
-        tops = [b.alloc(f"top{i}", lanes, "local") for i in range(rows)]
-        for top in tops:
-            b.store(top, 0, splat(NO_SHARE, lanes))
+    def _scores(self, qkv: Buffer, query: Expr, keys: Buffer, padded: int, scores: Buffer, count: int) -> None:
+        """Query times key for `count` queries and all keys."""
+        shape, b, lanes = self.shape, self.b, self.isa.lanes
+        rows = min(self.tiling.score_rows, count)
 
-        def tile(start: Expr, width: int) -> None:
-            sums = [[b.alloc("sum", lanes, "local") for _ in range(width)] for _ in range(rows)]
+        def tile(row: Expr, start: Expr, width: int) -> None:
+            sums = self._accumulators(rows, width, lanes)
             for j in range(width):
                 bias = b.bind("bias", b.load(keys, shape.dim * padded + (start + j) * lanes, lanes))
                 for line in sums:
@@ -471,18 +483,27 @@ class _Kernel:
             for d in range(shape.dim):
                 key = [b.bind("key", b.load(keys, d * padded + (start + j) * lanes, lanes)) for j in range(width)]
                 for i, line in enumerate(sums):
-                    value = b.bind("q", splat(b.load(qkv, query + i * self.head_width + d), lanes))
-                    for j, total in enumerate(line):
-                        b.store(total, 0, b.load(total, 0, lanes) + value * key[j])
+                    value = splat(b.load(qkv, (query + row + i) * self.head_width + d), lanes)
+                    self._multiply_add(line, value, key)
             for i, line in enumerate(sums):
                 for j, total in enumerate(line):
-                    value = b.bind("score", b.load(total, 0, lanes))
-                    b.store(scores, i * padded + (start + j) * lanes, value)
-                    b.store(tops[i], 0, tirx.max(b.load(tops[i], 0, lanes), value))
+                    b.store(scores, (row + i) * padded + (start + j) * lanes, b.load(total, 0, lanes))
 
-        most = max(1, (self.isa.registers - 2) // (rows + 1))
-        self._in_chunks(padded // lanes, most, tile)
-        return tops
+        with b.loop("tile", -(-count // rows)) as index:
+            row = b.bind("row", minimum(index * rows, count - rows))
+            self._in_chunks(padded // lanes, self._widest(rows), lambda start, width: tile(row, start, width))
+
+    def _widest(self, rows: int) -> int:
+        """How many vectors may stand beside each other in a tile of so many rows."""
+        return max(1, (self.isa.registers - 1) // (rows + 1))
+
+    def _accumulators(self, rows: int, width: int, lanes: int) -> list[list[Buffer]]:
+        return [[self.b.alloc("sum", lanes, "local") for _ in range(width)] for _ in range(rows)]
+
+    def _multiply_add(self, sums: list[Buffer], value: Expr, factors: list[Expr]) -> None:
+        b, value = self.b, self.b.bind("factor", value)
+        for total, factor in zip(sums, factors, strict=True):
+            b.store(total, 0, b.load(total, 0, lanes_of(value)) + value * factor)
 
     def _in_chunks(self, count: int, most: int, body: Callable[[Expr, int], None]) -> None:
         """body(start, size) for chunks of at most `most`: even ones when they are few, else a loop and a rest."""
@@ -499,38 +520,55 @@ class _Kernel:
         if count % most:
             body(count // most * most, count % most)
 
-    def _softmax(self, scores: Buffer, padded: int, tops: list[Buffer]) -> Buffer:
-        """Scores become powers of two; returns one over their sums."""
+    def _softmax(self, scores: Buffer, padded: int, inverse: Buffer, count: int) -> None:
+        """Scores become powers of two, and `inverse` one over the sum of each query's."""
         b, lanes = self.b, self.isa.lanes
-        greatest = across(b, [b.load(top, 0, lanes) for top in tops], tirx.max)
-        top = b.alloc("top", lanes_of(greatest), "local")
-        b.store(top, 0, greatest)
-        totals = []
-        for i in range(self.attended):
-            total = b.alloc("total", lanes, "local")
-            b.store(total, 0, splat(0.0, lanes))
-            middle = b.bind("middle", splat(b.load(top, i), lanes))
+        group = _even(count, min(8, lanes))
+        top = b.alloc("top", power_of_two(group))
 
-            def raise_scores(j: Expr, i: int = i, middle: Expr = middle, total: Buffer = total) -> None:
-                place = i * padded + j * lanes
-                power = exp2(b, b.load(scores, place, lanes) - middle)
+        def queries(first: Expr, size: int) -> None:
+            """In place: no query may be done twice."""
+
+            def reduced(
+                term: Callable[[Expr, Expr], Expr], combine: Callable[[Expr, Expr], Expr], start: float
+            ) -> Expr:
+                results = []
+                for i in range(size):
+                    result = b.alloc("result", lanes, "local")
+                    b.store(result, 0, splat(start, lanes))
+
+                    def step(j: Expr, i: int = i, result: Buffer = result) -> None:
+                        value = term(i, (first + i) * padded + j * lanes)
+                        b.store(result, 0, combine(b.load(result, 0, lanes), value))
+
+                    self._every("j", UNROLLED, padded // lanes, step)
+                    results.append(b.load(result, 0, lanes))
+                return across(b, results, combine)
+
+            def raised(i: Expr, place: Expr) -> Expr:
+                power = exp2(b, b.load(scores, place, lanes) - splat(b.load(top, i), lanes))
                 b.store(scores, place, power)
-                b.store(total, 0, b.load(total, 0, lanes) + power)
+                return power
 
-            self._every("j", UNROLLED, padded // lanes, raise_scores)
-            totals.append(total)
-        whole = across(b, [b.load(total, 0, lanes) for total in totals], lambda a, c: a + c)
-        inverse = b.alloc("inverse", lanes_of(whole), "local")
-        b.store(inverse, 0, splat(1.0, lanes_of(whole)) / whole)
-        return inverse
+            b.store(top, 0, reduced(lambda _, place: b.load(scores, place, lanes), tirx.max, NO_SHARE))
+            total = reduced(raised, lambda a, c: a + c, 0.0)
+            b.store(inverse, first, splat(1.0, lanes_of(total)) / total)
 
-    def _mix(self, scores: Buffer, padded: int, inverse: Buffer, qkv: Buffer, mixed: Buffer, to: Expr) -> None:
-        """The values of all tokens, weighted by the scores of a few queries."""
-        shape, b, rows = self.shape, self.b, self.attended
+        with b.loop("group", count // group) as index:
+            queries(index * group, group)
+        if count % group:
+            queries(count // group * group, count % group)
+
+    def _mix(
+        self, scores: Buffer, padded: int, inverse: Buffer, qkv: Buffer, mixed: Buffer, to: Expr, count: int
+    ) -> None:
+        """The values of all tokens, weighted by the scores of `count` queries."""
+        shape, b = self.shape, self.b
+        rows = min(self.tiling.mix_rows, count)
         lanes = math.gcd(shape.dim, self.isa.lanes)
 
-        def tile(start: Expr, width: int) -> None:
-            sums = [[b.alloc("sum", lanes, "local") for _ in range(width)] for _ in range(rows)]
+        def tile(row: Expr, start: Expr, width: int) -> None:
+            sums = self._accumulators(rows, width, lanes)
             for line in sums:
                 for total in line:
                     b.store(total, 0, splat(0.0, lanes))
@@ -539,24 +577,23 @@ class _Kernel:
                 place = key * self.head_width + 2 * shape.dim + start * lanes
                 values = [b.bind("value", b.load(qkv, place + j * lanes, lanes)) for j in range(width)]
                 for i, line in enumerate(sums):
-                    weight = b.bind("weight", splat(b.load(scores, i * padded + key), lanes))
-                    for j, total in enumerate(line):
-                        b.store(total, 0, b.load(total, 0, lanes) + weight * values[j])
+                    self._multiply_add(line, splat(b.load(scores, (row + i) * padded + key), lanes), values)
 
-            unroll = 4
-            if shape.tokens >= unroll:
-                with b.loop("key", shape.tokens // unroll) as key:
-                    for k in range(unroll):
-                        add(key * unroll + k)
-            for key in range(shape.tokens // unroll * unroll, shape.tokens):
+            turns = shape.tokens // UNROLL
+            if turns:
+                with b.loop("key", turns) as key:
+                    for k in range(UNROLL):
+                        add(key * UNROLL + k)
+            for key in range(turns * UNROLL, shape.tokens):
                 add(key)
             for i, line in enumerate(sums):
-                factor = b.bind("factor", splat(b.load(inverse, i), lanes))
+                factor = b.bind("factor", splat(b.load(inverse, row + i), lanes))
                 for j, total in enumerate(line):
-                    b.store(mixed, to + i * shape.c + (start + j) * lanes, b.load(total, 0, lanes) * factor)
+                    b.store(mixed, to + (row + i) * shape.c + (start + j) * lanes, b.load(total, 0, lanes) * factor)
 
-        most = max(1, (self.isa.registers - 2) // (rows + 1))
-        self._in_chunks(shape.dim // lanes, most, tile)
+        with b.loop("tile", -(-count // rows)) as index:
+            row = b.bind("row", minimum(index * rows, count - rows))
+            self._in_chunks(shape.dim // lanes, self._widest(rows), lambda start, width: tile(row, start, width))
 
     def _project(
         self,
