@@ -49,6 +49,7 @@ CHANNELS_LAST = {"relax.nn.conv2d": ["NHWC", "HWIO"]}
 def simplify() -> list[Pass]:
     return [
         transform.CanonicalizeBindings(),
+        RemoveNoOps(),
         transform.FoldConstant(),
         FoldBatchNorm(),
         RemoveNoOps(),
@@ -68,6 +69,7 @@ def layout() -> list[Pass]:
         DeclareRegions(),
         transform.ConvertLayout(CHANNELS_LAST),
         transform.Normalize(),
+        RemoveNoOps(),
         transform.FoldConstant(),
         RemoveNoOps(),
         transform.DeadCodeElimination(),

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import tvm
 from tvm import relax
-from tvm.relax.dpl import is_op, wildcard
+from tvm.relax.dpl import DFPattern, is_const, is_op, wildcard
 
-from saevit_tvm.compiler.passes.rewriting import Matched, Rule, rewrite, shape_of
+from saevit_tvm.compiler.passes.rewriting import Matched, Rule, array, constant, rewrite, shape_of
 
 
 def _same_shape(op: str) -> Rule:
@@ -59,9 +59,24 @@ def _identity_permute() -> Rule:
     return pattern, replace
 
 
+def _moved_constant(op: str, *others: DFPattern) -> Rule:
+    """TVM would compile a kernel for each permute and reshape of a weight to fold it; numpy just does it."""
+    data = is_const()
+    pattern = is_op(op)(data, *others)
+
+    def replace(expr: relax.Expr, matched: Matched) -> relax.Expr:
+        value = array(matched[data])
+        if value.dtype != "float32":
+            return expr
+        moved = value.reshape(shape_of(expr)) if others else value.transpose(_axes(expr))
+        return constant(moved)
+
+    return pattern, replace
+
+
 @tvm.ir.transform.module_pass(opt_level=0, name="RemoveNoOps")
 class RemoveNoOps:
-    """Drop broadcasts and reshapes to the same shape, and permutes that undo each other."""
+    """Drop broadcasts and reshapes to the same shape, permutes that undo each other, and permutes of weights."""
 
     def transform_module(self, mod: tvm.IRModule, _context: tvm.transform.PassContext) -> tvm.IRModule:
         return rewrite(
@@ -72,5 +87,7 @@ class RemoveNoOps:
                 _same_shape("relax.reshape"),
                 _permute_of_permute(),
                 _identity_permute(),
+                _moved_constant("relax.permute_dims"),
+                _moved_constant("relax.reshape", wildcard()),
             ],
         )
