@@ -30,7 +30,7 @@ from schedules.cpu.microkernel import Rows, Tile
 NO_SHARE = -1e30  # the saliency of positions beyond the image
 TAPS = 9
 UNROLLED = 8  # loops of up to this many turns are written out
-UNROLL = 4  # keys a turn, where values are mixed
+UNROLL = 4  # steps of a reduction in one turn of its loop
 MOST_SCORES = 4096  # that are kept at a time: half of a first-level cache
 
 
@@ -480,11 +480,14 @@ class _Kernel:
                 bias = b.bind("bias", b.load(keys, shape.dim * padded + (start + j) * lanes, lanes))
                 for line in sums:
                     b.store(line[j], 0, bias)
-            for d in range(shape.dim):
+
+            def add(d: Expr) -> None:
                 key = [b.bind("key", b.load(keys, d * padded + (start + j) * lanes, lanes)) for j in range(width)]
                 for i, line in enumerate(sums):
                     value = splat(b.load(qkv, (query + row + i) * self.head_width + d), lanes)
                     self._multiply_add(line, value, key)
+
+            self._in_turns("d", shape.dim, add)
             for i, line in enumerate(sums):
                 for j, total in enumerate(line):
                     b.store(scores, (row + i) * padded + (start + j) * lanes, b.load(total, 0, lanes))
@@ -492,6 +495,16 @@ class _Kernel:
         with b.loop("tile", -(-count // rows)) as index:
             row = b.bind("row", minimum(index * rows, count - rows))
             self._in_chunks(padded // lanes, self._widest(rows), lambda start, width: tile(row, start, width))
+
+    def _in_turns(self, name: str, count: int, body: Callable[[Expr], None]) -> None:
+        """The body for 0 .. count, a few at a turn: written out as a whole, LLVM would run out of registers."""
+        turns = count // UNROLL
+        if turns:
+            with self.b.loop(name, turns) as turn:
+                for i in range(UNROLL):
+                    body(turn * UNROLL + i)
+        for i in range(turns * UNROLL, count):
+            body(i)
 
     def _widest(self, rows: int) -> int:
         """How many vectors may stand beside each other in a tile of so many rows."""
@@ -579,13 +592,7 @@ class _Kernel:
                 for i, line in enumerate(sums):
                     self._multiply_add(line, splat(b.load(scores, (row + i) * padded + key), lanes), values)
 
-            turns = shape.tokens // UNROLL
-            if turns:
-                with b.loop("key", turns) as key:
-                    for k in range(UNROLL):
-                        add(key * UNROLL + k)
-            for key in range(turns * UNROLL, shape.tokens):
-                add(key)
+            self._in_turns("key", shape.tokens, add)
             for i, line in enumerate(sums):
                 factor = b.bind("factor", splat(b.load(inverse, row + i), lanes))
                 for j, total in enumerate(line):

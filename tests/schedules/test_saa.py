@@ -91,12 +91,11 @@ def test_every_shape_of_the_published_sizes(call: Call, here: Isa, shape: SAASha
     [
         pytest.param(SAAShape(2, 16, 16, 16, 1, 8), 1, id="four tokens, one head"),
         pytest.param(SAAShape(1, 2, 2, 64, 4, 1), 4, id="four tokens without windows"),
-        pytest.param(SAAShape(1, 1, 1, 32, 2, 1), 2, id="one token without windows"),
-        pytest.param(SAAShape(1, 3, 3, 32, 2, 3), 2, id="one token, rate 3"),
-        pytest.param(SAAShape(1, 9, 15, 32, 4, 3), 2, id="rate 3, heads of 8"),
+        pytest.param(SAAShape(1, 1, 1, 16, 1, 1), 2, id="one token without windows"),
+        pytest.param(SAAShape(1, 9, 15, 16, 2, 3), 2, id="rate 3, heads of 8"),
         pytest.param(SAAShape(3, 8, 12, 64, 2, 2), 2, id="heads of 32, images not even among threads"),
         pytest.param(SAAShape(4, 4, 4, 32, 2, 1), 2, id="whole images among threads"),
-        pytest.param(SAAShape(1, 16, 16, 32, 2, 1), 4, id="256 tokens"),
+        pytest.param(SAAShape(1, 16, 16, 16, 1, 1), 4, id="256 tokens"),
         pytest.param(SAAShape(1, 9, 11, 16, 1, 4), 1, id="partly filled windows"),
         pytest.param(SAAShape(2, 13, 5, 24, 3, 8), 4, id="partly filled windows, 24 channels"),
         pytest.param(SAAShape(1, 6, 6, 10, 2, 2), 1, id="10 channels, heads of 5"),
@@ -109,7 +108,7 @@ def test_odd_shapes(call: Call, here: Isa, shape: SAAShape, threads: int) -> Non
 @pytest.mark.parametrize("vectors", [isa.AVX512, isa.NEON], ids=lambda vectors: vectors.name)
 def test_vectors_of_every_width_compute_the_same(call: Call, vectors: Isa) -> None:
     """LLVM splits vectors that are too wide for this CPU, so the code for other CPUs can be run here."""
-    assert error(call, vectors, SAAShape(1, 12, 20, 48, 3, 4)) < TOLERANCE
+    assert error(call, vectors, SAAShape(1, 8, 12, 48, 3, 4)) < TOLERANCE
 
 
 @pytest.mark.parametrize("rate", [1, 2])
@@ -145,13 +144,12 @@ def test_equal_shapes_share_one_function(rate: int) -> None:
     assert not np.array_equal(first.constants[-1], second.constants[-1])
 
 
-@pytest.mark.parametrize("place", [0.5, 1.0])
-def test_offered_tilings_are_right(call: Call, here: Isa, place: float) -> None:
-    shape = SAAShape(1, 12, 20, 48, 3, 4)
+def test_offered_tilings_are_right(call: Call, here: Isa) -> None:
+    shape = SAAShape(1, 8, 12, 48, 3, 4)
     offered = saa.tilings(shape, here)
     assert offered[0] == saa.default_tiling(shape, here)
     assert len(offered) == len(set(offered)) > 20
-    assert error(call, here, shape, offered[int(place * (len(offered) - 1))]) < TOLERANCE
+    assert error(call, here, shape, offered[-1]) < TOLERANCE
 
 
 @pytest.mark.parametrize(
