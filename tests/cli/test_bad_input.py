@@ -43,12 +43,10 @@ def names(folder: Path) -> list[str]:
         (["--image-size", "1"], 2, ["image size 1", "32"]),
         (["--image-size", "100000"], 2, ["image size 100000", "4096"]),
         (["--batch", "0"], 2, ["batch 0"]),
-        (["--batch", "-1"], 2, ["batch -1"]),
         (["--classes", "0"], 2, ["0 classes"]),
         (["--name", "../up"], 2, ["'../up' cannot be the name"]),
         (["--name", ""], 2, ["cannot be the name"]),
         (["--weights", "nowhere.safetensors"], 2, ["nowhere.safetensors"]),
-        (["--weights", "digit"], 2, ["unknown checkpoint 'digit'"]),
         (["--model", "nowhere.pt2"], 2, ["nowhere.pt2"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) and value[0].startswith("--") else "",
@@ -86,10 +84,9 @@ def test_misshapen_tensor(state, refused_weights):
     refused_weights(state | {name: torch.ones(1, 2, 3, 4)}, name, "[1, 2, 3, 4]")
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_weights_that_are_no_numbers(state, value, refused_weights):
+def test_weights_that_are_no_numbers(state, refused_weights):
     state["head.weight"] = state["head.weight"].clone()
-    state["head.weight"][0, 0] = value
+    state["head.weight"][0, 0] = float("nan")
     refused_weights(state, "head.weight", "NaN")
 
 

@@ -32,14 +32,13 @@ def _own_temporary_files(tmp_path, monkeypatch):
     assert names(tmp_path / "tmp") == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("delay", [0.4, 1.5])
+@pytest.mark.parametrize(("number", "delay"), [(signal.SIGINT, 0.4), (signal.SIGTERM, 1.5)])
 def test_while_libraries_load(tmp_path, number, delay, interrupted):
     done = interrupted(number, None, delay, *BUILD, cwd=tmp_path / "work")
     stopped_cleanly(done, number, tmp_path / "work")
 
 
-@pytest.mark.parametrize("delay", [0.0, 2.0, 5.0])
+@pytest.mark.parametrize("delay", [0.0, pytest.param(2.0, marks=pytest.mark.slow), 4.0])
 def test_while_compiling(tmp_path, delay, interrupted):
     done = interrupted(signal.SIGINT, "compiling", delay, *BUILD, cwd=tmp_path / "work")
     stopped_cleanly(done, signal.SIGINT, tmp_path / "work")
@@ -52,7 +51,7 @@ def test_late_in_a_build(tmp_path, stage, interrupted):
     stopped_cleanly(done, signal.SIGINT, tmp_path / "work")
 
 
-@pytest.mark.parametrize("stage", ["converting", "starting torch", "measuring"])
+@pytest.mark.parametrize("stage", ["converting", pytest.param("measuring", marks=pytest.mark.slow)])
 def test_while_benching(tmp_path, micro_artifact, stage, interrupted):
     command = ("bench", micro_artifact, "--against", "torch")
     done = interrupted(signal.SIGINT, stage, 0.5, *command, cwd=tmp_path / "work")
@@ -76,6 +75,7 @@ def test_while_tuning_keeps_what_was_measured(tmp_path, interrupted):
     assert "what was measured is kept, and the same command goes on" in done.stderr
 
 
+@pytest.mark.slow
 def test_an_older_artifact_survives(tmp_path, micro_artifact, interrupted):
     old = tmp_path / "work" / "deep" / "out" / "a.so"
     old.parent.mkdir(parents=True)

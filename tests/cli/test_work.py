@@ -166,6 +166,7 @@ def test_run_for_people(cli, micro_artifact, picture):
 # bench ------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_bench_beside_two_runtimes(cli, micro_artifact):
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnx")
@@ -215,6 +216,7 @@ def checks(done: subprocess.CompletedProcess[str], status: int) -> dict[str, dic
     return {check["name"]: check for check in result["checks"]}
 
 
+@pytest.mark.slow
 def test_doctor_on_a_machine_that_is_ready(cli, tmp_path):
     found = checks(cli("doctor", "--json", "--store", tmp_path / "store"), 0)
     assert all(check["ok"] for check in found.values() if check["needed"])
