@@ -423,13 +423,14 @@ class _Kernel:
         """Heads first .. first + heads: mixed = softmax(query key) value."""
         shape, b, lanes = self.shape, self.b, self.isa.lanes
         count = shape.tokens
-        padded = _round_up(count, lanes)
-        block = _even(count, max(8, MOST_SCORES // padded))  # queries of which the scores stay in the cache
+        # An odd number of vectors, or else rows would compete for the same few places in the cache.
+        pitch = (-(-count // lanes) | 1) * lanes
+        block = _even(count, max(8, MOST_SCORES // pitch))  # queries of which the scores stay in the cache
         qkv = b.alloc("qkv", count * self.head_width)
-        keys = b.alloc("keys", (shape.dim + 1) * padded)
-        scores = b.alloc("scores", block * padded)
+        keys = b.alloc("keys", (shape.dim + 1) * pitch)
+        scores = b.alloc("scores", block * pitch)
         inverse = b.alloc("inverse", block + lanes)
-        self._clear_keys(keys, padded)
+        self._clear_keys(keys, pitch)
         a = Rows(tokens, lambda row: at + row * shape.c, ((shape.c, 1),))
         with b.loop("head", heads) as index:
             head = b.bind("head", first + index)
@@ -440,22 +441,22 @@ class _Kernel:
 
             some = (head * self.head_panels, self.head_panels)
             microkernel.gemm(b, self.isa, self.qkv, a, self.qkv_w, count, shape.heads * self.head_width, keep, some)
-            self._turn_keys(qkv, keys, padded)
+            self._turn_keys(qkv, keys, pitch)
             with b.loop("block", -(-count // block)) as part:
                 query = b.bind("query", minimum(part * block, count - block))
-                self._scores(qkv, query, keys, padded, scores, block)
-                self._softmax(scores, padded, inverse, block)
-                self._mix(scores, padded, inverse, qkv, mixed, to + query * shape.c + head * shape.dim, block)
+                self._scores(qkv, query, keys, pitch, scores, block)
+                self._softmax(scores, pitch, inverse, block)
+                self._mix(scores, pitch, inverse, qkv, mixed, to + query * shape.c + head * shape.dim, block)
 
-    def _clear_keys(self, keys: Buffer, padded: int) -> None:
+    def _clear_keys(self, keys: Buffer, pitch: int) -> None:
         """Zeros for keys beyond the last token, and one more row: what is added to every score, 0 or no share."""
         shape, b, lanes = self.shape, self.b, self.isa.lanes
-        with b.loop("i", (shape.dim + 1) * padded // lanes) as i:
+        with b.loop("i", (shape.dim + 1) * pitch // lanes) as i:
             b.store(keys, i * lanes, splat(0.0, lanes))
-        for i in range(shape.tokens, padded):
-            b.store(keys, shape.dim * padded + i, tirx.const(NO_SHARE, "float32"))
+        for i in range(shape.tokens, pitch):
+            b.store(keys, shape.dim * pitch + i, tirx.const(NO_SHARE, "float32"))
 
-    def _turn_keys(self, qkv: Buffer, keys: Buffer, padded: int) -> None:
+    def _turn_keys(self, qkv: Buffer, keys: Buffer, pitch: int) -> None:
         """Keys by dimension, so that a vector holds one dimension of several keys."""
         shape, b = self.shape, self.b
         size = math.gcd(shape.dim, self.isa.lanes)
@@ -467,9 +468,9 @@ class _Kernel:
                 place = token * self.head_width + shape.dim + d
                 rows = [b.bind("row", b.load(qkv, place + i * self.head_width, size)) for i in range(size)]
                 for i, column in enumerate(transposed(b, rows)):
-                    b.store(keys, (d + i) * padded + token, column)
+                    b.store(keys, (d + i) * pitch + token, column)
 
-    def _scores(self, qkv: Buffer, query: Expr, keys: Buffer, padded: int, scores: Buffer, count: int) -> None:
+    def _scores(self, qkv: Buffer, query: Expr, keys: Buffer, pitch: int, scores: Buffer, count: int) -> None:
         """Query times key for `count` queries and all keys."""
         shape, b, lanes = self.shape, self.b, self.isa.lanes
         rows = min(self.tiling.score_rows, count)
@@ -477,12 +478,12 @@ class _Kernel:
         def tile(row: Expr, start: Expr, width: int) -> None:
             sums = self._accumulators(rows, width, lanes)
             for j in range(width):
-                bias = b.bind("bias", b.load(keys, shape.dim * padded + (start + j) * lanes, lanes))
+                bias = b.bind("bias", b.load(keys, shape.dim * pitch + (start + j) * lanes, lanes))
                 for line in sums:
                     b.store(line[j], 0, bias)
 
             def add(d: Expr) -> None:
-                key = [b.bind("key", b.load(keys, d * padded + (start + j) * lanes, lanes)) for j in range(width)]
+                key = [b.bind("key", b.load(keys, d * pitch + (start + j) * lanes, lanes)) for j in range(width)]
                 for i, line in enumerate(sums):
                     value = splat(b.load(qkv, (query + row + i) * self.head_width + d), lanes)
                     self._multiply_add(line, value, key)
@@ -490,11 +491,13 @@ class _Kernel:
             self._in_turns("d", shape.dim, add)
             for i, line in enumerate(sums):
                 for j, total in enumerate(line):
-                    b.store(scores, (row + i) * padded + (start + j) * lanes, b.load(total, 0, lanes))
+                    b.store(scores, (row + i) * pitch + (start + j) * lanes, b.load(total, 0, lanes))
 
         with b.loop("tile", -(-count // rows)) as index:
             row = b.bind("row", minimum(index * rows, count - rows))
-            self._in_chunks(padded // lanes, self._widest(rows), lambda start, width: tile(row, start, width))
+            self._in_chunks(
+                -(-self.shape.tokens // lanes), self._widest(rows), lambda start, width: tile(row, start, width)
+            )
 
     def _in_turns(self, name: str, count: int, body: Callable[[Expr], None]) -> None:
         """The body for 0 .. count, a few at a turn: written out as a whole, LLVM would run out of registers."""
@@ -533,7 +536,7 @@ class _Kernel:
         if count % most:
             body(count // most * most, count % most)
 
-    def _softmax(self, scores: Buffer, padded: int, inverse: Buffer, count: int) -> None:
+    def _softmax(self, scores: Buffer, pitch: int, inverse: Buffer, count: int) -> None:
         """Scores become powers of two, and `inverse` one over the sum of each query's."""
         b, lanes = self.b, self.isa.lanes
         group = _even(count, min(8, lanes))
@@ -551,10 +554,10 @@ class _Kernel:
                     b.store(result, 0, splat(start, lanes))
 
                     def step(j: Expr, i: int = i, result: Buffer = result) -> None:
-                        value = term(i, (first + i) * padded + j * lanes)
+                        value = term(i, (first + i) * pitch + j * lanes)
                         b.store(result, 0, combine(b.load(result, 0, lanes), value))
 
-                    self._every("j", UNROLLED, padded // lanes, step)
+                    self._every("j", UNROLLED, -(-self.shape.tokens // lanes), step)
                     results.append(b.load(result, 0, lanes))
                 return across(b, results, combine)
 
@@ -573,7 +576,7 @@ class _Kernel:
             queries(count // group * group, count % group)
 
     def _mix(
-        self, scores: Buffer, padded: int, inverse: Buffer, qkv: Buffer, mixed: Buffer, to: Expr, count: int
+        self, scores: Buffer, pitch: int, inverse: Buffer, qkv: Buffer, mixed: Buffer, to: Expr, count: int
     ) -> None:
         """The values of all tokens, weighted by the scores of `count` queries."""
         shape, b = self.shape, self.b
@@ -590,7 +593,7 @@ class _Kernel:
                 place = key * self.head_width + 2 * shape.dim + start * lanes
                 values = [b.bind("value", b.load(qkv, place + j * lanes, lanes)) for j in range(width)]
                 for i, line in enumerate(sums):
-                    self._multiply_add(line, splat(b.load(scores, (row + i) * padded + key), lanes), values)
+                    self._multiply_add(line, splat(b.load(scores, (row + i) * pitch + key), lanes), values)
 
             self._in_turns("key", shape.tokens, add)
             for i, line in enumerate(sums):
