@@ -38,7 +38,9 @@ class Guard:
         """The exit status of `work`. After a stop signal it does not return: the process ends here."""
         try:
             self._listen()
-            return work(self)
+            status = work(self)
+            self._listen_no_more()
+            return status
         except BaseException as error:
             try:
                 status = self._explain(error)
@@ -56,6 +58,13 @@ class Guard:
             if signal.getsignal(number) is not signal.SIG_IGN:  # nohup, or a job in the background
                 signal.signal(number, self._on_signal)
         threading.Thread(target=self._watch, args=(woken,), daemon=True, name="stop-watch").start()
+
+    def _listen_no_more(self) -> None:
+        """The work is done and said: a signal while the interpreter takes itself apart must not deny it."""
+        signal.set_wakeup_fd(-1)
+        for number in STOP_SIGNALS:
+            if signal.getsignal(number) == self._on_signal:
+                signal.signal(number, signal.SIG_IGN)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._signal = number
