@@ -15,7 +15,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,16 +46,18 @@ def main() -> None:
     models = options.models.split(",")
     threads = [int(count) for count in options.threads.split(",")]
     if options.ablation:
-        _write(options.out / "ablation", ablation(models[0], threads, options.seconds), ablation_table)
+        rows = ablation(models[0], threads, options.seconds)
+        _write(options.out / "ablation", rows, ablation_table)
+        print(ablation_table(rows))
         return
     against = options.against.split(",") if options.against else None
-    rows = [
-        row
-        for scenario in options.scenarios.split(",")
-        for model in models
-        for row in compare(model, scenario, threads, against, options.seconds)
-    ]
-    _write(options.out / "cpu", rows, comparison_table)
+    rows: list[dict[str, Any]] = []
+    for scenario in options.scenarios.split(","):
+        for model in models:
+            for row in compare(model, scenario, threads, against, options.seconds):
+                rows.append(row)
+                _write(options.out / "cpu", rows, comparison_table)  # an interrupted run keeps what it has
+    print(comparison_table(rows))
     plot(rows, options.out / "cpu.png")
 
 
@@ -66,14 +68,12 @@ def say(line: str) -> None:
 def _write(stem: Path, rows: list[dict[str, Any]], table: Callable[[list[dict[str, Any]]], str]) -> None:
     stem.with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n")
     stem.with_suffix(".md").write_text(table(rows))
-    print(table(rows))
 
 
 def compare(
     model: str, scenario: str, threads: list[int], against: list[str] | None, seconds: float
-) -> list[dict[str, Any]]:
+) -> Iterator[dict[str, Any]]:
     """One model in one scenario, at each number of threads."""
-    rows = []
     with tempfile.TemporaryDirectory() as folder:
         options = BuildOptions(model=model, out=Path(folder), **SCENARIOS[scenario])
         artifact = build(options, say).artifact
@@ -82,9 +82,7 @@ def compare(
             told = bench(artifact, threads=count, against=against, runs=None, seconds=seconds, weights=None, say=say)
             trips = told["core_round_trip_ns"]
             common = {"model": model, "scenario": scenario, "round_trip_ns": trips[len(trips) // 2] if trips else None}
-            rows += [common | row for row in told["results"]]
-            rows += [common | row for row in told["failed"]]
-    return rows
+            yield from (common | row for row in [*told["results"], *told["failed"]])
 
 
 def comparison_table(rows: list[dict[str, Any]]) -> str:
