@@ -167,6 +167,7 @@ class LocalMeasurer:
                 built.append((candidate, outcome))
             else:
                 yield candidate, outcome
+        built.sort(key=lambda pair: candidates.index(pair[0]))  # the most promising first, not the first to compile
         for candidate, kernel in built:
             if stopping():
                 return

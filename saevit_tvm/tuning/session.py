@@ -182,9 +182,8 @@ class Session:
         count = int(min(BATCH if task.curve else max(1, min(FIRST_BATCH, share)), self._left()))
         seed = self._seed(task) if not task.curve else None
         proposed = task.propose(count, self.guide.model)
-        if seed is not None and seed.key not in {candidate.key for candidate in proposed}:
-            proposed = [seed, *proposed][:count]
-            task.exhausted = False
+        if seed is not None:
+            proposed = [seed, *(candidate for candidate in proposed if candidate.key != seed.key)][:count]
         return proposed
 
     def _seed(self, task: Task) -> Candidate | None:
