@@ -6,7 +6,7 @@ flat, so that every address is an explicit sum; vectors are loads and stores of 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -65,8 +65,8 @@ class Builder:
             return value
         cell = tirx.decl_buffer((1,), "int32", name, scope="local")
         self._emit(tirx.AllocBuffer(cell))
-        self._emit(tirx.BufferStore(cell, value, [_int(0)]))
-        return tirx.BufferLoad(cell, [_int(0)])
+        self._emit(tirx.BufferStore(cell, value, [integer(0)]))
+        return tirx.BufferLoad(cell, [integer(0)])
 
     @contextmanager
     def loop(self, name: str, extent: Expr, kind: str = "serial") -> Iterator[Expr]:
@@ -77,7 +77,7 @@ class Builder:
         var = tirx.Var(name, "int32")
         with self._scope() as body:
             yield var
-        self._emit(tirx.For(var, _int(0), _int(extent), _KINDS[kind], _sequence(body)))
+        self._emit(tirx.For(var, integer(0), integer(extent), _KINDS[kind], _sequence(body)))
 
     @contextmanager
     def when(self, condition: Expr) -> Iterator[None]:
@@ -115,37 +115,47 @@ def splat(value: Expr, lanes: int) -> Expr:
     return value if lanes == 1 else tirx.Broadcast(value, lanes)
 
 
+def integer(value: Expr) -> Expr:
+    """A number as an expression, so that comparing it makes one too."""
+    return tirx.const(value, "int32") if isinstance(value, int) else value
+
+
+def round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple
+
+
 def fill(b: Builder, lanes: int, buffer: Buffer, start: Expr, count: int) -> None:
-    """Zeros in `count` elements, a multiple of the vector width."""
-    with b.loop("at", count // lanes) as at:
-        b.store(buffer, start + at * lanes, splat(0.0, lanes))
+    """Zeros in `count` elements."""
+    _sweep(b, lanes, count, lambda i, width: b.store(buffer, start + i, splat(0.0, width)))
 
 
 def copy(b: Builder, lanes: int, source: Buffer, at: Expr, target: Buffer, to: Expr, count: int) -> None:
     """`count` elements from `source[at..]` to `target[to..]`."""
+    _sweep(b, lanes, count, lambda i, width: b.store(target, to + i, b.load(source, at + i, width)))
+
+
+def _sweep(b: Builder, lanes: int, count: int, body: Callable[[Expr, int], None]) -> None:
+    """body(place, width) for whole vectors, then for what is left one by one."""
     whole = count // lanes
-    with b.loop("i", whole) as i:
-        b.store(target, to + i * lanes, b.load(source, at + i * lanes, lanes))
+    if whole:
+        with b.loop("i", whole) as i:
+            body(i * lanes, lanes)
     for i in range(whole * lanes, count):
-        b.store(target, to + i, b.load(source, at + i))
+        body(i, 1)
 
 
 def minimum(a: Expr, b: Expr) -> Expr:
     """The smaller of two integers, folded where both are known."""
-    return min(a, b) if isinstance(a, int) and isinstance(b, int) else tirx.min(_int(a), _int(b))
+    return min(a, b) if isinstance(a, int) and isinstance(b, int) else tirx.min(integer(a), integer(b))
 
 
 def maximum(a: Expr, b: Expr) -> Expr:
     """The larger of two integers, folded where both are known."""
-    return max(a, b) if isinstance(a, int) and isinstance(b, int) else tirx.max(_int(a), _int(b))
-
-
-def _int(value: Expr) -> Expr:
-    return tirx.const(value, "int32") if isinstance(value, int) else value
+    return max(a, b) if isinstance(a, int) and isinstance(b, int) else tirx.max(integer(a), integer(b))
 
 
 def _span(index: Expr, lanes: int) -> Expr:
-    return _int(index) if lanes == 1 else tirx.Ramp(_int(index), _int(1), lanes)
+    return integer(index) if lanes == 1 else tirx.Ramp(integer(index), integer(1), lanes)
 
 
 def _sequence(body: list[tirx.Stmt]) -> tirx.Stmt:

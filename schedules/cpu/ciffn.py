@@ -20,9 +20,9 @@ import numpy as np
 from tvm import tirx
 
 from schedules.cpu import depthwise, microkernel
-from schedules.cpu.builder import Buffer, Builder, Expr, copy, fill, lanes_of, maximum, minimum, splat
+from schedules.cpu.builder import Buffer, Builder, Expr, copy, fill, lanes_of, maximum, minimum, round_up, splat
 from schedules.cpu.isa import Isa
-from schedules.cpu.lowered import Lowered
+from schedules.cpu.lowered import generator
 from schedules.cpu.math import gelu, gelus
 from schedules.cpu.microkernel import Rows, Tile
 
@@ -96,18 +96,6 @@ def tilings(shape: CIFFNShape, isa: Isa) -> list[Tiling]:
     return list(found)
 
 
-def lower(
-    shape: CIFFNShape,
-    weights: dict[str, np.ndarray],
-    isa: Isa,
-    tiling: Tiling | None = None,
-    threads: int = 1,
-) -> Lowered:
-    tiling = tiling or default_tiling(shape, isa, threads)
-    kernel = _Kernel(shape, isa, tiling)
-    return Lowered(kernel.function(), kernel.constants(weights), shape.flops)
-
-
 class _Kernel:
     """The pieces that both ways share."""
 
@@ -176,7 +164,7 @@ class _Kernel:
         hidden = b.alloc("hidden", (chunk + 3) * line)
         # The first chunk's extra row: a band's end has one more row of results than a chunk has expanded rows.
         z = b.alloc("z", self.blocks * (chunk + 1) * line)
-        score = b.alloc("score", _round_up((chunk + 1) * shape.w, lanes) * lanes)
+        score = b.alloc("score", round_up((chunk + 1) * shape.w, lanes) * lanes)
         carried = None
         if not once:
             carried = b.alloc("carried", self.blocks * 2 * line)
@@ -286,7 +274,7 @@ class _Kernel:
     def _scores(self, score: Buffer, at: Expr, groups: int, pitch: int, rows: Expr) -> Buffer:
         """s = gelu(z . decompose + b) of every position, from sums that are spread over lanes and groups."""
         b, lanes = self.b, self.isa.lanes
-        s = b.alloc("s", _round_up(pitch, lanes))
+        s = b.alloc("s", round_up(pitch, lanes))
         with b.loop("row", rows) as row:
             total = b.load(self.decompose_b, 0)
             for group in range(groups):
@@ -344,8 +332,7 @@ class _Kernel:
         return parts, groups // parts
 
 
-def _round_up(value: int, multiple: int) -> int:
-    return -(-value // multiple) * multiple
+lower = generator(_Kernel, default_tiling)
 
 
 def reference(x: np.ndarray, weights: dict[str, np.ndarray], shape: CIFFNShape) -> np.ndarray:

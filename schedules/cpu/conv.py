@@ -14,9 +14,9 @@ import numpy as np
 from tvm import tirx
 
 from schedules.cpu import microkernel
-from schedules.cpu.builder import Buffer, Builder, Expr, copy, lanes_of, minimum, splat
+from schedules.cpu.builder import Buffer, Builder, Expr, copy, fill, integer, lanes_of, minimum
 from schedules.cpu.isa import Isa
-from schedules.cpu.lowered import Lowered
+from schedules.cpu.lowered import generator
 from schedules.cpu.math import gelu
 from schedules.cpu.microkernel import Rows, Tile
 
@@ -34,6 +34,12 @@ class ConvShape:
     stride: int
     padding: int
     activation: str | None = None
+    channels_first: bool = False  # the input is a picture, as it comes from outside
+
+    @property
+    def image(self) -> tuple[int, ...]:
+        n, h, w, c = self.n, self.h, self.w, self.c
+        return (n, c, h, w) if self.channels_first else (n, h, w, c)
 
     @property
     def out_h(self) -> int:
@@ -81,18 +87,6 @@ def tilings(shape: ConvShape, isa: Isa) -> list[Tiling]:
     return list(found)
 
 
-def lower(
-    shape: ConvShape,
-    weights: dict[str, np.ndarray],
-    isa: Isa,
-    tiling: Tiling | None = None,
-    threads: int = 1,
-) -> Lowered:
-    tiling = tiling or default_tiling(shape, isa, threads)
-    kernel = _Kernel(shape, isa, tiling)
-    return Lowered(kernel.function(), kernel.constants(weights), shape.flops)
-
-
 class _Kernel:
     def __init__(self, shape: ConvShape, isa: Isa, tiling: Tiling) -> None:
         self.shape, self.isa, self.tiling = shape, isa, tiling
@@ -110,7 +104,7 @@ class _Kernel:
 
     def function(self) -> tirx.PrimFunc:
         shape, b, tiling = self.shape, self.b, self.tiling
-        self.x = b.param("x", (shape.n, shape.h, shape.w, shape.c))
+        self.x = b.param("x", shape.image)
         self.weight = b.param("weight", (self.panels, self.depth, self.tile.vectors * self.isa.lanes))
         self.bias = b.param("bias", (shape.k,))
         self.out = b.param("out", (shape.n, shape.out_h, shape.out_w, shape.k))
@@ -142,13 +136,25 @@ class _Kernel:
         with b.loop("row", (count - 1) * shape.stride + shape.kernel) as row:
             y = b.settle("y", low * shape.stride - shape.padding + row)
             start = b.settle("start", row * self.line)
-            inside = tirx.all(_int(y) >= 0, _int(y) < shape.h)
+            inside = tirx.all(integer(y) >= 0, integer(y) < shape.h)
             with b.when(inside):
-                _zeros(b, lanes, patch, start, border)
-                copy(b, lanes, self.x, (image * shape.h + y) * width, patch, start + border, width)
-                _zeros(b, lanes, patch, start + border + width, border)
+                fill(b, lanes, patch, start, border)
+                self._copied(image, y, patch, start + border)
+                fill(b, lanes, patch, start + border + width, border)
             with b.when(tirx.Not(inside)):
-                _zeros(b, lanes, patch, start, self.line)
+                fill(b, lanes, patch, start, self.line)
+
+    def _copied(self, image: Expr, y: Expr, patch: Buffer, start: Expr) -> None:
+        """Row y of the input."""
+        shape, b = self.shape, self.b
+        if not shape.channels_first:
+            width = shape.w * shape.c
+            return copy(b, self.isa.lanes, self.x, (image * shape.h + y) * width, patch, start, width)
+        with b.loop("at", shape.w) as at:
+            for channel in range(shape.c):
+                place = ((image * shape.c + channel) * shape.h + y) * shape.w + at
+                b.store(patch, start + at * shape.c + channel, b.load(self.x, place))
+        return None
 
     def _multiplied(self, image: Expr, low: Expr, count: Expr, patch: Buffer, some: tuple[Expr, Expr] | None) -> None:
         shape, b = self.shape, self.b
@@ -169,23 +175,14 @@ class _Kernel:
         microkernel.gemm(b, self.isa, self.tile, a, self.weight, rows, shape.k, finish, some)
 
 
-def _zeros(b: Builder, lanes: int, buffer: Buffer, start: Expr, count: int) -> None:
-    whole = count // lanes
-    if whole:
-        with b.loop("i", whole) as i:
-            b.store(buffer, start + i * lanes, splat(0.0, lanes))
-    for i in range(whole * lanes, count):
-        b.store(buffer, start + i, splat(0.0, 1))
-
-
-def _int(value: Expr) -> Expr:
-    return tirx.const(value, "int32") if isinstance(value, int) else value
+lower = generator(_Kernel, default_tiling)
 
 
 def reference(x: np.ndarray, weights: dict[str, np.ndarray], shape: ConvShape) -> np.ndarray:
     from schedules.cpu.reference import gelu
 
     p, s = shape.padding, shape.stride
+    x = x.transpose(0, 2, 3, 1) if shape.channels_first else x
     padded = np.pad(x.astype(np.float64), ((0, 0), (p, p), (p, p), (0, 0)))
     out = np.zeros((shape.n, shape.out_h, shape.out_w, shape.k)) + weights["b"]
     for i in range(shape.kernel):

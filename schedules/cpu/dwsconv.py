@@ -14,9 +14,9 @@ import numpy as np
 from tvm import tirx
 
 from schedules.cpu import depthwise, microkernel
-from schedules.cpu.builder import Buffer, Builder, Expr, fill, lanes_of, maximum, minimum
+from schedules.cpu.builder import Buffer, Builder, Expr, fill, integer, lanes_of, maximum, minimum
 from schedules.cpu.isa import Isa
-from schedules.cpu.lowered import Lowered
+from schedules.cpu.lowered import generator
 from schedules.cpu.math import gelus
 from schedules.cpu.microkernel import Rows, Tile, pieces
 
@@ -65,18 +65,6 @@ def tilings(shape: DWSConvShape, isa: Isa) -> list[Tiling]:
             chosen = replace(start, chunk=chunk, strip=min(shape.w, strip), block=block)
             found[replace(chosen, rows=tile.rows, vectors=tile.vectors)] = None
     return list(found)
-
-
-def lower(
-    shape: DWSConvShape,
-    weights: dict[str, np.ndarray],
-    isa: Isa,
-    tiling: Tiling | None = None,
-    threads: int = 1,
-) -> Lowered:
-    tiling = tiling or default_tiling(shape, isa, threads)
-    kernel = _Kernel(shape, isa, tiling)
-    return Lowered(kernel.function(), kernel.constants(weights), shape.flops)
 
 
 class _Kernel:
@@ -134,9 +122,9 @@ class _Kernel:
         line = shape.w * self.block
         top = b.settle("top", maximum(low - 1, 0))
         bottom = b.settle("bottom", minimum(high + 1, shape.h))
-        with b.when(_int(low) == 0):
+        with b.when(integer(low) == 0):
             fill(b, lanes, patch, 0, line)
-        with b.when(_int(high) == shape.h):
+        with b.when(integer(high) == shape.h):
             fill(b, lanes, patch, (high - low + 1) * line, line)
         source = b.settle("source", (image * shape.h + top) * shape.w * shape.c + block * self.block)
         target = b.settle("target", (top - low + 1) * line)
@@ -152,9 +140,9 @@ class _Kernel:
         if full == self.blocks:
             rows(self.block)
             return
-        with b.when(_int(block) < full):
+        with b.when(integer(block) < full):
             rows(self.block)
-        with b.when(_int(block) == full):
+        with b.when(integer(block) == full):
             fill(b, lanes, patch, 0, (self.tiling.chunk + 2) * line)
             rows(shape.c - full * self.block)
 
@@ -186,8 +174,7 @@ class _Kernel:
         microkernel.gemm(b, self.isa, self.tile, a, self.point_w, b.settle("rows", rows), shape.c, finish)
 
 
-def _int(value: Expr) -> Expr:
-    return tirx.const(value, "int32") if isinstance(value, int) else value
+lower = generator(_Kernel, default_tiling)
 
 
 def reference(x: np.ndarray, weights: dict[str, np.ndarray], shape: DWSConvShape) -> np.ndarray:

@@ -10,11 +10,12 @@ from dataclasses import dataclass, replace
 from itertools import product
 
 import numpy as np
+from tvm import tirx
 
 from schedules.cpu import microkernel
 from schedules.cpu.builder import Buffer, Builder, Expr, lanes_of, splat
 from schedules.cpu.isa import Isa
-from schedules.cpu.lowered import Lowered
+from schedules.cpu.lowered import generator
 from schedules.cpu.microkernel import Rows, Tile, pieces
 
 
@@ -57,36 +58,39 @@ def tilings(shape: HeadShape, isa: Isa) -> list[Tiling]:
     return list(dict.fromkeys(found))
 
 
-def lower(
-    shape: HeadShape,
-    weights: dict[str, np.ndarray],
-    isa: Isa,
-    tiling: Tiling | None = None,
-    threads: int = 1,
-) -> Lowered:
-    tiling = tiling or default_tiling(shape, isa, threads)
-    tile = Tile(tiling.rows, tiling.vectors, tiling.unroll)
-    panels = microkernel.panels(shape.k, tile, isa)
-    b = Builder()
-    x = b.param("x", (shape.n, shape.h, shape.w, shape.c))
-    weight = b.param("weight", (panels, shape.c, tile.vectors * isa.lanes))
-    bias = b.param("bias", (shape.k,))
-    out = b.param("out", (shape.n, shape.k))
+class _Kernel:
+    def __init__(self, shape: HeadShape, isa: Isa, tiling: Tiling) -> None:
+        self.shape, self.isa, self.groups = shape, isa, tiling.groups
+        self.tile = Tile(tiling.rows, tiling.vectors, tiling.unroll)
 
-    def finish(row: Expr, column: Expr, value: Expr) -> None:
-        b.store(out, row * shape.k + column, value + b.load(bias, column, lanes_of(value)))
+    def constants(self, weights: dict[str, np.ndarray]) -> list[np.ndarray]:
+        summed = weights["w"] / np.float32(self.shape.h * self.shape.w)
+        return [microkernel.pack(summed, self.tile, self.isa), np.asarray(weights["b"], np.float32)]
 
-    with b.loop("task", tiling.groups, "parallel") as task:
-        begin = b.settle("begin", task * panels // tiling.groups)
-        end = b.settle("end", (task + 1) * panels // tiling.groups)
-        mean = b.alloc("mean", shape.n * shape.c)
-        with b.loop("image", shape.n) as image:
-            _mean(b, isa, shape, x, image, mean)
-        a = Rows(mean, lambda row: row * shape.c, ((shape.c, 1),))
-        some = None if tiling.groups == 1 else (begin, end - begin)
-        microkernel.gemm(b, isa, tile, a, weight, shape.n, shape.k, finish, some)
-    packed = microkernel.pack(weights["w"] / np.float32(shape.h * shape.w), tile, isa)
-    return Lowered(b.function("head"), [packed, np.asarray(weights["b"], np.float32)], shape.flops)
+    def function(self) -> tirx.PrimFunc:
+        shape, isa, tile, groups, b = self.shape, self.isa, self.tile, self.groups, Builder()
+        panels = microkernel.panels(shape.k, tile, isa)
+        x = b.param("x", (shape.n, shape.h, shape.w, shape.c))
+        weight = b.param("weight", (panels, shape.c, tile.vectors * isa.lanes))
+        bias = b.param("bias", (shape.k,))
+        out = b.param("out", (shape.n, shape.k))
+
+        def finish(row: Expr, column: Expr, value: Expr) -> None:
+            b.store(out, row * shape.k + column, value + b.load(bias, column, lanes_of(value)))
+
+        with b.loop("task", groups, "parallel") as task:
+            begin = b.settle("begin", task * panels // groups)
+            end = b.settle("end", (task + 1) * panels // groups)
+            mean = b.alloc("mean", shape.n * shape.c)
+            with b.loop("image", shape.n) as image:
+                _mean(b, isa, shape, x, image, mean)
+            a = Rows(mean, lambda row: row * shape.c, ((shape.c, 1),))
+            some = None if groups == 1 else (begin, end - begin)
+            microkernel.gemm(b, isa, tile, a, weight, shape.n, shape.k, finish, some)
+        return b.function("head")
+
+
+lower = generator(_Kernel, default_tiling)
 
 
 def _mean(b: Builder, isa: Isa, shape: HeadShape, x: Buffer, image: Expr, mean: Buffer) -> None:

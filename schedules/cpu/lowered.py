@@ -1,11 +1,15 @@
-"""What a generator returns."""
+"""What a generator is, and what it returns."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 from tvm import tirx
+
+from schedules.cpu.isa import Isa
 
 
 @dataclass(frozen=True)
@@ -15,3 +19,23 @@ class Lowered:
     func: tirx.PrimFunc
     constants: list[np.ndarray]
     flops: int
+
+
+class Kernel(Protocol):
+    """One region of one shape, tiled, for one vector unit."""
+
+    def function(self) -> tirx.PrimFunc: ...
+
+    def constants(self, weights: dict[str, np.ndarray]) -> list[np.ndarray]: ...
+
+
+def generator(kernel: Callable[[Any, Isa, Any], Kernel], default_tiling: Callable[..., Any]) -> Callable[..., Lowered]:
+    """lower(shape, weights, isa, tiling=None, threads=1): how every region becomes loops."""
+
+    def lower(
+        shape: Any, weights: dict[str, np.ndarray], isa: Isa, tiling: Any | None = None, threads: int = 1
+    ) -> Lowered:
+        generated = kernel(shape, isa, tiling or default_tiling(shape, isa, threads))
+        return Lowered(generated.function(), generated.constants(weights), shape.flops)
+
+    return lower

@@ -21,7 +21,7 @@ import numpy as np
 from tvm import tirx
 
 from schedules.cpu import microkernel
-from schedules.cpu.builder import Buffer, Builder, Expr, lanes_of, minimum, splat
+from schedules.cpu.builder import Buffer, Builder, Expr, lanes_of, minimum, round_up, splat
 from schedules.cpu.isa import Isa
 from schedules.cpu.lanes import across, exp2, power_of_two, transposed
 from schedules.cpu.lowered import Lowered
@@ -102,7 +102,7 @@ def _tiles(shape: SAAShape, isa: Isa, threads: int) -> tuple[list[Tile], ...]:
     return (
         [tile for tile in qkv if head % tile.vectors == 0],  # a head's panels are filled up
         microkernel.tiles(isa, _projected_at_least(shape, threads), shape.c),
-        microkernel.tiles(isa, shape.tokens, _round_up(shape.tokens, isa.lanes)),
+        microkernel.tiles(isa, shape.tokens, round_up(shape.tokens, isa.lanes)),
         microkernel.tiles(isa, shape.tokens, shape.dim),
     )
 
@@ -142,7 +142,7 @@ class _Kernel:
         self.head_panels = microkernel.panels(3 * shape.dim, self.qkv, isa)
         self.head_width = self.head_panels * self.qkv.vectors * isa.lanes
         self.line = (shape.columns * shape.r + 2) * shape.c  # a row of the ring: a position more at both ends
-        self.pitch = _round_up(shape.columns * shape.r, isa.lanes) + isa.lanes  # a row of saliencies
+        self.pitch = round_up(shape.columns * shape.r, isa.lanes) + isa.lanes  # a row of saliencies
         self.b = Builder()
 
     def constants(self, weights: dict[str, np.ndarray]) -> list[np.ndarray]:
@@ -173,7 +173,7 @@ class _Kernel:
         inside = np.pad(np.ones((shape.h, shape.w)), 1)
         added = sum(biases[i, j] * inside[i : i + shape.h, j : j + shape.w] for i in range(3) for j in range(3))
         biased = np.full((shape.rows * shape.r, self.pitch), NO_SHARE)
-        biased[: shape.h, : shape.w] = (added + weights["sal_b"]) * math.log2(math.e)
+        biased[: shape.h, : shape.w] = (added + _by_position(weights["sal_b"], shape)) * math.log2(math.e)
         return [blocks, biased]
 
     def function(self) -> tirx.PrimFunc:
@@ -355,7 +355,7 @@ class _Kernel:
     def _softmax_of_windows(self, share: Buffer, whole: Buffer) -> None:
         """Powers of two in `share`, and one over their sum in `whole`, at the first position of each window."""
         shape, b, lanes = self.shape, self.b, self.isa.lanes
-        blocks = _round_up(shape.columns * shape.r, lanes) // lanes
+        blocks = round_up(shape.columns * shape.r, lanes) // lanes
 
         def by_window(combine: Callable[[Expr, Expr], Expr], finish: Callable[[Expr], Expr]) -> None:
             with b.loop("window", shape.columns) as window:
@@ -700,8 +700,10 @@ def _even(total: int, most: int) -> int:
     return -(-total // -(-total // most))
 
 
-def _round_up(value: int, multiple: int) -> int:
-    return -(-value // multiple) * multiple
+def _by_position(bias: np.ndarray, shape: SAAShape) -> np.ndarray:
+    """The saliency's bias of every position: one number, or one for each position of a window."""
+    window = np.broadcast_to(bias, (shape.r, shape.r))
+    return np.tile(window, (shape.rows, shape.columns))[: shape.h, : shape.w]
 
 
 def reference(x: np.ndarray, weights: dict[str, np.ndarray], shape: SAAShape) -> np.ndarray:
@@ -727,7 +729,8 @@ def _aggregated(y: np.ndarray, weights: dict[str, np.ndarray], shape: SAAShape) 
     taps = [(i, j) for i in range(3) for j in range(3)]
     saliency = sum(around[:, i : i + shape.h, j : j + shape.w] @ weights["sal_w"][i, j] for i, j in taps)
     below, right = shape.rows * shape.r - shape.h, shape.columns * shape.r - shape.w
-    saliency = np.pad(saliency + weights["sal_b"], ((0, 0), (0, below), (0, right)), constant_values=-np.inf)
+    saliency = saliency + _by_position(weights["sal_b"], shape)
+    saliency = np.pad(saliency, ((0, 0), (0, below), (0, right)), constant_values=-np.inf)
     y = np.pad(y, ((0, 0), (0, below), (0, right), (0, 0)))
 
     def windows(values: np.ndarray) -> np.ndarray:

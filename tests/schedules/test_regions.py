@@ -42,7 +42,8 @@ def weights_of(shape: Any) -> dict[str, np.ndarray]:
 
 def error(call: Call, isa: Isa, family: ModuleType, shape: Any, threads: int = 1, **knobs: int) -> float:
     weights = weights_of(shape)
-    x = 2 * np.random.RandomState(7).standard_normal((shape.n, shape.h, shape.w, shape.c)).astype(np.float32)
+    image = shape.image if isinstance(shape, ConvShape) else (shape.n, shape.h, shape.w, shape.c)
+    x = 2 * np.random.RandomState(7).standard_normal(image).astype(np.float32)
     tiling = dataclasses.replace(family.default_tiling(shape, isa, threads), **knobs)
     expected = family.reference(x, weights, shape)
     lowered = family.lower(shape, weights, isa, tiling, threads)
@@ -84,6 +85,7 @@ def test_dwsconv(call: Call, here: Isa, shape: DWSConvShape, threads: int, knobs
     [
         (ConvShape(1, 32, 32, 3, 24, 3, 2, 1, "gelu"), 1, {"chunk": 5}),
         (ConvShape(2, 11, 9, 5, 13, 3, 2, 1, "none"), 2, {}),
+        (ConvShape(2, 12, 13, 3, 24, 3, 2, 1, "gelu", channels_first=True), 2, {"chunk": 4}),
         (ConvShape(1, 14, 14, 16, 80, 3, 2, 1), 2, {"groups": 2, "bands": 1}),  # columns split between tasks
         (ConvShape(1, 13, 9, 4, 50, 5, 1, 2), 4, {"groups": 2, "bands": 2}),  # the last panel is narrow
         (ConvShape(1, 8, 8, 16, 24, 1, 1, 0), 1, {}),
