@@ -29,6 +29,15 @@ def micro_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def rpi5_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same for a Raspberry Pi 5, verified under qemu."""
+    from saevit_tvm.verbs.build import BuildOptions, build
+
+    options = BuildOptions(model="saevit_micro", target="rpi5", image_size=64, out=tmp_path_factory.mktemp("rpi5"))
+    return build(options, say=lambda _line: None).artifact
+
+
+@pytest.fixture(scope="session")
 def cli() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs the command line in a process of its own."""
 

@@ -44,7 +44,7 @@ def command(as_json: bool, no_tuned: bool, **options: Any) -> None:
             "seconds": round(result.seconds, 1),
             "warnings": result.warnings,
         }
-        | {key: manifest[key] for key in ("regions", "kernels", "verification")}
+        | {key: manifest[key] for key in ("regions", "kernels", "records", "verification")}
     )
     _print(console, result.artifact, result.manifest_path, manifest, result.seconds)
 
@@ -59,11 +59,21 @@ def _print(console: Console, artifact: Path, manifest_path: Path, manifest: dict
         f"kernels   {kernels['total']}: {kernels['tuned']} from tuned records, "
         f"{kernels['scheduled']} from hand-written schedules, {kernels['fallback']} from fallback rules"
     )
+    for source in manifest["records"]:
+        console.line(f"records   {_told(source, kernels['total'])}")
     if proof["passed"]:
         console.line(
-            f"verified  against {proof['reference']} on {proof['inputs']} random inputs: "
+            f"verified  against {proof['reference']} on {proof['machine']}, {proof['inputs']} random inputs: "
             f"largest deviation {proof['max_abs_error']:.2g} "
             f"(relative {proof['max_rel_error']:.2g}, {proof['tolerance']:g} allowed)"
         )
     else:
-        console.line("verified  no: this machine cannot run it; run 'saevit-tvm verify' where it can (proof: none)")
+        console.line("verified  no: it cannot be run here (proof: none)")
+
+
+def _told(source: dict[str, Any], total: int) -> str:
+    """Where records come from, in words: whose times they are matters as much as that there are some."""
+    whose = "shipped" if source["shipped"] else "your own"
+    how = "modelled, not measured" if source["modelled"] else "measured"
+    near = ", near this target" if source["near"] else ""
+    return f"{source['kernels']} of {total} kernels, {whose}, {how} on {source['fingerprint']}{near}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from saevit_tvm.cli.app import common
@@ -11,7 +13,7 @@ from saevit_tvm.cli.console import Console
 @click.command(
     "targets",
     short_help="List the targets.",
-    help="List the targets, and whether this machine can run what is built for them.",
+    help="List the targets, and how what is built for them can be verified on this machine.",
 )
 @common
 def command(as_json: bool) -> None:
@@ -22,9 +24,13 @@ def command(as_json: bool) -> None:
     console.object(listing)
     console.table(
         ["target", "what it is", "verified here"],
-        [
-            [target["name"], target["summary"], "yes" if target["runs_here"] else f"no: {target['why']}"]
-            for target in listing["targets"]
-        ],
+        [[target["name"], target["summary"], _verified(target)] for target in listing["targets"]],
     )
     console.line("Also: TVM's own target JSON.")
+
+
+def _verified(target: dict[str, Any]) -> str:
+    """What a build for the target ends with."""
+    if target["proof"] == "none":
+        return f"no: {target['why']}"
+    return f"under qemu, {target['emulator']} model" if target["proof"] == "qemu" else "yes"

@@ -36,7 +36,7 @@ def command(artifact: Path, weights: str | None, as_json: bool) -> None:
     recorded = result["reference"] == "recorded"
     origin = "the answers recorded when it was built" if recorded else result["reference"]
     console.line(
-        f"{artifact}: passed against {origin}, on this machine, {result['inputs']} random inputs; "
+        f"{artifact}: passed against {origin}, on {result['machine']}, {result['inputs']} random inputs; "
         f"largest deviation {result['max_abs_error']:.2g} (relative {result['max_rel_error']:.2g}, "
         f"{result['tolerance']:g} allowed)"
     )

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
+import functools
+import subprocess
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from saevit_tvm.errors import CompileError, TargetError
+from saevit_tvm.errors import CompileError
+from saevit_tvm.runtime import elf as binary
+from saevit_tvm.targets import toolchain
 
 if TYPE_CHECKING:
     from tvm.relax import VMExecutable
@@ -36,21 +40,42 @@ def generating_code() -> Iterator[None]:
         yield
 
 
-def require_linker(target: Target) -> None:
-    """Say which compiler is missing, before minutes of work rather than after."""
-    if shutil.which(target.compiler) is None:
-        raise TargetError(
-            f"target '{target.name}' links with the C compiler '{target.compiler}', which is not there: "
-            "install it (Debian: apt install gcc)."
-        )
-
-
 def link(executable: VMExecutable, target: Target, path: Path) -> None:
-    """Write the library, with the weights inside."""
-    require_linker(target)
-    try:
-        executable.export_library(str(path), cc=target.compiler)
-    except RuntimeError as error:
-        path.unlink(missing_ok=True)
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        raise CompileError(f"linking {path.name} with '{target.compiler}' failed: {lines[-1]}") from error
+    """Write the library, with the weights inside, and see that it is one for the target."""
+    if target.output == "objects":
+        executable.export_library(str(path), fcompile=functools.partial(_pack, arch=target.arch))
+        return
+    chosen = toolchain.linker(target)
+
+    def shared(output: str, objects: list[str], **_options: Any) -> None:
+        done = subprocess.run(
+            chosen.shared(objects, output), capture_output=True, text=True, errors="replace", check=False
+        )
+        if done.returncode:
+            path.unlink(missing_ok=True)
+            lines = [line for line in done.stderr.splitlines() if line.strip()] or ["no reason was given"]
+            raise CompileError(f"linking {path.name} with '{chosen.cc_argv[0]}' failed: {lines[-1]}")
+
+    executable.export_library(str(path), fcompile=shared)
+    check(path, target.arch, "shared library")
+
+
+def _pack(output: str, objects: list[str], *, arch: str, **_options: Any) -> None:
+    """Object files in a tar that says nothing of when and by whom it was made."""
+    with tarfile.open(output, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for path in map(Path, objects):
+            check(path, arch, "object file")
+            member = tarfile.TarInfo(path.name)
+            member.size = path.stat().st_size
+            with path.open("rb") as file:
+                tar.addfile(member, file)
+
+
+def check(path: Path, arch: str, kind: str) -> None:
+    """Compilers have been seen to succeed with code for another machine: read what the file says that it is."""
+    found = binary.read(path)
+    if (found.machine, found.kind) != (arch, kind):
+        raise CompileError(
+            f"the compiler made {found} of {path.name}, where a {kind} for {arch} was asked for: "
+            "see with 'saevit-tvm doctor' that the compiler is the right one."
+        )

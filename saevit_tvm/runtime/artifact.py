@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import json
 import os
 import platform
 import secrets
 import struct
+import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib import metadata
@@ -64,8 +66,25 @@ def seal(library: Path, manifest: dict[str, Any], out: Path) -> None:
         )
     text = manifests.encode(manifest)
     digest = hashlib.sha256(code + text).digest()
-    with _complete(out, 0o777, [code, text, _TAIL.pack(digest, len(text), MAGIC)]) as place_library:
-        with _complete(out.with_suffix(".json"), 0o666, [text]) as place_manifest:
+    _place(out, 0o777, [code, text, _TAIL.pack(digest, len(text), MAGIC)], text)
+
+
+def seal_objects(archive: Path, manifest: dict[str, Any], out: Path) -> None:
+    """The same for object files in a tar, to be linked elsewhere: the manifest joins them."""
+    manifest = {**manifest, "format": manifests.FORMAT, "size": archive.stat().st_size}
+    manifests.validate(manifest)
+    text = manifests.encode(manifest)
+    packed = io.BytesIO(archive.read_bytes())
+    with tarfile.open(fileobj=packed, mode="a", format=tarfile.USTAR_FORMAT) as tar:
+        member = tarfile.TarInfo("manifest.json")
+        member.size = len(text)
+        tar.addfile(member, io.BytesIO(text))
+    _place(out, 0o666, [packed.getvalue()], text)
+
+
+def _place(out: Path, mode: int, parts: list[bytes], manifest: bytes) -> None:
+    with _complete(out, mode, parts) as place_library:
+        with _complete(out.with_suffix(".json"), 0o666, [manifest]) as place_manifest:
             place_manifest()
         place_library()
 
@@ -213,6 +232,11 @@ def check_runnable(manifest: dict[str, Any], path: str | os.PathLike[str]) -> No
             f"'{path}' needs CPU features that this machine lacks: {', '.join(missing)} "
             f"(target {target['name']}); build with --target native, or for a more modest target."
         )
+    check_versions(manifest, path)
+
+
+def check_versions(manifest: dict[str, Any], path: str | os.PathLike[str]) -> None:
+    """Raise ArtifactError unless TVM's runtime, of the versions that are installed, can run the artifact."""
     installed = installed_versions()
     for key, package in (("tvm", "apache-tvm"), ("tvm_ffi", "apache-tvm-ffi")):
         built = manifest["versions"][key]

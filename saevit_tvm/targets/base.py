@@ -11,7 +11,12 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Target:
-    """One thing to build for. `tvm` is TVM's target JSON; the rest is what TVM does not know."""
+    """One thing to build for. `tvm` is TVM's target JSON; the rest is what TVM does not know.
+
+    `features` are what the code needs of a CPU, in the names of /proc/cpuinfo. `proof` is what a run on the real
+    thing is called, `emulator` the CPU model of qemu that stands in for it. `linkers` are C compilers for it, the
+    best first, and `link_flags` what they must be told. `output` is what they make.
+    """
 
     name: str
     summary: str
@@ -20,7 +25,10 @@ class Target:
     features: tuple[str, ...] = ()
     kind: str = "llvm"
     proof: str = "host"
-    compiler: str = "cc"
+    emulator: str | None = None
+    linkers: tuple[str, ...] = ("cc",)
+    link_flags: tuple[str, ...] = ()
+    output: str = "library"
 
     @property
     def fingerprint(self) -> str:

@@ -23,12 +23,27 @@ _SAME_NAMES = [
 _AVX512 = ["f", "bw", "cd", "dq", "vl", "ifma", "vbmi"]
 _AVX512_LATER = ["vbmi2", "vnni", "bf16", "fp16", "bitalg", "vpopcntdq"]
 _AMX = ["tile", "int8", "bf16", "fp16"]
+# And those of aarch64; cryptography, which kernels have no use for, is not among them (a Raspberry Pi 4 lacks it).
+_AARCH64_NAMES = {
+    "fp-armv8": "fp",
+    "neon": "asimd",
+    "lse": "atomics",
+    "rdm": "asimdrdm",
+    "fullfp16": "asimdhp",
+    "dotprod": "asimddp",
+    "fp16fml": "asimdfhm",
+    "complxnum": "fcma",
+    "jsconv": "jscvt",
+    "rcpc": "lrcpc",
+    **{name: name for name in ("i8mm", "bf16", "sve", "sve2")},
+}
 KERNEL_NAMES = (
     _OWN_NAMES
     | {name: name for name in _SAME_NAMES}
     | {f"avx512{part}": f"avx512{part}" for part in _AVX512}
     | {f"avx512{part}": f"avx512_{part}" for part in _AVX512_LATER}
     | {f"amx-{part}": f"amx_{part}" for part in _AMX}
+    | _AARCH64_NAMES
 )
 
 

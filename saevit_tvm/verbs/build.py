@@ -5,6 +5,7 @@ Compile, link, seal, load that very file, compare it with PyTorch, and only then
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saevit_tvm import targets
-from saevit_tvm.errors import ParityError, UsageError, unknown
+from saevit_tvm.errors import ParityError, TargetError, UsageError, unknown
 from saevit_tvm.verbs import workspace
 
 if TYPE_CHECKING:
@@ -66,7 +67,8 @@ def build(options: BuildOptions, say: Say) -> BuildResult:
     with workspace.staging(options.out) as staged, workspace.scratch() as scratch:
         target = _target(options.target)
         stem = options.name.removesuffix(".so") if options.name else _default_stem(options, target)
-        artifact, manifest_path = options.out / f"{stem}.so", options.out / f"{stem}.json"
+        suffix = ".so" if target.output == "library" else ".tar"
+        artifact, manifest_path = options.out / f"{stem}{suffix}", options.out / f"{stem}.json"
         workspace.free(artifact, manifest_path)
         source = _open(options)
         workspace.reserve(staged, _estimate(source))
@@ -101,10 +103,10 @@ def _default_stem(options: BuildOptions, target: Target) -> str:
 
 def _target(name: str) -> Target:
     """The target, if what it needs to be built for is there."""
-    from saevit_tvm.compiler.library import require_linker
+    from saevit_tvm.targets import toolchain
 
     target = targets.get(name)
-    require_linker(target)
+    toolchain.require(target)
     return target
 
 
@@ -155,7 +157,7 @@ def _prove(
     say: Say,
 ) -> dict[str, Any]:
     """Compare the library with PyTorch, seal it with the result, see that the sealed file answers alike."""
-    from saevit_tvm.runtime.artifact import read_manifest, seal
+    from saevit_tvm.runtime.artifact import read_manifest, seal, seal_objects
     from saevit_tvm.verbs import parity, proof
     from saevit_tvm.verbs.sources import one_thread, oracle
 
@@ -163,16 +165,17 @@ def _prove(
     with one_thread():
         expected = [source.reference(x) for x in inputs]
     manifest = _manifest(source, compiled, target, dtype, inputs, expected)
-    runnable, why = targets.runs_here(target)
-    if not runnable:
-        say(f"not verified: {target.name} {why}; run 'saevit-tvm verify' on such a machine")
-        seal(library, manifest, sealed)
-        return read_manifest(sealed)
+    how, why = _way(target, say)
+    if how is None:
+        say(f"not verified: {target.name} {why}")
+        (seal_objects if target.output == "objects" else seal)(library, manifest, sealed)
+        return json.loads(sealed.with_suffix(".json").read_bytes())
 
-    say(f"verifying against {oracle(source)} on {len(inputs)} random inputs")
+    where = proof.machine(manifest["target"], how)
+    say(f"verifying against {oracle(source)} on {len(inputs)} random inputs, {where}")
     trial = library.with_name("trial.so")
     seal(library, manifest, trial)
-    answers = proof.answers(trial, inputs, library.parent)
+    answers = proof.answers(trial, inputs, library.parent, how)
     deviation = parity.deviation(answers, expected)
     tolerance = parity.TOLERANCE[dtype]
     if not deviation.within(tolerance):
@@ -185,14 +188,29 @@ def _prove(
         "passed": True,
         "max_abs_error": deviation.max_abs_error,
         "max_rel_error": deviation.max_rel_error,
-        "proof": target.proof,
+        "proof": how if how == "qemu" else target.proof,
+        "machine": where,
         "reference": oracle(source),
     }
     seal(library, manifest, sealed)
-    again = proof.answers(sealed, inputs, library.parent)
+    again = proof.answers(sealed, inputs, library.parent, how)
     if parity.deviation(again, answers).max_abs_error != 0:
         raise ParityError("the library does not answer twice alike, so nothing was built: please report the model.")
     return read_manifest(sealed)
+
+
+def _way(target: Target, say: Say) -> tuple[str | None, str]:
+    """How to run what was built; why not, where it cannot be."""
+    how = targets.how_to_run(target)
+    if how != "qemu":
+        return how, targets.why_not(target)
+    from saevit_tvm.runtime import emulator
+
+    try:
+        emulator.foreign_runtime(target.arch, say)
+    except TargetError as error:
+        return None, f"cannot be emulated: {str(error).rstrip('.')}"
+    return how, ""
 
 
 def _manifest(
@@ -222,10 +240,12 @@ def _manifest(
             "tvm": target.tvm,
             "arch": target.arch,
             "features": list(target.features),
-        },
+        }
+        | ({"emulator": target.emulator} if target.emulator else {}),
         "dtype": dtype,
         "versions": installed_versions(),
         "records_digest": compiled.records_digest,
+        "records": compiled.records,
         "regions": compiled.regions,
         "kernels": compiled.kernels,
         "verification": {

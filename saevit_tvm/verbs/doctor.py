@@ -60,6 +60,7 @@ def doctor(store: Path | None = None) -> dict[str, Any]:
         lambda: _folder("temporary files", Path(tempfile.gettempdir())),
         lambda: _folder("tuning store", store or _default_store()),
         _targets,
+        _emulation,
         _peers,
     ]
     with ThreadPoolExecutor(2) as pool:  # they mostly wait for their subprocesses
@@ -252,31 +253,45 @@ def _default_store() -> Path:
 
 
 def _targets() -> Found:
-    """One line a target: ready, or what is missing."""
+    """One line a target: ready, or what is missing to build it, or to prove what was built."""
     code = (
-        "import json, tvm; from saevit_tvm.targets import all_targets, runs_here\n"
+        "import json, tvm; from saevit_tvm.targets import all_targets, how_to_run, toolchain, why_not\n"
+        "from saevit_tvm.errors import TargetError\n"
+        "def needs(t):\n"
+        "    try: return toolchain.require(t)\n"
+        "    except TargetError as error: return str(error)\n"
         "rows = []\n"
         "for t in all_targets():\n"
         "    tvm.target.Target(t.tvm)\n"
-        "    rows.append([t.name, t.compiler, *runs_here(t)])\n"
+        "    rows.append([t.name, needs(t), how_to_run(t), why_not(t), t.emulator])\n"
         "print(json.dumps(rows))"
     )
     ok, words = _try(code)
     if not ok:
         return [Check("targets", False, f"cannot be listed: {words}")]
-    checks = []
-    for name, compiler, runs, why in json.loads(words):
-        found = shutil.which(compiler) is not None
-        detail = "ready" if runs else f"can be built, not verified here: {why}"
-        checks.append(
-            Check(
-                f"target {name}",
-                found,
-                detail if found else f"needs the compiler '{compiler}'",
-                name == "native",
-            )
-        )
-    return checks
+    return [_target(*row) for row in json.loads(words)]
+
+
+def _target(name: str, needs: str | None, how: str | None, why: str, emulator: str | None) -> Check:
+    ways = {
+        "host": "ready",
+        "qemu": f"ready; verified under qemu, {emulator} model",
+        None: f"can be built, not verified here: {why}",
+    }
+    return Check(f"target {name}", needs is None, needs or ways[how], name == "native")
+
+
+def _emulation() -> Found:
+    """What verifying foreign artifacts takes: qemu, libraries, and TVM's runtime for their architecture."""
+    from saevit_tvm.runtime import emulator
+
+    name = "emulation of aarch64"
+    lacking = emulator.missing("aarch64")
+    if lacking:
+        return [Check(name, False, lacking, needed=False)]
+    kept = "is" if emulator.has_runtime("aarch64") else "will be downloaded once and kept"
+    detail = f"{emulator.find('aarch64')}; TVM's runtime for it {kept} in {emulator.cache_folder()}"
+    return [Check(name, True, detail, needed=False)]
 
 
 def _peers() -> Found:

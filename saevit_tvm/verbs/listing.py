@@ -13,21 +13,22 @@ def models() -> dict[str, Any]:
 
 
 def targets() -> dict[str, Any]:
-    """Every named target, and whether this machine can run what is built for it."""
-    from saevit_tvm.targets import all_targets, runs_here
+    """Every named target, and what proof of what is built for it can be had here."""
+    from saevit_tvm.targets import all_targets, how_to_run, why_not
 
     rows = []
     for target in all_targets():
-        runnable, why = runs_here(target)
+        how = how_to_run(target)
         rows.append(
             {
                 "name": target.name,
                 "summary": target.summary,
                 "arch": target.arch,
                 "features": list(target.features),
-                "proof": target.proof if runnable else "none",
-                "runs_here": runnable,
-                "why": why,
+                "proof": {"host": target.proof, None: "none"}.get(how, how),
+                "runs_here": how == "host",
+                "emulator": target.emulator,
+                "why": why_not(target),
                 "fingerprint": target.fingerprint,
                 "tvm": target.tvm,
             }

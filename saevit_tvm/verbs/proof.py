@@ -1,4 +1,4 @@
-"""What an artifact answers, found out in a process of its own.
+"""What an artifact answers, found out in a process of its own: on this CPU, or under qemu on a model of another.
 
 Code that was just generated, or that comes from elsewhere, may crash (an instruction this CPU lacks, a bug of
 the compiler); here that is a sentence and not the end of the command.
@@ -10,8 +10,9 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,8 +22,14 @@ from saevit_tvm.verbs.child import die_with_parent, import_path
 REFUSED = 3
 
 
-def answers(artifact: Path, inputs: Sequence[np.ndarray], scratch: Path) -> list[list[np.ndarray]]:
+def answers(
+    artifact: Path, inputs: Sequence[np.ndarray], scratch: Path, how: str | None = "host"
+) -> list[list[np.ndarray]]:
     """The outputs for each input, from a fresh process that loads the file."""
+    if how == "qemu":
+        from saevit_tvm.runtime import emulator
+
+        return emulator.run(artifact, inputs, scratch)
     asked, answered = scratch / "inputs.npz", scratch / "outputs.npz"
     np.savez(asked, *inputs)
     command = [
@@ -56,6 +63,14 @@ def answers(artifact: Path, inputs: Sequence[np.ndarray], scratch: Path) -> list
         outputs = [saved[f"arr_{index}"] for index in range(len(saved.files))]
     each = len(outputs) // len(inputs)
     return [outputs[start : start + each] for start in range(0, len(outputs), each)]
+
+
+def machine(target: Mapping[str, Any], how: str | None) -> str:
+    """What the artifact was run on, in words; `target` is its manifest's."""
+    if how != "qemu":
+        return "this machine"
+    libc = ", glibc in place of Android's libc" if "android" in target["tvm"].get("mtriple", "") else ""
+    return f"qemu, {target['emulator']} model{libc}"
 
 
 def _main(artifact: str, asked: str, answered: str) -> None:

@@ -6,12 +6,13 @@ Against the PyTorch model itself where it can be made again, else against the an
 from __future__ import annotations
 
 import math
+import platform
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from saevit_tvm.errors import ArtifactError, SaevitError
+from saevit_tvm.errors import ArtifactError, SaevitError, TargetError
 from saevit_tvm.runtime.artifact import check_runnable, read_manifest
 from saevit_tvm.verbs import parity, proof, workspace
 
@@ -26,17 +27,17 @@ def verify(path: Path, weights: str | None = None) -> dict[str, Any]:
         "max_rel_error": None,
         "tolerance": parity.TOLERANCE[manifest["dtype"]],
         "proof": "none",
+        "machine": None,
         "reference": None,
         "inputs": 0,
         "note": None,
     }
-    try:
-        check_runnable(manifest, path)
-    except ArtifactError as error:
-        return result | {"note": str(error)}
+    how, why = _way(manifest, path)
+    if how is None:
+        return result | {"note": why}
     inputs, expected, origin, note = reference(manifest, weights)
     with workspace.scratch() as scratch:
-        answers = proof.answers(path, inputs, scratch)
+        answers = proof.answers(path, inputs, scratch, how)
     if origin == "recorded":
         answers = [parity.sample(outputs) for outputs in answers]
     deviation = parity.deviation(answers, expected)
@@ -44,11 +45,30 @@ def verify(path: Path, weights: str | None = None) -> dict[str, Any]:
         "passed": deviation.within(result["tolerance"]),
         "max_abs_error": _finite(deviation.max_abs_error),
         "max_rel_error": _finite(deviation.max_rel_error),
-        "proof": "host",
+        "proof": how,
+        "machine": proof.machine(manifest["target"], how),
         "reference": origin,
         "inputs": len(inputs),
         "note": note,
     }
+
+
+def _way(manifest: dict[str, Any], path: Path) -> tuple[str | None, str | None]:
+    """Where the artifact can be run from here ("host", "qemu"), or why nowhere."""
+    target = manifest["target"]
+    try:
+        if target["arch"] == platform.machine() or "emulator" not in target:
+            check_runnable(manifest, path)
+            return "host", None
+        from saevit_tvm.runtime import emulator
+
+        lacking = emulator.missing(target["arch"])
+        if lacking:
+            return None, f"'{path}' is built for {target['arch']} and cannot be run under qemu here: {lacking}."
+        emulator.foreign_runtime(target["arch"])
+        return "qemu", None
+    except (ArtifactError, TargetError) as error:
+        return None, str(error)
 
 
 def reference(

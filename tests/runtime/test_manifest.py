@@ -23,11 +23,30 @@ DOCUMENTS: dict[str, dict[str, Any]] = {
     "bench": {
         "results": [{"name": "torch", "threads": 1, "median_ms": 2, "p10_ms": 1.5, "p90_ms": 3.0, "ratio": None}]
     },
+    "emulated": {
+        "machine": "qemu, cortex-a76 model",
+        "kind": "a model",
+        "instructions": 9,
+        "classes": {"fma": 4},
+        "bytes_loaded": 64,
+        "bytes_stored": 16,
+        "float_ops": 32,
+        "float_ops_per_instruction": 3.6,
+    },
     "tune": {"trials": 8, "valid": 7, "failed": 1, "best_ms": 0.5, "seconds": 3.2},
     "build": {"artifact": "out/x.so", "manifest": "out/x.json"},
     "models": {"models": [{"name": "saevit_xs", "params": 6_100_000, "gmacs": 0.78}]},
     "targets": {"targets": [{"name": "native", "summary": "this machine", "arch": "x86_64"}]},
     "doctor": {"checks": [{"name": "tvm", "ok": True, "detail": "0.27.0"}]},
+    "tracker": {
+        "tracker": "here:9190",
+        "keys": [{"key": "rpi4", "servers": 2, "free": 1, "busy": 1, "pending": 0}],
+        "servers": [{"key": "rpi4", "address": "10.0.0.7:9090"}],
+    },
+    "rpc-server": {
+        **{"target": "rpi4", "program": "rpc/rpc-server", "readme": "rpc/README.txt"},
+        **{"libraries": ["rpc/libtvm_ffi.so"], "bytes": 9},
+    },
 }
 
 

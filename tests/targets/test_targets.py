@@ -14,6 +14,7 @@ import pytest
 from saevit_tvm import targets
 from saevit_tvm.errors import UsageError
 from saevit_tvm.targets import base, llvm
+from saevit_tvm.targets.arm import ARM_TARGETS
 from saevit_tvm.targets.x86 import X86_TARGETS
 
 x86_only = pytest.mark.skipif(platform.machine() != "x86_64", reason="LLVM's names of this architecture")
@@ -62,6 +63,12 @@ def test_portable_targets_claim_what_llvm_uses(target: base.Target) -> None:
     assert set(target.features) == set(llvm.code_features(target.tvm))
 
 
+@pytest.mark.parametrize("target", ARM_TARGETS, ids=lambda target: target.name)
+def test_boards_claim_what_llvm_uses(target: base.Target) -> None:
+    if target.output == "library":
+        assert set(target.features) == set(llvm.code_features(target.tvm))
+
+
 @x86_only
 def test_levels_grow() -> None:
     v3, v4 = (set(targets.get(name).features) for name in ("x86-64-v3", "x86-64-v4"))
@@ -93,6 +100,14 @@ def test_json_target_claims_its_features() -> None:
     assert "avx512f" in wide.features
 
 
+@x86_only
+@pytest.mark.parametrize(("cpu", "emulator"), [("cortex-a72", "cortex-a72"), ("cortex-a710", "max")])
+def test_json_target_of_another_architecture(cpu: str, emulator: str) -> None:
+    target = targets.get(json.dumps({"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": cpu}))
+    assert (target.arch, target.emulator) == ("aarch64", emulator)
+    assert "asimd" in target.features and target.linkers == ARM_TARGETS[0].linkers
+
+
 def test_a_target_for_another_machine_does_not_run_here() -> None:
     other = base.Target("arm64", "", {"kind": "llvm"}, arch="sparc64")
     assert targets.runs_here(other) == (False, f"needs a sparc64 machine, this one is {platform.machine()}")
@@ -107,7 +122,9 @@ def test_a_target_for_another_machine_does_not_run_here() -> None:
         ("{}", "kind 'None' cannot be built"),
         ('{"kind": "cuda", "arch": "sm_90"}', "kind 'cuda' cannot be built"),
         ('{"kind": ["llvm"]}', "cannot be built"),
-        ('{"kind": "llvm", "mtriple": "sparc64-linux-gnu"}', "is for sparc64, and only .* is supported"),
+        ('{"kind": "llvm", "mtriple": "sparc64-linux-gnu"}', "is for sparc64, and only .*aarch64.* are supported"),
+        ('{"kind": "llvm", "mtriple": "aarch64-apple-darwin"}', "is not for Linux: .*'aarch64-linux-gnu'"),
+        ('{"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": "znver4"}', "unknown CPU 'znver4'"),
         ('{"kind": "llvm", "mcpu": "znver5000"}', "unknown CPU 'znver5000'"),
         ('{"kind": "llvm", "mcpu": 3}', "expected type 'str' but got 'int'"),
         ('{"kind": "llvm", "mattr": "+avx"}', "TVM does not take this target: Option 'mattr'"),

@@ -1,0 +1,94 @@
+"""The C compiler that links, and compiles C, for a target: a cross gcc, clang with Debian's libraries, or zig."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from saevit_tvm.errors import TargetError
+from saevit_tvm.targets.base import Target
+
+# What zig links for: old enough for every distribution that is still cared for.
+_GLIBC = "2.31"
+
+_PACKAGES = {
+    "cc": "Debian: apt install gcc",
+    "aarch64-linux-gnu-gcc": "Debian: apt install gcc-aarch64-linux-gnu",
+    "riscv64-linux-gnu-gcc": "Debian: apt install gcc-riscv64-linux-gnu",
+    "zig": "pip install ziglang",
+}
+
+
+@dataclass(frozen=True)
+class Toolchain:
+    """`cc_argv` compiles C for the target; with `link_flags` and -shared it links a library."""
+
+    cc_argv: tuple[str, ...]
+    origin: str
+    link_flags: tuple[str, ...] = ()
+
+    def shared(self, objects: list[str], output: str) -> list[str]:
+        """The command that links objects to a shared library."""
+        return [*self.cc_argv, "-shared", "-fPIC", *self.link_flags, "-o", output, *objects]
+
+
+def linker(target: Target) -> Toolchain:
+    """The first of the target's compilers that is there, or one sentence that says what to install."""
+    for name in target.linkers:
+        found = _find(name, target)
+        if found is not None:
+            return replace(found, link_flags=target.link_flags)
+    ways = [_PACKAGES[name] for name in target.linkers if name in _PACKAGES]
+    raise TargetError(
+        f"target '{target.name}' needs a C compiler for {_triple(target)}, and there is none: "
+        f"install one ({' or '.join(ways)})."
+    )
+
+
+def require(target: Target) -> None:
+    """Raise TargetError unless what the target's output is made with is there."""
+    if target.output == "library":
+        linker(target)
+
+
+def sysroot(arch: str) -> Path | None:
+    """Where a distribution keeps the C library of another architecture, for programs that are run under qemu."""
+    folder = Path(f"/usr/{arch}-linux-gnu")
+    return folder if (folder / "lib" / "libc.so.6").exists() else None
+
+
+def _find(name: str, target: Target) -> Toolchain | None:
+    special: dict[str, Callable[[Target], Toolchain | None]] = {"clang": _clang, "zig": _zig}
+    if name in special:
+        return special[name](target)
+    path = shutil.which(name)
+    return Toolchain((path,), "gcc") if path else None
+
+
+def _clang(target: Target) -> Toolchain | None:
+    """Clang has every architecture in it; what it may lack are a linker and the libraries."""
+    clang, linker_there = shutil.which("clang"), shutil.which(f"{target.arch}-linux-gnu-ld")
+    if clang is None or linker_there is None or sysroot(target.arch) is None:
+        return None
+    return Toolchain((clang, f"--target={target.arch}-linux-gnu"), "clang")
+
+
+def _zig(target: Target) -> Toolchain | None:
+    """Zig brings linkers and C libraries for everything; from PyPI it is a module, elsewhere a program."""
+    zig = shutil.which("zig")
+    if zig is not None:
+        start: tuple[str, ...] = (zig,)
+    elif importlib.util.find_spec("ziglang") is not None:
+        start = (sys.executable, "-m", "ziglang")
+    else:
+        return None
+    triple = _triple(target)
+    return Toolchain((*start, "cc", "-target", f"{triple}.{_GLIBC}" if triple.endswith("-gnu") else triple), "zig")
+
+
+def _triple(target: Target) -> str:
+    return str(target.tvm.get("mtriple", f"{target.arch}-linux-gnu"))

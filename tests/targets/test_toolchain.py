@@ -1,0 +1,117 @@
+"""The cross compilers are found, or asked for by name; and what they make is read, not trusted."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import sys
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from saevit_tvm import targets
+from saevit_tvm.compiler import library
+from saevit_tvm.errors import CompileError, TargetError
+from saevit_tvm.runtime import elf
+from saevit_tvm.targets import toolchain
+from saevit_tvm.targets.base import Target
+
+FOREIGN = [target for target in targets.all_targets()[1:] if target.arch != "x86_64"]
+ARM64 = targets.get("arm64")
+has_zig = importlib.util.find_spec("ziglang") is not None or shutil.which("zig") is not None
+
+
+def tiny(target: Target) -> Any:
+    """An executable of one small kernel and one constant."""
+    import numpy as np
+    import tvm
+    from tvm import relax
+
+    builder = relax.BlockBuilder()
+    x = relax.Var("x", relax.TensorType((4, 16), "float32"))
+    with builder.function("main", [x]):
+        with builder.dataflow():
+            y = builder.emit(relax.op.add(relax.op.nn.relu(x), relax.const(np.ones(16, "float32"))))
+            result = builder.emit_output(y)
+        builder.emit_func_output(result)
+    return tvm.compile(builder.get(), tvm.target.Target(target.tvm))
+
+
+def only(name: str, target: Target = ARM64) -> Target:
+    """The same target with one compiler to choose from."""
+    fields = {field: getattr(target, field) for field in target.__dataclass_fields__}
+    return Target(**fields | {"linkers": (name,)})
+
+
+@pytest.mark.parametrize("target", FOREIGN, ids=lambda target: target.name)
+def test_every_target_gets_code_for_its_own_machine(target: Target, tmp_path: Path) -> None:
+    if target.linkers == ("zig",) and not has_zig:
+        pytest.skip("needs ziglang")
+    library.link(tiny(target), target, tmp_path / "tiny")
+    if target.output == "library":
+        assert elf.read(tmp_path / "tiny") == ("ELF", "shared library", target.arch)
+        return
+    with tarfile.open(tmp_path / "tiny") as tar:
+        tar.extractall(tmp_path / "objects", filter="data")
+    made = {elf.read(path) for path in (tmp_path / "objects").iterdir()}
+    assert made == {elf.Binary("Mach-O", "object file", target.arch)}
+
+
+@pytest.mark.parametrize("name", ["aarch64-linux-gnu-gcc", "clang", "zig"])
+def test_every_compiler_can_link(name: str, tmp_path: Path) -> None:
+    target = only(name)
+    try:
+        found = toolchain.linker(target)
+    except TargetError:
+        pytest.skip(f"needs {name}")
+    assert found.origin == name.removeprefix("aarch64-linux-gnu-")
+    library.link(tiny(target), target, tmp_path / "tiny.so")
+    assert elf.read(tmp_path / "tiny.so") == ("ELF", "shared library", "aarch64")
+
+
+def test_a_missing_compiler_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "ziglang", None)
+    with pytest.raises(TargetError, match="apt install gcc-aarch64-linux-gnu or pip install ziglang") as error:
+        toolchain.require(ARM64)
+    assert "target 'arm64' needs a C compiler for aarch64-linux-gnu" in str(error.value)
+    with pytest.raises(TargetError, match="apt install gcc-riscv64-linux-gnu"):
+        toolchain.require(targets.get("riscv64"))
+    with pytest.raises(TargetError, match=r"for aarch64-linux-android.*\(pip install ziglang\)"):
+        toolchain.require(targets.get("android-arm64"))
+    toolchain.require(targets.get("apple-silicon"))
+
+
+def test_the_command_line_asks_before_it_compiles(cli: Any, tmp_path: Path) -> None:
+    target = '{"kind": "llvm", "mtriple": "riscv64-linux-gnu", "mattr": ["+d"]}'
+    environment = os.environ | {"PATH": str(tmp_path)}
+    if has_zig:
+        pytest.skip("zig can link for everything")
+    done = cli("build", "--model", "saevit_micro", "--target", target, cwd=tmp_path, env=environment)
+    assert done.returncode == 1 and "compiling" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("saevit-tvm: target 'custom' needs a C compiler for riscv64")
+
+
+def test_a_linker_that_fails_is_quoted(tmp_path: Path) -> None:
+    target = only("cc")
+    with pytest.raises(CompileError, match=r"linking tiny.so with '.*cc' failed: .+") as error:
+        library.link(tiny(target), target, tmp_path / "tiny.so")
+    assert "\n" not in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("made", "words"), [("-shared", "an ELF shared library for x86_64"), ("-c", "object file")])
+def test_a_compiler_that_makes_something_else_is_found_out(
+    made: str, words: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It succeeds, and what it made is for the wrong machine."""
+    compiler = tmp_path / "aarch64-linux-gnu-gcc"
+    work = f'echo "int x;" | {shutil.which("cc")} -fPIC {made} -x c - -o "$2"'
+    compiler.write_text(f'#!/bin/sh\nwhile [ "$1" != -o ]; do shift; done\n{work}\n')
+    compiler.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    with pytest.raises(CompileError, match=f"the compiler made .*{words}.*a shared library for aarch64 was asked for"):
+        library.link(tiny(ARM64), ARM64, tmp_path / "tiny.so")
