@@ -64,16 +64,17 @@ class _DLManagedTensor(ctypes.Structure):
 @cache
 def _ffi() -> ctypes.CDLL:
     """libtvm_ffi, with TVM's runtime loaded behind it: what that registers is then found by name."""
-    ffi = ctypes.CDLL(str(_library("tvm_ffi")), mode=ctypes.RTLD_GLOBAL)
+    ffi = ctypes.CDLL(str(library_path("tvm_ffi")), mode=ctypes.RTLD_GLOBAL)
     ffi.TVMFFIObjectDecRef.argtypes = [ctypes.c_void_p]
     ffi.TVMFFIObjectIncRef.argtypes = [ctypes.c_void_p]
     ffi.TVMFFITensorFromDLPack.argtypes = [ctypes.c_void_p, ctypes.c_int32, ctypes.c_int32, ctypes.c_void_p]
     ffi.TVMFFIFunctionCall.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32, ctypes.c_void_p]
-    ctypes.CDLL(str(_library("tvm", "tvm_runtime")), mode=ctypes.RTLD_GLOBAL)
+    ctypes.CDLL(str(library_path("tvm", "tvm_runtime")), mode=ctypes.RTLD_GLOBAL)
     return ffi
 
 
-def _library(package: str, name: str | None = None) -> Path:
+def library_path(package: str, name: str | None = None) -> Path:
+    """Where the installed wheels keep one of their libraries."""
     spec = importlib.util.find_spec(package)
     for folder in (spec.submodule_search_locations or []) if spec else []:
         path = Path(folder) / "lib" / f"lib{name or package}.so"

@@ -1,0 +1,44 @@
+"""saevit-tvm sdk: all that a C or C++ project needs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from saevit_tvm.cli.app import artifact_argument, common, folder
+from saevit_tvm.cli.console import Console
+
+
+@click.command(
+    "sdk",
+    short_help="Make a folder for C and C++.",
+    help="Write a folder with all that a C or C++ project needs to run an artifact: header, libraries, an example "
+    "that builds with make, CMake and pkg-config files.",
+)
+@artifact_argument
+@click.option("--out", type=folder, required=True, help="The folder; new, empty, or an SDK that is replaced.")
+@click.option(
+    "--flavour",
+    default="static",
+    show_default=True,
+    help="static: objects, no runtime library; shared: the artifact and TVM's runtime; or both.",
+)
+@click.option("--weights", help="The file its weights came from, where they came from a file (static).")
+@click.option("--store", type=folder, help="Where the tuned records are that it was built with (static).")
+@common
+def command(as_json: bool, **options: Any) -> None:
+    console = Console(as_json)
+    from saevit_tvm.verbs.sdk import SdkOptions, sdk
+
+    result = sdk(SdkOptions(**options), console.say)
+    for warning in result["warnings"]:
+        console.say(f"warning: {warning}")
+    console.object(result)
+    out = Path(result["sdk"])
+    console.line(f"sdk       {out} ({sum((out / file).stat().st_size for file in result['files']) / 1e6:.1f} MB)")
+    for flavour, proof in result["verification"].items():
+        deviation = f"largest deviation {proof['max_abs_error']:.2g}" if proof["passed"] else "not run here"
+        console.line(f"{flavour:9} linked into a C program: {deviation} (proof: {proof['proof']})")
+    console.line(f"next      cd {out} && make")

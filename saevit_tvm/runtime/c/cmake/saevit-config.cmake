@@ -1,0 +1,15 @@
+# find_package(saevit) gives the targets saevit::static and saevit::shared, whichever this SDK holds.
+get_filename_component(_saevit_root "${CMAKE_CURRENT_LIST_DIR}/.." ABSOLUTE)
+find_package(Threads REQUIRED)
+
+foreach(_flavour static shared)
+    set(_objects "${_saevit_root}/lib/saevit_${_flavour}.o")
+    if(EXISTS "${_objects}" AND NOT TARGET saevit::${_flavour})
+        if(_flavour STREQUAL "static")
+            list(APPEND _objects "${_saevit_root}/lib/saevit_model.o")
+        endif()
+        add_library(saevit::${_flavour} INTERFACE IMPORTED)
+        target_include_directories(saevit::${_flavour} INTERFACE "${_saevit_root}/include")
+        target_link_libraries(saevit::${_flavour} INTERFACE ${_objects} Threads::Threads m ${CMAKE_DL_LIBS})
+    endif()
+endforeach()

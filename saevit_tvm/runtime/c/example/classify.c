@@ -1,0 +1,74 @@
+/* Says what is in a picture:  classify PICTURE.png
+ *
+ * With the shared flavour:    classify PICTURE.png lib/model.so */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "png.h"
+#include "saevit.h"
+
+enum { SHOWN = 5 };
+
+static uint8_t *read_file(const char *path, size_t *size) {
+    FILE *file = fopen(path, "rb");
+    if (!file) return NULL;
+    uint8_t *data = NULL;
+    long length = fseek(file, 0, SEEK_END) ? -1 : ftell(file);
+    if (length > 0 && !fseek(file, 0, SEEK_SET)) data = (uint8_t *)malloc((size_t)length);
+    *size = data ? fread(data, 1, (size_t)length, file) : 0;
+    fclose(file);
+    return data;
+}
+
+static int read_picture(const char *path, png_image *image) {
+    size_t size = 0;
+    uint8_t *data = read_file(path, &size);
+    const char *fault = data ? png_read(data, size, image) : "it cannot be read";
+    if (fault) fprintf(stderr, "%s: %s\n", path, fault);
+    free(data);
+    return !fault;
+}
+
+/* The likeliest classes first, as probabilities. */
+static void print_best(float *scores, size_t classes, const char *const *labels) {
+    double sum = 0, top = scores[0];
+    for (size_t i = 0; i < classes; i++) top = scores[i] > top ? scores[i] : top;
+    for (size_t i = 0; i < classes; i++) sum += exp(scores[i] - top);
+    for (size_t shown = 0; shown < SHOWN && shown < classes; shown++) {
+        size_t best = 0;
+        for (size_t i = 1; i < classes; i++)
+            if (scores[i] > scores[best]) best = i;
+        const double probability = 100 * exp(scores[best] - top) / sum;
+        if (labels)
+            printf("%5.1f%%  %s\n", probability, labels[best]);
+        else
+            printf("%5.1f%%  class %zu\n", probability, best);
+        scores[best] = -INFINITY;
+    }
+}
+
+int main(int argc, char **argv) {
+    if (argc < 2) {
+        fprintf(stderr, "usage: %s PICTURE.png [ARTIFACT.so]\n", argv[0]);
+        return 2;
+    }
+    png_image image;
+    if (!read_picture(argv[1], &image)) return 1;
+
+    const saevit_description *about = saevit_describe();
+    saevit_options options = {0};
+    options.artifact = argc > 2 ? argv[2] : NULL;
+    saevit *model = NULL;
+    saevit_buffer scores = {malloc(about->outputs[0].size), about->outputs[0].size};
+    saevit_status status = saevit_open(&options, &model);
+    if (!status) status = saevit_run_image(model, image.rgb, image.width, image.height, &scores, 1);
+    if (status)
+        fprintf(stderr, "%s\n", saevit_last_error());
+    else
+        print_best((float *)scores.data, scores.size / sizeof(float), about->labels);
+    saevit_close(model);
+    free(scores.data);
+    free(image.rgb);
+    return status ? 1 : 0;
+}

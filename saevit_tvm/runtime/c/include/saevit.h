@@ -1,0 +1,119 @@
+/* saevit.h: run the one model that this SDK was made for.
+ *
+ * A program opens the model, runs it any number of times, and closes it. Every failure is a status and a sentence;
+ * nothing here aborts, prints, or installs a handler. There is no global state but the text of each thread's last
+ * error. Link `libsaevit_static.a` (nothing else needed) or `libsaevit_shared.a` (loads the artifact with TVM's
+ * runtime): the functions are the same.
+ */
+#ifndef SAEVIT_H
+#define SAEVIT_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef enum {
+    SAEVIT_OK = 0,
+    SAEVIT_BAD_ARGUMENT,  /* a null pointer, a wrong size: the caller can mend it */
+    SAEVIT_BAD_FILE,      /* the artifact is missing, damaged, or another one */
+    SAEVIT_WRONG_MACHINE, /* this processor cannot run the code */
+    SAEVIT_NO_RUNTIME,    /* TVM's runtime libraries are missing or unfit (shared only) */
+    SAEVIT_NO_MEMORY,     /* memory or threads ran out */
+    SAEVIT_UNSUPPORTED,   /* this flavour, or this model, has no such thing */
+    SAEVIT_FAILED         /* the computation itself failed */
+} saevit_status;
+
+/* An open model. One inference at a time runs on it; threads that come meanwhile wait for their turn. */
+typedef struct saevit saevit;
+
+/* What an input or output looks like: row-major, without gaps. */
+typedef struct {
+    const char *name;
+    const char *dtype; /* "float32" and so on, as NumPy says it */
+    const int64_t *shape;
+    size_t dimensions;
+    size_t size; /* in bytes */
+} saevit_tensor;
+
+typedef struct {
+    const char *model;
+    const char *version; /* of the saevit-tvm that made the SDK */
+    const char *target;
+    const char *flavour;        /* "static" or "shared" */
+    const char *weights_digest; /* "sha256:..." */
+    saevit_tensor input;
+    const saevit_tensor *outputs;
+    size_t output_count;
+    const char *const *labels; /* one a class, or NULL */
+    size_t label_count;
+    int image_width, image_height; /* what saevit_run_image makes of a picture */
+} saevit_description;
+
+typedef struct {
+    void *data;
+    size_t size; /* in bytes */
+} saevit_buffer;
+
+/* One share of a kernel's work: call it with every index from 0 to count - 1, each once. */
+typedef int (*saevit_task)(int index, int count, void *work);
+
+/* Runs all the shares and returns when they are done: 0, or what a share returned that failed. */
+typedef int (*saevit_parallel)(saevit_task task, int count, void *work, void *user);
+
+/* All zero is a good default. */
+typedef struct {
+    int threads; /* for one inference; 0: one for every processor that is online */
+
+    /* static only: memory to work in, aligned to 64 bytes, of saevit_workspace_size() bytes, left to the model
+     * until saevit_close. NULL: it is allocated. */
+    void *workspace;
+    size_t workspace_size;
+
+    /* shared only: the artifact, and the folder of libtvm_ffi.so and libtvm_runtime.so. NULL: the artifact's own. */
+    const char *artifact;
+    const char *runtime;
+} saevit_options;
+
+/* What the model takes and gives. Any thread, any time; the answer is constant. */
+const saevit_description *saevit_describe(void);
+
+/* Bytes of workspace for so many threads (0 as in saevit_options); 0 if that many are impossible, and always 0
+ * in the shared flavour, which has its own. Any thread, any time. */
+size_t saevit_workspace_size(int threads);
+
+/* Opens the model; options may be NULL. Any thread; open models are independent of one another. A child of fork must
+ * open its own.
+ * shared: the first call sets TVM_BIND_THREADS and TVM_THREAD_POOL_SPIN_COUNT in the environment unless they are
+ * set, and loads TVM for the rest of the process: let no other thread touch the environment meanwhile. */
+saevit_status saevit_open(const saevit_options *options, saevit **model);
+
+/* One inference. Sizes are in bytes and must be right; no alignment is asked for (64 bytes spares a copy of the
+ * input); outputs may lie anywhere but in the workspace. Any thread, also at the same time on the same model.
+ * static: allocates nothing. */
+saevit_status saevit_run(saevit *model, const void *input, size_t input_size, const saevit_buffer *outputs,
+                         size_t output_count);
+
+/* The same for a picture of 8-bit RGB, rows from the top without gaps: resized, cropped and normalised as the model
+ * was trained. Allocates while it resizes. Any thread, as saevit_run. */
+saevit_status saevit_run_image(saevit *model, const uint8_t *rgb, int width, int height, const saevit_buffer *outputs,
+                               size_t output_count);
+
+/* static only: let the caller's own threads do the work, in as many shares as the model has threads; NULL goes back
+ * to the model's own. The function must not call back into the same model. Any thread; it waits for an inference
+ * that runs. */
+saevit_status saevit_set_parallel(saevit *model, saevit_parallel parallel, void *user);
+
+/* Why this thread's last call failed, in one sentence; "" if none has. Good until this thread's next failure. */
+const char *saevit_last_error(void);
+
+/* Frees what saevit_open made; NULL is fine. No other thread may be using the model, nor use it afterwards. */
+void saevit_close(saevit *model);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,318 @@
+/* The static flavour: the plan's kernels, called one after the other on memory that was laid out once.
+ *
+ * TVM's runtime is absent. Of it the kernels want four functions, which are at the end of this file.
+ */
+#define _GNU_SOURCE
+#include <stdlib.h>
+#include <string.h>
+
+#include "plan.h"
+#include "pool.h"
+
+enum { MAGIC = 0x53414556, CPU_DEVICE = 1, TENSOR_ARGUMENT = 7 };
+
+/* Memory that kernels take and give back, mostly last in, first out. Each block begins with one of these. */
+typedef struct block {
+    _Alignas(ALIGNMENT) struct block *before;
+    size_t size;
+    int free;
+} block;
+
+typedef struct {
+    unsigned char *memory;
+    size_t used;
+    block *last;
+} scratch;
+
+const char saevit_flavour[] = "static";
+
+struct saevit {
+    int magic, threads, owned;
+    pthread_mutex_t turn;
+    pool pool;
+    saevit_parallel parallel;
+    void *user;
+    scratch *scratches;
+    kernel_tensor *tensors;
+    kernel_argument *arguments;
+    unsigned char *arena, *staging;
+};
+
+/* For whom this thread computes, and which share of the work. */
+static _Thread_local struct {
+    saevit *model;
+    int share, explained;
+} here;
+
+/* Memory ----------------------------------------------------------------- */
+
+static size_t aligned(size_t size) { return (size + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT; }
+
+/* Gives out parts of the workspace; with a NULL base it only counts. */
+typedef struct {
+    unsigned char *base;
+    size_t used;
+} layout;
+
+static void *take(layout *l, size_t size) {
+    void *part = l->base ? l->base + l->used : NULL;
+    l->used += aligned(size);
+    return part;
+}
+
+/* Lays the model out, or only measures it. */
+static saevit *lay_out(layout *l, int threads, pool_worker **workers) {
+    saevit *model = take(l, sizeof *model);
+    pool_worker *crew = take(l, (size_t)threads * sizeof *crew);
+    scratch *scratches = take(l, (size_t)threads * sizeof *scratches);
+    kernel_tensor *tensors = take(l, saevit_plan.tensor_count * sizeof *tensors);
+    kernel_argument *arguments = take(l, saevit_plan.argument_count * sizeof *arguments);
+    unsigned char *staging = take(l, saevit_model.input.size);
+    unsigned char *arena = take(l, saevit_plan.arena_size);
+    unsigned char *scratch_memory = take(l, (size_t)threads * aligned(saevit_plan.scratch_size));
+    if (!model) return NULL;
+    memset(model, 0, sizeof *model);
+    model->scratches = scratches;
+    model->tensors = tensors;
+    model->arguments = arguments;
+    model->staging = staging;
+    model->arena = arena;
+    for (int i = 0; i < threads; i++)
+        scratches[i] = (scratch){scratch_memory + (size_t)i * aligned(saevit_plan.scratch_size), 0, NULL};
+    *workers = crew;
+    return model;
+}
+
+size_t saevit_workspace_size(int threads) {
+    layout l = {0};
+    pool_worker *workers;
+    threads = saevit_thread_count(threads);
+    if (!threads) return 0;
+    lay_out(&l, threads, &workers);
+    return l.used;
+}
+
+static void fill_tensors(saevit *model) {
+    for (size_t i = 0; i < saevit_plan.tensor_count; i++) {
+        const plan_tensor *tensor = &saevit_plan.tensors[i];
+        unsigned char *base = model->arena;
+        if (tensor->place == IN_WEIGHTS) base = (unsigned char *)(uintptr_t)saevit_weights; /* kernels only read them */
+        if (tensor->place == IN_INPUT) base = model->staging;
+        model->tensors[i] = (kernel_tensor){
+            .data = base + tensor->offset,
+            .device_type = CPU_DEVICE,
+            .dimensions = tensor->dimensions,
+            .type_code = tensor->type_code,
+            .type_bits = tensor->type_bits,
+            .type_lanes = 1,
+            .shape = tensor->shape,
+        };
+    }
+    kernel_argument *argument = model->arguments;
+    for (size_t s = 0; s < saevit_plan.step_count; s++)
+        for (int i = 0; i < saevit_plan.steps[s].count; i++)
+            *argument++ = (kernel_argument){
+                .kind = TENSOR_ARGUMENT, .value.pointer = &model->tensors[saevit_plan.steps[s].tensors[i]]};
+}
+
+/* Opening and closing ------------------------------------------------------ */
+
+static saevit_status find_memory(const saevit_options *options, int threads, layout *l) {
+    const size_t needed = saevit_workspace_size(threads);
+    if (options->workspace) {
+        if ((uintptr_t)options->workspace % ALIGNMENT)
+            return saevit_fail(SAEVIT_BAD_ARGUMENT, "the workspace must be aligned to %d bytes", ALIGNMENT);
+        if (options->workspace_size < needed)
+            return saevit_fail(SAEVIT_BAD_ARGUMENT, "the workspace has %zu bytes, and %d threads need %zu",
+                               options->workspace_size, threads, needed);
+        l->base = options->workspace;
+        return SAEVIT_OK;
+    }
+    void *memory = NULL;
+    if (posix_memalign(&memory, ALIGNMENT, needed))
+        return saevit_fail(SAEVIT_NO_MEMORY, "there is no memory for a workspace of %zu bytes", needed);
+    l->base = memory;
+    return SAEVIT_OK;
+}
+
+saevit_status saevit_open(const saevit_options *options, saevit **model) {
+    static const saevit_options defaults;
+    options = options ? options : &defaults;
+    if (!model) return saevit_fail(SAEVIT_BAD_ARGUMENT, "there is no place for the model: 'model' is NULL");
+    *model = NULL;
+    const int threads = saevit_thread_count(options->threads);
+    if (!threads)
+        return saevit_fail(SAEVIT_BAD_ARGUMENT, "%d threads are impossible: give 1 to %d, or 0", options->threads,
+                           MOST_THREADS);
+    saevit_status status = saevit_check_machine();
+    if (status) return status;
+    layout l = {0};
+    if ((status = find_memory(options, threads, &l))) return status;
+    pool_worker *workers;
+    saevit *made = lay_out(&l, threads, &workers);
+    fill_tensors(made);
+    made->threads = threads;
+    made->owned = !options->workspace;
+    made->parallel = saevit_pool_run;
+    made->user = &made->pool;
+    int started = !pthread_mutex_init(&made->turn, NULL);
+    if (started && !saevit_pool_start(&made->pool, workers, threads - 1)) {
+        pthread_mutex_destroy(&made->turn);
+        started = 0;
+    }
+    if (!started) {
+        if (made->owned) free(made);
+        return saevit_fail(SAEVIT_NO_MEMORY, "the system gives no more threads: %d were asked for", threads);
+    }
+    made->magic = MAGIC;
+    *model = made;
+    return SAEVIT_OK;
+}
+
+void saevit_close(saevit *model) {
+    if (!model || model->magic != MAGIC) return;
+    model->magic = 0;
+    saevit_pool_stop(&model->pool);
+    pthread_mutex_destroy(&model->turn);
+    if (model->owned) free(model);
+}
+
+static saevit_status check_model(const saevit *model) {
+    if (model && model->magic == MAGIC) return SAEVIT_OK;
+    return saevit_fail(SAEVIT_BAD_ARGUMENT, "the model is not open");
+}
+
+saevit_status saevit_set_parallel(saevit *model, saevit_parallel parallel, void *user) {
+    saevit_status status = check_model(model);
+    if (status) return status;
+    pthread_mutex_lock(&model->turn);
+    model->parallel = parallel ? parallel : saevit_pool_run;
+    model->user = parallel ? user : &model->pool;
+    pthread_mutex_unlock(&model->turn);
+    return SAEVIT_OK;
+}
+
+/* Running -------------------------------------------------------------------- */
+
+static void place_input(saevit *model, const void *input) {
+    void *data = (void *)(uintptr_t)input; /* kernels only read it */
+    if ((uintptr_t)input % ALIGNMENT) data = memcpy(model->staging, input, saevit_model.input.size);
+    for (size_t i = 0; i < saevit_plan.tensor_count; i++)
+        if (saevit_plan.tensors[i].place == IN_INPUT) model->tensors[i].data = data;
+}
+
+static saevit_status run_steps(saevit *model) {
+    const kernel_argument *arguments = model->arguments;
+    for (size_t s = 0; s < saevit_plan.step_count; s++) {
+        const plan_step *step = &saevit_plan.steps[s];
+        kernel_argument result = {0};
+        here.explained = 0;
+        if (step->run(NULL, arguments, step->count, &result))
+            return here.explained ? SAEVIT_FAILED : saevit_fail(SAEVIT_FAILED, "the kernel '%s' failed", step->name);
+        arguments += step->count;
+    }
+    return SAEVIT_OK;
+}
+
+saevit_status saevit_run(saevit *model, const void *input, size_t input_size, const saevit_buffer *outputs,
+                         size_t output_count) {
+    saevit_status status = check_model(model);
+    if (!status) status = saevit_check_buffers(input, input_size, outputs, output_count);
+    if (status) return status;
+    pthread_mutex_lock(&model->turn);
+    saevit *const before = here.model; /* a caller's own parallel function may run another model */
+    const int share_before = here.share;
+    here.model = model;
+    here.share = 0;
+    for (int i = 0; i < model->threads; i++) { /* a kernel that failed has left things lying about */
+        model->scratches[i].used = 0;
+        model->scratches[i].last = NULL;
+    }
+    place_input(model, input);
+    status = run_steps(model);
+    for (size_t i = 0; !status && i < output_count; i++)
+        memcpy(outputs[i].data, model->tensors[saevit_plan.outputs[i]].data, outputs[i].size);
+    here.model = before;
+    here.share = share_before;
+    pthread_mutex_unlock(&model->turn);
+    return status;
+}
+
+/* What kernels call ------------------------------------------------------------ */
+
+typedef struct {
+    void *barrier;
+    int32_t count;
+} task_group;
+
+typedef int (*task_body)(int index, task_group *group, void *data);
+
+typedef struct {
+    saevit *model;
+    task_body body;
+    void *data;
+    int count;
+} parallel_work;
+
+/* A share is every so-manieth task. */
+static int run_share(int index, int count, void *argument) {
+    const parallel_work *work = argument;
+    task_group group = {NULL, work->count};
+    saevit *const before = here.model;
+    const int share_before = here.share;
+    int failed = index < 0 || count < 1 || index >= count || count > work->model->threads;
+    here.model = work->model;
+    here.share = index;
+    for (int task = index; !failed && task < work->count; task += count) failed = work->body(task, &group, work->data);
+    here.model = before;
+    here.share = share_before;
+    return failed;
+}
+
+HIDDEN void TVMFFIErrorSetRaisedFromCStrParts(const char *kind, const char **parts, int32_t count);
+
+static int launch(task_body body, void *data, int count) {
+    saevit *model = here.model;
+    parallel_work work = {model, body, data, count > 0 ? count : model->threads};
+    if (model->threads == 1) return run_share(0, 1, &work);
+    return model->parallel(run_share, model->threads, &work, model->user);
+}
+
+static void *take_scratch(int device, int number, uint64_t size, int code, int bits) {
+    (void)device, (void)number, (void)code, (void)bits;
+    scratch *s = &here.model->scratches[here.share];
+    const size_t room = saevit_plan.scratch_size - s->used;
+    if (size > room || sizeof(block) + aligned(size) > room) {
+        saevit_fail(SAEVIT_FAILED, "a kernel needs more scratch memory than was planned");
+        here.explained = 1;
+        return NULL;
+    }
+    block *b = (block *)(s->memory + s->used);
+    *b = (block){.before = s->last, .size = sizeof(block) + aligned(size)};
+    s->last = b;
+    s->used += b->size;
+    return b + 1;
+}
+
+static int give_back_scratch(int device, int number, void *memory) {
+    (void)device, (void)number;
+    scratch *s = &here.model->scratches[here.share];
+    ((block *)memory - 1)->free = 1;
+    for (; s->last && s->last->free; s->last = s->last->before) s->used -= s->last->size;
+    return 0;
+}
+
+void TVMFFIErrorSetRaisedFromCStrParts(const char *kind, const char **parts, int32_t count) {
+    char text[400];
+    size_t used = 0;
+    for (int32_t i = 0; i < count; i++)
+        for (const char *c = parts[i]; *c && used + 1 < sizeof text; c++) text[used++] = *c == '\n' ? ' ' : *c;
+    text[used] = '\0';
+    saevit_fail(SAEVIT_FAILED, "%s: %s", kind, text);
+    here.explained = 1;
+}
+
+/* Kernels find most of what they call through variables, which they define weakly and these replace. */
+HIDDEN int (*const __TVMBackendParallelLaunch)(task_body, void *, int) = launch;
+HIDDEN void *(*const __TVMBackendAllocWorkspace)(int, int, uint64_t, int, int) = take_scratch;
+HIDDEN int (*const __TVMBackendFreeWorkspace)(int, int, void *) = give_back_scratch;

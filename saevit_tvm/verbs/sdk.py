@@ -1,0 +1,342 @@
+"""sdk: a folder with all that a C or C++ project needs to run one artifact, proven before it is handed over.
+
+The shared flavour is the artifact with TVM's runtime beside it. For the static flavour the model is compiled again
+from what the manifest says, to the very kernels and the order in which the artifact calls them, and nothing else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from saevit_tvm import targets
+from saevit_tvm.errors import ArtifactError, CompileError, ParityError, UsageError, unknown
+from saevit_tvm.runtime import elf
+from saevit_tvm.runtime.artifact import read_manifest
+from saevit_tvm.targets import Target, toolchain
+from saevit_tvm.verbs import parity, workspace
+
+if TYPE_CHECKING:
+    from saevit_tvm.compiler.straight import Plan
+
+Say = Callable[[str], None]
+
+FORMAT = 1
+FLAVOURS = {"static": ["static"], "shared": ["shared"], "both": ["static", "shared"]}
+_RUNTIME = Path(__file__).parents[1] / "runtime" / "c"
+_MARK = "sdk.json"
+_CFLAGS = ["-std=c11", "-O2", "-fPIC", "-Wall", "-Wextra"]
+
+
+@dataclass(frozen=True)
+class SdkOptions:
+    artifact: Path
+    out: Path
+    flavour: str = "static"
+    weights: str | None = None
+    store: Path | None = None
+
+
+@dataclass
+class _Work:
+    """What every step needs to know, and what it found out."""
+
+    options: SdkOptions
+    flavours: list[str]
+    manifest: dict[str, Any]
+    target: Target
+    compiler: toolchain.Toolchain
+    folder: Path  # where the SDK grows
+    scratch: Path
+    say: Say
+    warnings: list[str] = field(default_factory=list)
+
+
+def sdk(options: SdkOptions, say: Say) -> dict[str, Any]:
+    """Make the SDK and put it in place; what is told of it."""
+    if options.flavour not in FLAVOURS:
+        raise unknown("flavour", options.flavour, FLAVOURS)
+    out = options.out.resolve()
+    _check_free(out)
+    manifest = read_manifest(options.artifact)
+    target = _target(manifest)
+    compiler = toolchain.linker(target)
+    with workspace.staging(out.parent) as staged, workspace.scratch() as scratch:
+        workspace.reserve(staged, 3 * manifest["size"])
+        folder = staged / "sdk"
+        work = _Work(options, FLAVOURS[options.flavour], manifest, target, compiler, folder, scratch, say)
+        _write_sources(work)
+        workspaces = {}
+        if "static" in work.flavours:
+            workspaces = _make_static(work)
+        if "shared" in work.flavours:
+            _make_shared(work)
+        told = {
+            "format": FORMAT,
+            "artifact": options.artifact.name,
+            "artifact_digest": f"sha256:{_digest(options.artifact).hex()}",
+            "model": manifest["model"],
+            "target": target.name,
+            "flavours": work.flavours,
+            "versions": manifest["versions"],
+            "workspace": workspaces,
+            "verification": {flavour: _prove(work, flavour) for flavour in work.flavours},
+        }
+        (folder / _MARK).write_text(json.dumps(told, indent=2) + "\n")
+        _place(folder, out, staged)
+    files = sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
+    return {"sdk": str(options.out), **told, "files": files, "warnings": work.warnings}
+
+
+# Before the work ------------------------------------------------------
+
+
+def _check_free(out: Path) -> None:
+    """Only what does not exist, is empty, or is an SDK may be replaced."""
+    if out == Path.cwd():
+        raise UsageError("--out is the folder that you are in: give another.")
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise UsageError(f"'{out}' is not a directory: give --out a folder.")
+    if any(out.iterdir()) and not (out / _MARK).is_file():
+        raise UsageError(f"'{out}' is not empty and holds no SDK: give --out a new folder.")
+
+
+def _target(manifest: dict[str, Any]) -> Target:
+    """The target that the artifact was built for, which a machine of another kind knows under no name."""
+    described = manifest["target"]
+    if described["tvm"]["kind"] != "llvm":
+        raise ArtifactError(
+            f"the artifact is built for a device of kind {described['tvm']['kind']}, and an SDK runs on the CPU: "
+            "build one for a CPU."
+        )
+    named = targets.get(described["name"]) if described["name"] in targets.names() else None
+    if named is not None and named.tvm == described["tvm"]:
+        return named
+    custom = targets.get(json.dumps(described["tvm"]))
+    return dataclasses.replace(custom, name=described["name"], features=tuple(described["features"]))
+
+
+# Sources ----------------------------------------------------------------
+
+
+def _write_sources(work: _Work) -> None:
+    from saevit_tvm.compiler import c_source
+
+    folder = work.folder
+    folder.mkdir()
+    (folder / "lib").mkdir()
+    for part in ("include", "example", "cmake"):
+        shutil.copytree(_RUNTIME / part, folder / part)
+    (folder / "src").mkdir()
+    for path in sorted((_RUNTIME / "src").glob("*.[ch]")):
+        shutil.copyfile(path, folder / "src" / path.name)
+    for flavour in work.flavours:
+        shutil.copytree(_RUNTIME / "src" / flavour, folder / "src" / flavour)
+    (folder / "src" / "model.c").write_text(c_source.describe(work.manifest, _digest(work.options.artifact)))
+    (folder / "pkgconfig").mkdir()
+    for flavour in work.flavours:
+        _fill(work, f"pkgconfig/saevit-{flavour}.pc")
+    _fill(work, "Makefile")
+    _fill(work, "README.md")
+
+
+def _fill(work: _Work, name: str) -> None:
+    """A file with the model's particulars in the places that @SIGNS@ mark."""
+    programs = [f"{program}-{flavour}" for flavour in work.flavours for program in ("classify", "tensor")]
+    artifact = f"lib/{work.options.artifact.name}"
+    usage = {
+        "static": "    ./classify-static PICTURE.png       # one program, nothing beside it",
+        "shared": f"    ./classify-shared PICTURE.png {artifact}",
+    }
+    text = (_RUNTIME / name).read_text()
+    for sign, value in {
+        "CC": _command_name(work.compiler.cc_argv),
+        "PROGRAMS": " ".join(programs),
+        "MODEL": work.manifest["model"],
+        "TARGET": work.target.name,
+        "VERSION": work.manifest["versions"]["saevit_tvm"],
+        "USAGE": "\n".join(usage[flavour] for flavour in work.flavours),
+    }.items():
+        text = text.replace(f"@{sign}@", value)
+    (work.folder / name).write_text(text)
+
+
+def _command_name(argv: Sequence[str]) -> str:
+    """The compiler as a person would type it."""
+    name = Path(argv[0]).name
+    return shlex.join([name if shutil.which(name) == argv[0] else argv[0], *argv[1:]])
+
+
+def _digest(artifact: Path) -> bytes:
+    """The seal of an artifact: the digest that its trailer states."""
+    with artifact.open("rb") as file:
+        file.seek(-48, os.SEEK_END)
+        return file.read(32)
+
+
+# Objects ------------------------------------------------------------------
+
+
+def _make_static(work: _Work) -> dict[str, int]:
+    """Compile the model again, to objects; the bytes of workspace that it needs."""
+    from saevit_tvm.compiler import c_source, straight
+    from saevit_tvm.compiler.pipeline import compile_model
+    from saevit_tvm.verbs.sources import recreate
+
+    manifest = work.manifest
+    source = recreate(manifest, work.options.weights)
+    work.say(f"compiling {source.name} for {work.target.name} once more, to objects")
+    tuned = manifest["records_digest"] is not None
+    compiled = compile_model(source, work.target, records=work.options.store, use_tuned=tuned, dtype=manifest["dtype"])
+    if compiled.records_digest != manifest["records_digest"]:
+        work.warnings.append("the tuning records have changed since the artifact was built, so the kernels may differ")
+    plan = straight.plan(compiled)
+    (work.folder / "src" / "static" / "plan.c").write_text(c_source.straight(plan))
+    straight.write_kernels(compiled, work.scratch / "kernels.o")
+    _pack_weights(work, plan)
+    _join(work, [work.scratch / "kernels.o", work.scratch / "weights.o"], "saevit_model.o")
+    _compile_runtime(work, "static")
+    return {"arena": plan.arena_size, "scratch_per_thread": plan.scratch_size, "weights": len(plan.weights)}
+
+
+def _pack_weights(work: _Work, plan: Plan) -> None:
+    (work.scratch / "weights.bin").write_bytes(plan.weights or bytes(1))
+    source = work.folder / "src" / "static" / "weights.S"
+    _compile(work, ["-c", str(source), '-DWEIGHTS="weights.bin"', "-o", "weights.o"])
+    source.unlink()  # nobody can use it without the weights as a file
+
+
+def _make_shared(work: _Work) -> None:
+    """The artifact and TVM's runtime side by side, and what loads them."""
+    lib = work.folder / "lib"
+    shutil.copyfile(work.options.artifact, lib / work.options.artifact.name)
+    for path in _tvm_libraries(work):
+        shutil.copyfile(path, lib / path.name)
+    _compile_runtime(work, "shared")
+
+
+def _tvm_libraries(work: _Work) -> list[Path]:
+    if work.target.arch == platform.machine():
+        from saevit_tvm.runtime import abi
+
+        return [abi.library_path("tvm_ffi"), abi.library_path("tvm", "tvm_runtime")]
+    from saevit_tvm.runtime import emulator
+
+    folder = emulator.foreign_runtime(work.target.arch, work.say)
+    return [folder / "libtvm_ffi.so", folder / "libtvm_runtime.so"]
+
+
+def _compile_runtime(work: _Work, flavour: str) -> None:
+    source = work.folder / "src"
+    objects = []
+    for path in [*sorted(source.glob("*.c")), *sorted((source / flavour).glob("*.c"))]:
+        made = work.scratch / f"{flavour}-{path.stem}.o"
+        _compile(work, [*_CFLAGS, f"-I{work.folder / 'include'}", "-c", str(path), "-o", made.name])
+        objects.append(made)
+    _join(work, objects, f"saevit_{flavour}.o")
+
+
+def _join(work: _Work, objects: Sequence[Path], name: str) -> None:
+    made = work.folder / "lib" / name
+    _compile(work, ["-r", "-nostdlib", *map(str, objects), "-o", str(made)])
+    found = elf.read(made)
+    if (found.machine, found.kind) != (work.target.arch, "object file"):
+        raise CompileError(f"the compiler made {found} of {name}, where one for {work.target.arch} was asked for.")
+
+
+def _compile(work: _Work, arguments: Sequence[str]) -> None:
+    command = [*work.compiler.cc_argv, *arguments]
+    done = subprocess.run(command, cwd=work.scratch, capture_output=True, text=True, errors="replace", check=False)
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if "error" in line or "undefined" in line]
+        raise CompileError(f"'{command[0]}' failed: {(lines or ['it gave no reason'])[0]}")
+
+
+# Proof ----------------------------------------------------------------------
+
+
+def _prove(work: _Work, flavour: str) -> dict[str, Any]:
+    """Link a program against the SDK and compare what it answers with what PyTorch answered for the artifact."""
+    program = work.scratch / f"tensor-{flavour}"
+    objects = [f"saevit_{flavour}.o"] + (["saevit_model.o"] if flavour == "static" else [])
+    _compile(
+        work,
+        [
+            *_CFLAGS,
+            f"-I{work.folder / 'include'}",
+            str(work.folder / "example" / "tensor.c"),
+            *(str(work.folder / "lib" / name) for name in objects),
+            *("-lpthread", "-lm", "-ldl", "-o", program.name),
+        ],
+    )
+    result: dict[str, Any] = {"passed": False, "max_abs_error": None, "max_rel_error": None, "proof": "none"}
+    how, kept = targets.how_to_run(work.target), work.manifest["reference"]
+    if how is None or kept is None:
+        why = "there are no recorded answers" if kept is None else targets.why_not(work.target)
+        work.say(f"{flavour}: linked, not run: {why}")
+        return result
+    work.say(f"{flavour}: verifying with a C program")
+    inputs = parity.random_inputs(work.manifest["inputs"][0]["shape"], kept["n"], kept["seed"])
+    answers = [parity.sample(outputs) for outputs in _answers(work, program, how, inputs)]
+    deviation = parity.deviation(answers, parity.recorded(kept))
+    tolerance = parity.TOLERANCE[work.manifest["dtype"]]
+    if not deviation.within(tolerance):
+        raise ParityError(
+            f"the {flavour} flavour deviates from PyTorch by {deviation.max_abs_error:.3g} "
+            f"({deviation.max_rel_error:.3g} of the largest value, where {tolerance:g} is allowed), so no SDK was "
+            "written: please report the model."
+        )
+    found = {"max_abs_error": deviation.max_abs_error, "max_rel_error": deviation.max_rel_error}
+    return {"passed": True, **found, "proof": how}
+
+
+def _answers(work: _Work, program: Path, how: str, inputs: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
+    asked, answered = work.scratch / "inputs.raw", work.scratch / "outputs.raw"
+    asked.write_bytes(b"".join(x.astype(work.manifest["inputs"][0]["dtype"]).tobytes() for x in inputs))
+    artifact = work.folder / "lib" / work.options.artifact.name
+    command = [str(program), str(asked), str(answered), "2", "0", str(artifact)]
+    if how == "qemu":
+        from saevit_tvm.runtime import emulator
+
+        command = emulator.command(work.target.arch, work.target.emulator, command)
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    if done.returncode:
+        words = done.stderr.strip().splitlines() or [f"it ended with status {done.returncode}"]
+        raise ArtifactError(f"the program that was linked against the SDK failed: {words[-1]}")
+    raw = answered.read_bytes()
+    outputs, position = [], 0
+    for _ in inputs:
+        each = []
+        for described in work.manifest["outputs"]:
+            dtype, count = np.dtype(described["dtype"]), int(np.prod(described["shape"]))
+            each.append(np.frombuffer(raw, dtype, count, position).reshape(described["shape"]))
+            position += count * dtype.itemsize
+        outputs.append(each)
+    return outputs
+
+
+# Placing -----------------------------------------------------------------------
+
+
+def _place(folder: Path, out: Path, staged: Path) -> None:
+    """Put the finished folder where it belongs, in one step; an SDK that was there goes in another."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    if out.exists() and any(out.iterdir()):
+        out.rename(staged / "old")
+    workspace.place([(folder, out)])

@@ -1,0 +1,207 @@
+"""The C library: the same numbers as Python, the promises of its header, under every sanitizer."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from saevit_tvm.runtime.engine import load
+
+Program = Callable[..., list[str]]
+SANITIZED = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
+COMPILERS = {
+    "C11": ("gcc", "-std=c11"),
+    "C++17": ("g++", "-std=c++17"),
+}
+
+
+def runs(command: Sequence[str | Path], **environment: str) -> str:
+    done = subprocess.run(
+        list(map(str, command)), capture_output=True, text=True, timeout=300, env=os.environ | environment
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_both_flavours_answer_as_python_does_bit_by_bit(
+    artifact: Path, program: Program, shared_arguments: list[str], tmp_path: Path, threads: int
+) -> None:
+    inputs = np.random.RandomState(7).standard_normal((4, 1, 3, 32, 32)).astype(np.float32)
+    inputs.tofile(tmp_path / "in")
+    engine = load(artifact, threads=threads)
+    expected = np.stack([engine(x) for x in inputs])
+    for flavour, rest in (("static", []), ("shared", shared_arguments[:1])):
+        command = program("tensor.c", flavour)
+        runs([*command, tmp_path / "in", tmp_path / "out", threads, "0", *rest])
+        got = np.fromfile(tmp_path / "out", np.float32).reshape(expected.shape)
+        np.testing.assert_array_equal(got, expected, flavour)
+
+
+@pytest.mark.parametrize("language", list(COMPILERS))
+def test_the_api_keeps_its_promises(
+    kit: Path,
+    compiled: Callable[..., Path],
+    shared_arguments: list[str],
+    tmp_path: Path,
+    language: str,
+) -> None:
+    """Linked against the objects that the SDK brings, from C and from C++."""
+    compiler = COMPILERS[language]
+    for flavour, rest in (("static", []), ("shared", shared_arguments)):
+        objects = [kit / "lib" / f"saevit_{flavour}.o"] + [kit / "lib" / "saevit_model.o"] * (flavour == "static")
+        source = ["-x", compiler[1][5:].rstrip("0123456789"), Path(__file__).with_name("api.c"), "-x", "none"]
+        made = compiled(tmp_path / f"api-{flavour}", [f"-I{kit / 'include'}", *source, *objects], compiler)
+        assert runs([made, *rest]) == "0 failures\n"
+
+
+@pytest.mark.parametrize("compiler", ["gcc", "clang"])
+@pytest.mark.parametrize("flavour", ["static", "shared"])
+def test_address_and_undefined_behaviour_sanitizers_find_nothing(
+    program: Program, shared_arguments: list[str], compiler: str, flavour: str
+) -> None:
+    command = program("api.c", flavour, *SANITIZED, compiler=(compiler, "-std=c11"))
+    assert runs([*command, *(shared_arguments if flavour == "shared" else [])]) == "0 failures\n"
+
+
+@pytest.mark.parametrize("compiler", ["gcc", "clang"])
+def test_thread_sanitizer_finds_nothing(program: Program, compiler: str) -> None:
+    command = program("api.c", "static", "-fsanitize=thread", compiler=(compiler, "-std=c11"))
+    assert runs(command, TSAN_OPTIONS="halt_on_error=1") == "0 failures\n"
+
+
+# What can be wrong with a file ------------------------------------------------
+
+
+@pytest.fixture
+def refused(program: Program, tmp_path: Path) -> Callable[..., str]:
+    """What the shared flavour says of a file."""
+    command = program("tensor.c", "shared", *SANITIZED)
+    (tmp_path / "in").write_bytes(b"")
+
+    def open_it(artifact: Path | str) -> str:
+        arguments = [*command, str(tmp_path / "in"), str(tmp_path / "out"), "1", "0", str(artifact)]
+        done = subprocess.run(arguments, capture_output=True, text=True)
+        assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done.stderr
+        return done.stderr
+
+    return open_it
+
+
+def test_an_artifact_that_cannot_be_right_is_refused_before_it_is_loaded(
+    artifact: Path, refused: Callable[..., str], tmp_path: Path
+) -> None:
+    data, bad = artifact.read_bytes(), tmp_path / "bad.so"
+
+    def said(content: bytes) -> str:
+        bad.write_bytes(content)
+        return refused(bad)
+
+    assert "cannot open" in refused(tmp_path / "missing.so")
+    assert "not a library" in said(b"")
+    assert "not a library" in said(b"#!/bin/sh\n")
+    assert "no ordinary file" in refused("/proc/self/fd") or "not a library" in refused("/proc/self/fd")
+    for length in (19, 20, 64, len(data) // 2, len(data) - 1):
+        assert "not a library" in said(data[:length]) or "cut short" in said(data[:length])
+    for position in (40, len(data) // 2, len(data) - 49, len(data) - 40):
+        assert "damaged" in said(data[:position] + bytes([data[position] ^ 1]) + data[position + 1 :])
+    other = 183 if platform.machine() == "x86_64" else 62
+    assert "another processor" in said(data[:18] + bytes([other]) + data[19:])
+
+
+def test_another_artifact_is_not_taken_for_this_one(
+    artifact: Path, micro_artifact: Path, refused: Callable[..., str]
+) -> None:
+    assert "not the artifact" in refused(micro_artifact)
+
+
+def test_a_missing_or_unfit_runtime_is_a_sentence(artifact: Path, refused: Callable[..., str], tmp_path: Path) -> None:
+    lonely = tmp_path / "lonely"
+    lonely.mkdir()
+    shutil.copy(artifact, lonely / "micro.so")
+    assert "libtvm_ffi.so" in refused(lonely / "micro.so")
+    (lonely / "libtvm_ffi.so").write_bytes(b"\x7fELF and nothing else")
+    assert "libtvm_ffi.so" in refused(lonely / "micro.so")
+    empty = tmp_path / "empty.c"
+    empty.write_text("int nothing;\n")
+    for name in ("libtvm_ffi.so", "libtvm_runtime.so"):
+        subprocess.run(["gcc", "-shared", "-fPIC", empty, "-o", lonely / name], check=True)
+    assert "another version" in refused(lonely / "micro.so")
+
+
+def test_a_processor_that_lacks_a_feature_is_a_sentence(
+    kit: Path, compiled: Callable[..., Path], runtime_sources: Callable[..., list[Path]], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(kit, tmp_path / "kit")
+    model = folder / "src" / "model.c"
+    text = model.read_text()
+    for changed, word in (
+        (text.replace("    NULL,\n", '    "avx1024",\n    NULL,\n'), "'avx1024'"),
+        (text.replace(f'"{platform.machine()}"', '"vax"'), "vax"),
+    ):
+        assert changed != text
+        model.write_text(changed)
+        parts = [f"-I{folder / 'include'}", folder / "example" / "tensor.c", *runtime_sources(folder, "static")]
+        made = compiled(tmp_path / "tensor", parts)
+        done = subprocess.run([made, "/dev/null", tmp_path / "out"], capture_output=True, text=True)
+        assert done.returncode == 1 and word in done.stderr
+
+
+# Fuzzing, memory, other machines ---------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "flavour"), [("fuzz_artifact.c", "shared"), ("fuzz_image.c", "static")])
+def test_a_few_seconds_of_fuzzing_find_nothing(
+    kit: Path, artifact: Path, program: Program, tmp_path: Path, name: str, flavour: str
+) -> None:
+    flags = ["-fsanitize=fuzzer,address,undefined", "-fno-sanitize-recover=all"]
+    if name == "fuzz_image.c":
+        flags += [f"-I{kit / 'example'}", str(kit / "example" / "png.c")]
+    command = program(name, flavour, *flags, compiler=("clang", "-std=c11"))
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    data = artifact.read_bytes()
+    picture = Path(__file__).parents[2] / "examples" / "digit-7.png"
+    (corpus / "seed").write_bytes(data[:64] + data[-4096:] if flavour == "shared" else picture.read_bytes())
+    options = ["-max_total_time=5", "-max_len=20000", "-timeout=20", "-rss_limit_mb=2048", "-seed=1"]
+    done = subprocess.run([*command, *options, corpus], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0 and "DONE" in done.stderr, done.stderr[-3000:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flavour", ["static", "shared"])
+def test_memory_is_flat_over_many_inferences(program: Program, shared_arguments: list[str], flavour: str) -> None:
+    times = 100_000 if flavour == "static" else 10_000
+    command = program("soak.c", flavour, "-O2")
+    early, late = map(int, runs([*command, times, 1, *shared_arguments[:1]]).split())
+    assert late <= early + 16, f"{early} pages became {late}"
+
+
+@pytest.mark.slow
+def test_a_static_arm64_program_computes_the_same_under_qemu(
+    tmp_path: Path, cli: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    built = cli(
+        "build", "--target", "arm64", "--model", "saevit_micro", "--image-size", "32", "--out", tmp_path, "--name", "a"
+    )
+    assert built.returncode == 0, built.stderr
+    made = cli("sdk", tmp_path / "a.so", "--out", tmp_path / "sdk", "--json")
+    assert made.returncode == 0, made.stderr
+    proof = json.loads(made.stdout)["verification"]["static"]
+    assert proof["proof"] == "qemu" and proof["passed"] and proof["max_abs_error"] < 1e-5
+    # One command, and the program that comes out needs nothing but the system's calls.
+    subprocess.run(["make", "-s", "-C", tmp_path / "sdk", "LDFLAGS=-static"], check=True)
+    command = [
+        "qemu-aarch64",
+        tmp_path / "sdk" / "classify-static",
+        Path(__file__).parents[2] / "examples" / "digit-7.png",
+    ]
+    assert "%  class" in runs(command)
