@@ -121,6 +121,7 @@ class Compiled:
     """An executable and what is worth knowing about how it came to be."""
 
     executable: relax.VMExecutable
+    module: tvm.IRModule  # what it was made from: scheduled kernels, and the graph that calls them
     target: Target
     kernels: dict[str, int]
     regions: dict[str, dict[str, int]]
@@ -168,11 +169,11 @@ def compile_model(
         ("records", apply_records(database, isa, _threads(target))),
     ]:
         mod = dump(name, run(mod, passes, tvm_target))
-    counts = count_kernels(mod)
+    counts, scheduled = count_kernels(mod), mod
     mod = dump("library", run(mod, virtual_machine(), tvm_target))
     with library.generating_code():
         executable = relax.build(mod, tvm_target, relax_pipeline=None)
-    return Compiled(executable, target, counts, found, digest, warnings)
+    return Compiled(executable, scheduled, target, counts, found, digest, warnings)
 
 
 def kernels_to_tune(source: ModelSource, target: Target, dtype: str = "float32") -> list[Kernel]:
