@@ -106,7 +106,7 @@ def _as_sentence(error: click.ClickException) -> UsageError:
 
 
 def _register() -> None:
-    from saevit_tvm.cli import bench, build, doctor, models, run, targets, tune, verify
+    from saevit_tvm.cli import bench, build, doctor, models, run, sdk, targets, tune, verify
 
-    for module in (models, targets, tune, build, verify, bench, run, doctor):
+    for module in (models, targets, tune, build, verify, bench, run, sdk, doctor):
         app.add_command(module.command)
