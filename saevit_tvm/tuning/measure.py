@@ -1,35 +1,30 @@
-"""Where candidates run: worker processes on this machine that build and time them, and what went wrong if not.
+"""Candidates, their results, and the measurer of this machine.
 
 Building uses every core; then one candidate runs at a time with nothing else going on, because a kernel that
-shares its cores with a compiler is measured wrong. Workers live on; one that crashes or hangs is replaced.
+shares its cores with a compiler is measured wrong.
 """
 
 from __future__ import annotations
 
-import contextlib
+import hashlib
 import json
 import os
-import signal
-import socket
-import subprocess
-import sys
+import platform
+import re
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection, wait
+from functools import cache
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
-from saevit_tvm.errors import TuningError
-from saevit_tvm.targets import Target
+from saevit_tvm.targets import Target, toolchain
+from saevit_tvm.tuning.pool import POLL_SECONDS, Failed, Pool
 
-START_SECONDS = 180.0
 BUILD_SECONDS = 30.0
 RUN_SECONDS = 20.0
 HOPELESS = 5.0
-POLL_SECONDS = 0.2
-LAST_WORDS = 600
 
 
 @dataclass
@@ -59,107 +54,56 @@ class Built:
     arguments: list[tuple[str, list[int]]]
 
 
-class Worker:
-    """A child process, and the jobs it is given."""
+Pair = tuple[Candidate, Result]
 
-    def __init__(self, role: str, scratch: Path, environment: dict[str, str]) -> None:
-        self.role = role
-        self._environment = os.environ | environment
-        self._stderr = tempfile.TemporaryFile(dir=scratch)  # noqa: SIM115  (lives as long as the worker)
-        self._start()
 
-    def _start(self) -> None:
-        ours, theirs = socket.socketpair()
-        command = [sys.executable, "-m", "saevit_tvm.tuning.worker", str(theirs.fileno()), str(os.getpid())]
-        self.process = subprocess.Popen(
-            command,
-            pass_fds=[theirs.fileno()],
-            stdin=subprocess.DEVNULL,
-            stdout=self._stderr,
-            stderr=self._stderr,
-            env=self._environment,
-            start_new_session=True,  # Ctrl-C is for the parent to handle
-        )
-        theirs.close()
-        self.connection = Connection(ours.detach())
-        self._ready = False
-        self._spoken = 0
+class Builders:
+    """Compiles candidates for a target, which need not be this machine's, on as many cores as are given."""
 
-    def wait_until_ready(self) -> None:
-        """A worker that cannot even start is no fault of a candidate's."""
-        if self._ready:
-            return
-        if self.connection.poll(START_SECONDS):
-            try:
-                self.connection.recv()
-            except (EOFError, OSError):
-                pass
+    def __init__(self, target: Target, scratch: Path, count: int) -> None:
+        self._target, self._linker = json.dumps(target.tvm), linker_command(target)
+        self._scratch, self._made = scratch, 0
+        self.pool = Pool("build", count, scratch, {"TVM_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"})
+
+    def give(self, candidate: Candidate) -> None:
+        self._made += 1
+        library = self._scratch / f"candidate-{self._made}.so"
+        arguments = candidate.module_json, self._target, str(library), self._linker
+        self.pool.give((candidate, library), "build", arguments, BUILD_SECONDS)
+
+    def collect(self) -> Iterator[tuple[Candidate, Built | Result]]:
+        """The candidates that are built by now, or why they are not."""
+        for _, (candidate, library), outcome in self.pool.collect():
+            if isinstance(outcome, Failed):
+                yield candidate, failure("build", outcome)
             else:
-                self._ready = True
-                return
-        self.kill()
-        raise TuningError(f"the {self.role} worker does not start; its last words: {self.last_words()}")
-
-    def give(self, job: str, arguments: tuple[Any, ...], seconds: float) -> None:
-        self.wait_until_ready()
-        self._spoken = os.fstat(self._stderr.fileno()).st_size
-        self.deadline = time.monotonic() + seconds
-        with contextlib.suppress(OSError):  # if it died idle, the answer will say so
-            self.connection.send((job, arguments))
-
-    def answer(self) -> tuple[bool, Any] | str | None:
-        """What the job returned, or how the worker failed; None while it is still at it."""
-        if self.connection.poll():
-            try:
-                return self.connection.recv()
-            except (EOFError, OSError):
-                self.process.wait()
-                return "crashed"
-        return "timed out" if time.monotonic() > self.deadline else None
-
-    def last_words(self) -> str:
-        """What it wrote during its last job, and how it ended."""
-        end = os.fstat(self._stderr.fileno()).st_size
-        said = os.pread(self._stderr.fileno(), end - self._spoken, self._spoken).decode(errors="replace")
-        code = self.process.poll()
-        ending = f"killed by {signal.Signals(-code).name}" if code is not None and code < 0 else ""
-        return "; ".join(part for part in (_gist(said), ending) if part) or "(it said nothing)"
-
-    def replace(self) -> None:
-        self.kill()
-        self._start()
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        self.connection.close()
+                yield candidate, Built(library, outcome)
 
 
 class LocalMeasurer:
     """Builds and runs candidates on this machine."""
 
-    def __init__(self, target: Target) -> None:
+    kind = "local"
+
+    def __init__(self, target: Target, builders: int | None = None) -> None:
         cores = len(os.sched_getaffinity(0))
         threads = int(target.tvm.get("num-cores", cores))
-        self._target = json.dumps(target.tvm)
+        self.machine = this_machine()
         self._scratch = tempfile.TemporaryDirectory(prefix="saevit-tvm-tune-")
-        self._count = 0
         folder = Path(self._scratch.name)
-        one_thread = {"TVM_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-        self.builders = [Worker("build", folder, one_thread) for _ in range(cores)]
-        self.runner = Worker("run", folder, {"TVM_NUM_THREADS": str(threads)})
+        self.builders = Builders(target, folder, builders or cores)
+        self._runners = Pool("run", 1, folder, {"TVM_NUM_THREADS": str(threads)})
+        (self.runner,) = self._runners.workers
 
     def __enter__(self) -> LocalMeasurer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for worker in (*self.builders, self.runner):
-            worker.kill()
+        self.builders.pool.kill()
+        self._runners.kill()
         self._scratch.cleanup()
 
-    def measure(
-        self, candidates: Sequence[Candidate], best: float, stopping: Callable[[], bool]
-    ) -> Iterator[tuple[Candidate, Result]]:
+    def measure(self, candidates: Sequence[Candidate], best: float, stopping: Callable[[], bool]) -> Iterator[Pair]:
         """Each candidate with its result, as soon as there is one; ends early when asked to stop."""
         built: list[tuple[Candidate, Built]] = []
         for candidate, outcome in self._build(candidates, stopping):
@@ -176,50 +120,40 @@ class LocalMeasurer:
     def _build(
         self, candidates: Sequence[Candidate], stopping: Callable[[], bool]
     ) -> Iterator[tuple[Candidate, Built | Result]]:
-        waiting = list(candidates)
-        busy: dict[int, tuple[Candidate, Path]] = {}
-        while (waiting or busy) and not stopping():
-            for index, worker in enumerate(self.builders):
-                if waiting and index not in busy:
-                    busy[index] = (waiting.pop(0), self._new_library())
-                    candidate, library = busy[index]
-                    worker.give("build", (candidate.module_json, self._target, str(library)), BUILD_SECONDS)
-            wait([self.builders[index].connection for index in busy], POLL_SECONDS)
-            for index in list(busy):
-                answer = self.builders[index].answer()
-                if answer is not None:
-                    candidate, library = busy.pop(index)
-                    outcome = _outcome(self.builders[index], answer)
-                    yield candidate, outcome if isinstance(outcome, Result) else Built(library, outcome)
-        for index in busy:
-            self.builders[index].replace()
+        waiting, pool = list(candidates), self.builders.pool
+        while (waiting or pool.busy) and not stopping():
+            while waiting and pool.idle:
+                self.builders.give(waiting.pop(0))
+            wait(pool.connections, POLL_SECONDS)
+            yield from self.builders.collect()
+        pool.drop()
 
     def _run(self, built: Built, best: float) -> Result:
-        self.runner.give("run", (str(built.library), built.arguments, HOPELESS * best), RUN_SECONDS)
-        while (answer := self.runner.answer()) is None:
-            wait([self.runner.connection], POLL_SECONDS)
-        outcome = _outcome(self.runner, answer)
-        return outcome if isinstance(outcome, Result) else Result(run_secs=tuple(outcome))
-
-    def _new_library(self) -> Path:
-        self._count += 1
-        return Path(self._scratch.name) / f"candidate-{self._count}.so"
+        self._runners.give(None, "run", (str(built.library), built.arguments, HOPELESS * best), RUN_SECONDS)
+        while not (ended := list(self._runners.collect())):
+            wait(self._runners.connections, POLL_SECONDS)
+        ((_, _, outcome),) = ended
+        return failure("run", outcome) if isinstance(outcome, Failed) else Result(run_secs=tuple(outcome))
 
 
-def _gist(text: str) -> str:
-    """What a worker said, in one line and without the frames of tracebacks."""
-    lines = [line.strip() for line in text.splitlines() if line.strip() and not line[0].isspace()]
-    return "; ".join(lines)[-LAST_WORDS:]
+def linker_command(target: Target) -> list[str]:
+    """The C compiler that links for a target, and what it must be told."""
+    chosen = toolchain.linker(target)
+    return [*chosen.cc_argv, *chosen.link_flags]
 
 
-def _outcome(worker: Worker, answer: tuple[bool, Any] | str) -> Any:
-    """What the job returned, or a Result that says how it failed; the worker is fit for the next job after it."""
-    if isinstance(answer, tuple):
-        succeeded, value = answer
-        return value if succeeded else Result(failure=f"{worker.role} failed", words=_gist(value))
-    if answer == "timed out":
-        worker.process.kill()
-        worker.process.wait()
-    words = worker.last_words()
-    worker.replace()
-    return Result(failure=f"{worker.role} {answer}", words=words)
+def failure(stage: str, failed: Failed) -> Result:
+    """The result of a candidate that failed at "build" or "run"."""
+    return Result(failure=f"{stage} {failed.how}", words=failed.words)
+
+
+@cache
+def this_machine() -> dict[str, Any]:
+    """What measured: comparable, and tellable apart when stores are merged, but without the machine's name."""
+    try:
+        found = re.search(r"^model name\s*:\s*(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    cpu = found.group(1) if found else platform.machine()
+    name = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+    return {"id": name, "cpu": cpu, "cores": len(os.sched_getaffinity(0))}

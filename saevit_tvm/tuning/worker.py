@@ -1,4 +1,4 @@
-"""A child process that builds or runs candidates, one job at a time, for `measure.py`.
+"""A child process that builds or runs candidates, one job at a time, for `pool.py`.
 
 It is expendable: a candidate may crash it or hang it, and it is then replaced. It outlives neither its parent nor
 the connection to it, however the parent dies.
@@ -20,9 +20,14 @@ from typing import Any
 PR_SET_PDEATHSIG = 1
 REPEATS = 3
 REPEAT_MS = 40
+FILL = "tvm.contrib.random.random_fill_for_measure"
+KERNEL_CRASHED = "the kernel crashed"  # what runtime/rpc/server.c says
 
 
-def build(module_json: str, target_json: str, library: str) -> list[tuple[str, list[int]]]:
+Argument = tuple[str, list[int]]
+
+
+def build(module_json: str, target_json: str, library: str, linker: list[str]) -> list[Argument]:
     """Compile a scheduled kernel into a shared library; gives the dtype and shape of its arguments.
 
     MetaSchedule's own build function would import `tvm.s_tir.tensor_intrin` first: half a minute of parsing
@@ -31,14 +36,16 @@ def build(module_json: str, target_json: str, library: str) -> list[tuple[str, l
     import tvm
     from tvm.s_tir.meta_schedule.arg_info import ArgInfo
     from tvm.s_tir.transform import RemoveWeightLayoutRewriteBlock
+    from tvm.support import cc
 
     from saevit_tvm.compiler.library import generating_code
 
     target = json.loads(target_json)
     module = _with_loops(tvm.ir.load_json(module_json), target)
     module = RemoveWeightLayoutRewriteBlock(skip_tensor_rewrite=True)(module)
+    link = cc.cross_compiler(linker[0], options=linker[1:])
     with generating_code():
-        tvm.tirx.build(module, target=tvm.target.Target(target)).export_library(library)
+        tvm.tirx.build(module, target=tvm.target.Target(target)).export_library(library, fcompile=link)
     arguments = [argument.as_json() for argument in ArgInfo.from_entry_func(module, remove_preproc=False)]
     return [(str(dtype), [int(extent) for extent in shape]) for _, dtype, shape in arguments]
 
@@ -50,21 +57,32 @@ def _with_loops(module: Any, target: dict[str, Any]) -> Any:
     from schedules.cpu.isa import isa_of
     from schedules.regions import expanded
 
-    return expanded(module, isa_of(target), int(target.get("num-cores", 1)))
+    return expanded(module, isa_of(target), int(target.get("num-cores", 4)))
 
 
-def run(library: str, arguments: list[tuple[str, list[int]]], hopeless: float) -> list[float]:
+def run(library: str, arguments: list[Argument], hopeless: float) -> list[float]:
     """Time a kernel in seconds a call. One that takes longer than `hopeless` is timed only once."""
     import tvm
 
     module = tvm.runtime.load_module(library)
     Path(library).unlink()
-    fill = tvm.get_global_func("tvm.contrib.random.random_fill_for_measure")
     device = tvm.runtime.device("cpu", 0)
-    tensors = []
-    for dtype, shape in arguments:
-        tensors.append(tvm.runtime.empty(shape, dtype, device))
-        fill(tensors[-1])
+    tensors = random_tensors(arguments, device, tvm.get_global_func(FILL))
+    return timed(module, device, tensors, hopeless)
+
+
+def random_tensors(arguments: list[Argument], device: Any, fill: Callable[[Any], Any]) -> list[Any]:
+    """What a kernel is timed on, made where it will run."""
+    import tvm
+
+    tensors = [tvm.runtime.empty(shape, dtype, device) for dtype, shape in arguments]
+    for tensor in tensors:
+        fill(tensor)
+    return tensors
+
+
+def timed(module: Any, device: Any, tensors: list[Any], hopeless: float) -> list[float]:
+    """Seconds a call, here or on another device; one look is enough at a kernel that is hopelessly slow."""
     once = module.time_evaluator("main", device, number=1, repeat=1)(*tensors).results
     if once[0] > hopeless:
         return list(once)
@@ -72,7 +90,52 @@ def run(library: str, arguments: list[tuple[str, list[int]]], hopeless: float) -
     return list(timer(*tensors).results)
 
 
-JOBS: dict[str, Callable[..., Any]] = {"build": build, "run": run}
+_session: Any = None  # with the device that `reach` has reached, until `run_remotely` is done with it
+
+
+def reach(host: str, port: int, match_key: str, library: str, seconds: float) -> bool:
+    """Open a session with a device, which ends it after so many seconds, and bring it a library."""
+    from tvm import rpc
+
+    global _session
+    _session = rpc.connect(host, port, match_key, session_timeout=seconds)
+    _session.upload(library)
+    return True
+
+
+def run_remotely(library: str, arguments: list[Argument], hopeless: float) -> list[float]:
+    """Time a kernel on the device. What the device answers is the kernel's doing; no answer ends this process."""
+    global _session
+    session, _session = _session, None
+    try:
+        module = session.load_module(Path(library).name)
+        device = session.cpu()
+        tensors = random_tensors(arguments, device, session.get_function(FILL))
+        return timed(module, device, tensors, hopeless)
+    except Exception as error:
+        if not (_is_answer(error) or _is_there(session)):
+            print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+            os._exit(1)  # nothing of the session is of use any more
+        raise
+    finally:
+        with contextlib.suppress(Exception):
+            session.get_function("CloseRPCConnection")()
+
+
+def _is_answer(error: Exception) -> bool:
+    """Whether a server had the time to say what became of the kernel, before it ended the session."""
+    return "RPCSessionTimeoutError" in str(error) or KERNEL_CRASHED in str(error)
+
+
+def _is_there(session: Any) -> bool:
+    try:
+        session.get_function(FILL)
+    except Exception:
+        return False
+    return True
+
+
+JOBS: dict[str, Callable[..., Any]] = {"build": build, "run": run, "reach": reach, "run_remotely": run_remotely}
 
 
 def serve(connection: Connection) -> None:
