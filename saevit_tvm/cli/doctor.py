@@ -17,9 +17,13 @@ from saevit_tvm.errors import SaevitError
     help="Check the installation, the tools and this machine.",
 )
 @click.option("--store", type=folder, help="The tuning store to check.")
+@click.option("--rpc", metavar="HOST:PORT", help="Say what this RPC tracker sees, and nothing else.")
 @common
-def command(store: Path | None, as_json: bool) -> None:
+def command(store: Path | None, rpc: str | None, as_json: bool) -> None:
     console = Console(as_json)
+    if rpc is not None:
+        _tracker(console, rpc)
+        return
     from saevit_tvm.verbs.doctor import doctor
 
     result = doctor(store)
@@ -33,3 +37,18 @@ def command(store: Path | None, as_json: bool) -> None:
     if missing:
         raise SaevitError(f"this machine is not ready: see {', '.join(missing)}.")
     console.line("ready to build and verify for this machine")
+
+
+def _tracker(console: Console, address: str) -> None:
+    from saevit_tvm.verbs.tracker import tracker
+
+    result = tracker(address)
+    console.object(result)
+    columns = ["key", "servers", "free", "busy", "pending"]
+    addresses: dict[str, list[str]] = {row["key"]: [] for row in result["keys"]}
+    for server in result["servers"]:
+        addresses[server["key"]].append(server["address"])
+    rows = [[*(str(row[column]) for column in columns), " ".join(addresses[row["key"]])] for row in result["keys"]]
+    console.table([*columns, "where"], rows)
+    if not result["servers"]:
+        console.line(f"the tracker at {result['tracker']} answers, and no server has come to it yet")
