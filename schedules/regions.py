@@ -28,6 +28,7 @@ NAME = "saevit.region"
 SHAPE = "saevit.shape"
 TILING = "saevit.tiling"
 OPAQUE = 8  # TVM's code for an operator that nothing may be fused into
+DIVISION = ("bands", "groups", "chunk")  # the knobs, of any generator, that depend on the number of threads
 
 Shape = dict[str, Any]
 
@@ -135,6 +136,21 @@ def _tiled(mod: tvm.IRModule, tiling: Mapping[str, int]) -> Schedule:
     schedule = Schedule(mod)
     schedule.annotate(schedule.get_sblock(BLOCK), TILING, json.dumps(tiling, sort_keys=True))
     return schedule
+
+
+def cut_for(mod: tvm.IRModule, tiling: Mapping[str, int], isa: Isa, threads: int) -> Schedule:
+    """A declared kernel with the register tiles of a tiling, but its work divided among `threads`."""
+    found = declared(mod["main"])
+    assert found is not None
+    module, shape_class = GENERATORS[found.region]
+    default = dataclasses.asdict(module.default_tiling(shape_class(**found.shape), isa, threads))
+    return _tiled(mod, {name: default[name] if name in DIVISION else value for name, value in tiling.items()})
+
+
+def outdated(func: tirx.PrimFunc) -> bool:
+    """Whether a schedule noted a tiling that the generator does not understand any more."""
+    noted = declared(func) is not None and TILING in func.body.block.body.block.annotations
+    return noted and chosen_tiling(func) is None
 
 
 def chosen_tiling(func: tirx.PrimFunc) -> dict[str, int] | None:

@@ -96,7 +96,8 @@ def _as_sentence(error: click.ClickException) -> UsageError:
     context = getattr(error, "ctx", None)
     where = context.command_path if context else "saevit-tvm"
     if isinstance(error, click.NoSuchCommand):
-        return unknown("command", error.command_name, app.commands)
+        group = context.command if context and isinstance(context.command, click.Group) else app
+        return unknown("command", error.command_name, group.commands)
     if isinstance(error, click.NoSuchOption) and context:
         options = [
             name for parameter in context.command.get_params(context) for name in parameter.opts if name[0] == "-"
@@ -106,7 +107,7 @@ def _as_sentence(error: click.ClickException) -> UsageError:
 
 
 def _register() -> None:
-    from saevit_tvm.cli import bench, build, doctor, models, run, sdk, targets, tune, verify
+    from saevit_tvm.cli import bench, build, doctor, logs, models, run, sdk, targets, tune, verify
 
-    for module in (models, targets, tune, build, verify, bench, run, sdk, doctor):
+    for module in (models, targets, tune, build, verify, bench, run, sdk, logs, doctor):
         app.add_command(module.command)

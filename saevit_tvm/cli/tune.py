@@ -24,6 +24,14 @@ PATIENCE = 20.0  # a stop has to wait for the measurements that are under way
 @click.option("--trials", type=click.IntRange(1), help="Measurements in all, those of earlier runs included.")
 @click.option("--minutes", type=click.FloatRange(min=0, min_open=True), help="How long to search from now.")
 @click.option("--store", type=folder, help="Where tuned records are kept.")
+@click.option(
+    "--measure",
+    default="local",
+    show_default=True,
+    metavar="WHERE",
+    help="local; rpc://HOST:PORT/KEY, boards behind a TVM tracker; or qemu, a model in place of time.",
+)
+@click.option("--cluster", metavar="ADDRESS", help="Spread over a Ray cluster: ray://HOST:PORT, or local:N.")
 @common
 @click.pass_obj
 def command(guard: Guard, as_json: bool, **options: Any) -> None:
@@ -38,9 +46,15 @@ def command(guard: Guard, as_json: bool, **options: Any) -> None:
     with workspace.scratch(), live as show:
         result = tune(**options, say=console.say, progress=show)
     console.object(result)
-    best = "nothing was measured" if result["best_ms"] is None else f"{result['best_ms']:.3f} ms predicted"
     console.line(
         f"{result['trials']} trials ({result['valid']} valid, {result['failed']} failed), "
-        f"{result['tuned']} of {result['tasks']} kernels have a record; {best}"
+        f"{result['tuned']} of {result['tasks']} kernels have a record; {_best(result)}"
     )
     console.line(f"records are in {result['store']}; 'saevit-tvm build' uses them")
+
+
+def _best(result: dict[str, Any]) -> str:
+    if result["best_ms"] is None:
+        return "no prediction before each of them has one"
+    kind = " by the emulator's model, which is no time" if result["measured"] == "modelled" else ""
+    return f"{result['best_ms']:.3f} ms predicted{kind}"

@@ -42,6 +42,7 @@ from schedules.regions import supported
 if TYPE_CHECKING:
     from saevit_tvm.models.sources import ModelSource
     from saevit_tvm.targets import Target
+    from saevit_tvm.tuning.records import Records
 
 CHANNELS_LAST = {"relax.nn.conv2d": ["NHWC", "HWIO"]}
 
@@ -101,6 +102,12 @@ def apply_records(database: Any | None, isa: Isa, threads: int) -> list[Pass]:
 
 
 def virtual_machine() -> list[Pass]:
+    """Calls of kernels on memory that is planned now: a few storages, which all tensors of an inference share.
+
+    The virtual machine takes these storages from a pooled allocator and gives them back after every inference, so
+    that from the second one on nothing is allocated, save for an output that the caller still holds. Scratch memory
+    of a kernel comes from a pool of its thread, likewise.
+    """
     return [
         transform.RewriteDataflowReshape(),
         transform.ToNonDataflow(),
@@ -127,6 +134,7 @@ class Compiled:
     regions: dict[str, dict[str, int]]
     records_digest: str | None
     warnings: list[str] = field(default_factory=list)
+    records: list[dict[str, Any]] = field(default_factory=list)  # which folders of the store served how many kernels
 
     def export(self, path: Path) -> None:
         """Link the bare library, weights inside."""
@@ -155,7 +163,6 @@ def compile_model(
     if dtype != "float32":
         raise CompileError(f"dtype '{dtype}' cannot be compiled: only float32 is supported.")
     opened = _open_records(records, target) if use_tuned else None
-    database, digest = opened if opened else (None, None)
     dump = _Dump(dump_ir)
     tvm_target, isa = tvm.target.Target(target.tvm), isa_of(target.tvm)
     mod = dump("import", import_model(source))
@@ -166,14 +173,15 @@ def compile_model(
     for name, passes in [
         ("layout", layout()),
         ("kernels", kernels()),
-        ("records", apply_records(database, isa, _threads(target))),
+        ("records", apply_records(opened and opened.database, isa, _threads(target))),
     ]:
         mod = dump(name, run(mod, passes, tvm_target))
     counts, scheduled = count_kernels(mod), mod
     mod = dump("library", run(mod, virtual_machine(), tvm_target))
     with library.generating_code():
         executable = relax.build(mod, tvm_target, relax_pipeline=None)
-    return Compiled(executable, scheduled, target, counts, found, digest, warnings)
+    digest, used = (opened.digest, opened.used) if opened else (None, [])
+    return Compiled(executable, scheduled, target, counts, found, digest, warnings, used)
 
 
 def kernels_to_tune(source: ModelSource, target: Target, dtype: str = "float32") -> list[Kernel]:
@@ -225,8 +233,8 @@ def _threads(target: Target) -> int:
     return int(target.tvm.get("num-cores", 4))
 
 
-def _open_records(root: Path | None, target: Target) -> tuple[Any, str] | None:
-    from saevit_tvm.tuning.store import open_records
+def _open_records(root: Path | None, target: Target) -> Records:
+    from saevit_tvm.tuning.records import open_records
 
     return open_records(root, target)
 

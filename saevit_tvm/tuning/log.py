@@ -1,7 +1,8 @@
 """An append-only file of records that survives a kill at any moment.
 
 A record is one line, written by one `write` under a lock and synced before `append` returns. Each line has a
-checksum of its record, so damage is recognised: a torn last line is cut off, a broken line is skipped.
+checksum of its record, so damage is recognised: a torn last line is cut off, a broken line is skipped. Only
+`rewrite` changes what is there, by a new file in the place of the old, and only while nobody `shares` it.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,9 @@ from saevit_tvm.errors import TuningError
 
 CHECK_LENGTH = 16
 HEAD, MIDDLE, END = b'{"check":"', b'","record":', b"}\n"
+LOCK_NAME = ".lock"
+
+Line = tuple[bytes, dict[str, Any] | None]  # as it stands in the file, and the record if it is one
 
 
 @dataclass
@@ -70,10 +74,14 @@ class Log:
 
     def append(self, records: Sequence[dict[str, Any]]) -> None:
         """Write all the records, or none; they are on the disk when this returns."""
-        data = b"".join(encode(record) for record in records)
+        self.append_chosen(lambda: records)
+
+    def append_chosen(self, choose: Callable[[], Sequence[dict[str, Any]]]) -> None:
+        """Write what is chosen while no other process can write, so that the choice may depend on what is there."""
         try:
             with self._locked() as file:
                 end = self._cut_torn_tail(file)
+                data = b"".join(encode(record) for record in choose())
                 try:
                     if os.write(file, data) != len(data):
                         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -84,10 +92,68 @@ class Log:
                 if end == 0:
                     _sync_folder(self.path.parent)
         except OSError as error:
+            raise self._cannot_write(error) from error
+
+    def rewrite(self, change: Callable[[list[Line]], Iterable[bytes]]) -> None:
+        """Put the lines that `change` makes of the present ones in their place, in one step: all, or none."""
+        staged = self.path.with_name(f".{self.path.name}.new")
+        try:
+            with self._locked() as old, staged.open("wb") as new:
+                self._cut_torn_tail(old)
+                lines = [line + b"\n" for line in self.path.read_bytes().split(b"\n")[:-1]]
+                new.writelines(change([(line, decode(line)) for line in lines]))
+                new.flush()
+                os.fsync(new.fileno())
+                staged.replace(self.path)
+                _sync_folder(self.path.parent)
+        except OSError as error:
+            raise self._cannot_write(error) from error
+        finally:
+            staged.unlink(missing_ok=True)
+
+    @contextmanager
+    def shared(self) -> Iterator[None]:
+        """While this is open nobody rewrites the log; any number of processes may have it open."""
+        with self._holding(fcntl.LOCK_SH):
+            yield
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """While this is open nobody has the log `shared`; an error if somebody has it now."""
+        try:
+            with self._holding(fcntl.LOCK_EX | fcntl.LOCK_NB):
+                yield
+        except BlockingIOError as error:
             raise TuningError(
-                f"cannot write to the tuning store {self.path} ({error.strerror}): "
-                "everything measured before is kept; make room or give another folder with --store."
+                f"the tuning store {self.path.parent} is in use by a running tuner: stop it or wait, and try again."
             ) from error
+
+    @contextmanager
+    def _holding(self, how: int) -> Iterator[None]:
+        """A lock beside the log: the log's own is held for moments only, and is lost when the file is replaced."""
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            lock = os.open(self.path.with_name(LOCK_NAME), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise self._cannot_write(error) from error
+        try:
+            fcntl.flock(lock, how)
+            yield
+        finally:
+            os.close(lock)
+
+    def _cannot_write(self, error: OSError) -> TuningError:
+        return TuningError(
+            f"cannot write to the tuning store {self.path} ({error.strerror}): "
+            "everything measured before is kept; make room or give another folder with --store."
+        )
+
+    def torn(self) -> int:
+        """Bytes of an unfinished last line; looked at under the lock, so that nobody is just writing it."""
+        with self.path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH)
+            data = file.read()
+        return len(data) - (data.rfind(b"\n") + 1)
 
     def repair(self) -> None:
         """Cut off the unfinished line that a killed writer left behind, if there is one."""

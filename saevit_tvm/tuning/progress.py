@@ -23,11 +23,15 @@ def line(snapshot: Snapshot) -> str:
         f"predicted {snapshot.best_ms:.3f} ms" if snapshot.best_ms is not None else "predicted -",
     ]
     if snapshot.seconds_left is not None:
-        parts.append(f"{snapshot.seconds_left:.0f} s left")
+        parts.append(f"{_duration(snapshot.seconds_left)} left")
     parts += [f"{kind} {count}" for kind, count in snapshot.failures.most_common()]
     if snapshot.ended:
         return ", ".join([*parts, snapshot.ended])
     return ", ".join([*parts, f"now {snapshot.current}"] if snapshot.current else parts)
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
 
 
 def plain(say: Callable[[str], None]) -> Show:

@@ -39,12 +39,17 @@ def unpack_module(text: str) -> Any:
     return tvm.ir.load_json(zlib.decompress(base64.b64decode(text)).decode())
 
 
-def unpack_workload(text: str) -> Any | None:
-    """MetaSchedule's workload; None when it was written by a TVM that this one does not understand."""
+def workload(module: Any) -> Any:
+    """MetaSchedule's wrapping of a kernel."""
     from tvm.s_tir.meta_schedule.database import Workload
 
+    return Workload(module)
+
+
+def unpack_workload(text: str) -> Any | None:
+    """MetaSchedule's workload; None when it was written by a TVM that this one does not understand."""
     try:
-        return Workload(unpack_module(text))
+        return workload(unpack_module(text))
     except Exception:  # whatever the reader trips over, the record is of no use here
         return None
 
@@ -54,12 +59,14 @@ def apply(workload: Any, trace: list[Any]) -> Any | None:
     from tvm.s_tir import Schedule
     from tvm.s_tir.schedule import Trace
 
+    from schedules.regions import outdated
+
     schedule = Schedule(workload.mod, error_render_level="none")
     try:
         Trace.apply_json_to_schedule(trace, schedule)
     except Exception:  # replaying raises whatever the schedule primitive at fault raises
         return None
-    return schedule
+    return None if outdated(schedule.mod["main"]) else schedule
 
 
 def as_record(workload: Any, schedule: Any, seconds: float) -> Any:

@@ -2,24 +2,19 @@
 
 The store is the only memory. A run that goes on after another, or after a kill, reads it and is where that
 one was: the budget counts all trials, the cost model has learnt from all of them, and none is made twice.
+Proposing, building and measuring take turns: what is measured has the machine to itself.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
-import platform
-import re
 import signal
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
 from functools import cache
 from importlib.metadata import version
-from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -28,11 +23,13 @@ from saevit_tvm.targets import Target
 from saevit_tvm.tuning import replay
 from saevit_tvm.tuning.guide import CostModel
 from saevit_tvm.tuning.measure import Candidate, LocalMeasurer, Result
-from saevit_tvm.tuning.store import Store, Trial, Workload
+from saevit_tvm.tuning.store import Model, Store, Trial, Workload, now
 from saevit_tvm.tuning.task import SpaceFor, Task
 
 if TYPE_CHECKING:
     from saevit_tvm.compiler.pipeline import Kernel
+    from saevit_tvm.tuning.measurers import Measurer
+    from saevit_tvm.tuning.records import Records
 
 BATCH = 16
 FIRST_BATCH = 8
@@ -77,7 +74,9 @@ class Session:
         store: Store,
         *,
         model: str,
-        seeds: Store | None = None,
+        input_shape: Sequence[int] = (),
+        measurer: Callable[[], Measurer] | None = None,
+        seeds: Records | None = None,
         space_for: SpaceFor = lambda _kernel: None,
         features: Any = "per-store-feature",
         show: Callable[[Snapshot], None] = lambda _snapshot: None,
@@ -89,9 +88,17 @@ class Session:
         self.tasks = _distinct([Task(kernel, self._tvm_target, space_for) for kernel in kernels])
         self.target = target
         self.store = store
-        self.model = model
+        self.model = Model(
+            model,
+            tuple(input_shape),
+            {task.workload.key: task.weight for task in self.tasks},
+            replay.plain(target.tvm),
+            versions(),
+            now(),
+        )
         self.guide = CostModel(features)
         self.snapshot = Snapshot(tasks=len(self.tasks))
+        self._open_measurer = measurer or (lambda: LocalMeasurer(target))
         self._seeds = seeds
         self._show = show
         self._history: list[float] = []  # predicted seconds an inference, after each round
@@ -102,10 +109,12 @@ class Session:
         """Search until the budget is spent or nothing more is to be gained."""
         self.snapshot.limit = trials
         self._deadline = None if minutes is None else time.monotonic() + 60 * minutes
-        with Stop() as self._stop:
+        with Stop() as self._stop, self.store.shared():
+            self.store.add_model(self.model)
             self._resume()
+            self._began = time.monotonic()
             if self._left() > 0:
-                with LocalMeasurer(self.target) as self._measurer:
+                with self._open_measurer() as self._measurer:
                     while self._reason_to_end() is None:
                         self._round()
             self.snapshot.ended = self._reason_to_end() or ""
@@ -124,9 +133,12 @@ class Session:
                 trials, task = trials[:: 1 + len(trials) // FOREIGN_LESSONS], self._foreign(workload)
             replayed = [(trial, task.replayed(trial)) for trial in trials] if task else []
             if key in ours:
+                gone = self.store.gone(key)
+                ours[key].forget(gone)
                 for trial, schedule in replayed:
                     ours[key].remember(trial, schedule)
-                    self._count(trial)
+                for failure in (*gone.values(), *(trial.failure for trial in trials)):
+                    self._count(failure)
             known = [(replay.as_source(schedule), Result(trial.run_secs)) for trial, schedule in replayed if schedule]
             if task and known:
                 lessons.append((task.context, *zip(*known, strict=True)))
@@ -156,7 +168,9 @@ class Session:
             trial = self._trial(task, candidate, result)
             self._keep(task, trial)
             task.remember(trial, candidate.source.sch)
-            self._count(trial)
+            self._count(trial.failure)
+            if not trial.valid:
+                self._last_failure = trial
             self.snapshot.guided += guided
             measured.append((candidate, result))
             self._update()
@@ -180,17 +194,16 @@ class Session:
         new = [other for other in self.tasks if not other.curve]
         share = self._left() // max(1, len(new))  # so that a small budget reaches as many kernels as it can
         count = int(min(BATCH if task.curve else max(1, min(FIRST_BATCH, share)), self._left()))
-        seed = self._seed(task) if not task.curve else None
-        proposed = task.propose(count, self.guide.model)
-        if seed is not None:
-            proposed = [seed, *(candidate for candidate in proposed if candidate.key != seed.key)][:count]
-        return proposed
+        chosen: dict[str, Candidate] = {}
+        for candidate in [*(self._seeds_of(task) if not task.curve else []), *task.propose(count, self.guide.model)]:
+            chosen.setdefault(candidate.key, candidate)
+        return list(chosen.values())[:count]
 
-    def _seed(self, task: Task) -> Candidate | None:
+    def _seeds_of(self, task: Task) -> list[Candidate]:
         """The best that is known elsewhere, to be measured here before anything else."""
-        known = [trial for trial in self._seeds.of(task.workload.key) if trial.valid] if self._seeds else []
-        best = min(known, key=lambda trial: trial.seconds, default=None)
-        return None if best is None else task.from_trace(best.trace)
+        traces = self._seeds.seeds(task.kernel.module) if self._seeds else []
+        candidates = [task.from_trace(trace) for trace in traces]
+        return [candidate for candidate in candidates if candidate is not None and candidate.key not in task.seen]
 
     def _trial(self, task: Task, candidate: Candidate, result: Result) -> Trial:
         return Trial(
@@ -200,19 +213,18 @@ class Session:
             run_secs=result.run_secs,
             failure=result.failure,
             words=result.words,
-            model=self.model,
+            model=self.model.name,
             task=task.kernel.name,
-            target=self.target.fingerprint,
-            machine=machine(),
+            target=self.store.fingerprint,
+            machine=self._measurer.machine,
             versions=versions(),
-            time=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            time=now(),
         )
 
-    def _count(self, trial: Trial) -> None:
+    def _count(self, failure: str | None) -> None:
         self.snapshot.trials += 1
-        if not trial.valid:
-            self.snapshot.failures[trial.failure or "unknown"] += 1
-            self._last_failure = trial
+        if failure is not None:
+            self.snapshot.failures[failure] += 1
 
     def _left(self) -> float:
         """Trials that the budget still allows."""
@@ -249,9 +261,18 @@ class Session:
         predicted = self._predicted()
         self.snapshot.best_ms = None if predicted is None else 1e3 * predicted
         self.snapshot.tuned = sum(task.best < float("inf") for task in self.tasks)
-        if self._deadline is not None:
-            self.snapshot.seconds_left = max(0.0, self._deadline - time.monotonic())
+        self.snapshot.seconds_left = self._seconds_left()
         self._show(self.snapshot)
+
+    def _seconds_left(self) -> float | None:
+        """Until the deadline, or until the budget is spent at the present pace, whichever is sooner."""
+        now, known = time.monotonic(), []
+        if self._deadline is not None:
+            known.append(max(0.0, self._deadline - now))
+        done = self.snapshot.trials - self.snapshot.resumed
+        if done and self.snapshot.limit is not None:
+            known.append(self._left() * (now - self._began) / done)
+        return min(known, default=None)
 
     def _nothing_worked(self) -> TuningError:
         kinds = ", ".join(f"{kind} ({count})" for kind, count in self.snapshot.failures.most_common())
@@ -305,18 +326,6 @@ def _distinct(tasks: Sequence[Task]) -> list[Task]:
 
 def _worth(task: Task) -> tuple[float, float]:
     return task.gain(), task.weight * task.flops
-
-
-@cache
-def machine() -> dict[str, Any]:
-    """What measured: comparable, and tellable apart when stores are merged, but without the machine's name."""
-    try:
-        found = re.search(r"^model name\s*:\s*(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    except OSError:
-        found = None
-    cpu = found.group(1) if found else platform.machine()
-    name = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
-    return {"id": name, "cpu": cpu, "cores": len(os.sched_getaffinity(0))}
 
 
 @cache

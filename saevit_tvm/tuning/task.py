@@ -10,7 +10,7 @@ import functools
 import logging
 import os
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import TYPE_CHECKING, Any
 
 from saevit_tvm.tuning import replay
@@ -113,6 +113,11 @@ class Task:
         self.curve.append(min(self.best, trial.seconds))
         if trial.valid and schedule is not None:
             self._known.commit_tuning_record(replay.as_record(self._packed, schedule, trial.seconds))
+
+    def forget(self, candidates: Collection[str]) -> None:
+        """Candidates that were measured once and are known by name only: they count, and are not proposed again."""
+        self.seen.update(candidates)
+        self.curve += [float("inf")] * len(candidates)
 
     def replayed(self, trial: Trial) -> Any | None:
         """The schedule of a valid trial, if it still applies."""

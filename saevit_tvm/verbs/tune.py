@@ -29,26 +29,29 @@ def tune(
     weights: str | None = None,
     image_size: int | None = None,
     batch: int = 1,
+    measure: str = "local",
+    cluster: str | None = None,
     say: Say = lambda _line: None,
     progress: Show | None = None,
 ) -> dict[str, Any]:
     """Spend the budget (trials ever made for these kernels, or minutes from now); a summary for scripts."""
     start = time.monotonic()
+    from saevit_tvm.tuning import measurers
+
+    open_measurer = measurers.parse(measure, cluster)
     chosen = targets.get(target)
-    works, reason = targets.runs_here(chosen)
-    if not works:
-        raise TargetError(
-            f"target '{chosen.name}' cannot be tuned on this machine: it {reason}. "
-            "Tune on a machine that has it, and copy the store."
-        )
+    if measure == "local":
+        _require_runnable(chosen)
     from saevit_tvm.compiler.pipeline import kernels_to_tune
     from saevit_tvm.models.sources import open_model
     from saevit_tvm.tuning import progress as display
+    from saevit_tvm.tuning.records import open_records
     from saevit_tvm.tuning.session import Session
     from saevit_tvm.tuning.space import Features, space_for
-    from saevit_tvm.tuning.store import Store, default_root, shipped_root
+    from saevit_tvm.tuning.store import MODELLED, Store, default_root
 
-    records = Store(store or default_root(), chosen)
+    # What an emulator computes must never be taken for a time: it has a folder of its own.
+    records = Store(store or default_root(), chosen.fingerprint + (MODELLED if measure == "qemu" else ""))
     records.repair()
     _report_damage(records, say)
     source = open_model(model, weights=weights, batch=batch, image_size=image_size)
@@ -58,8 +61,10 @@ def tune(
         kernels,
         chosen,
         records,
-        model=source.name,
-        seeds=Store(shipped_root(), chosen),
+        model=str(source.recipe["model"]),
+        input_shape=source.input_shape,
+        measurer=lambda: open_measurer(chosen, say),
+        seeds=open_records(store, chosen),
         space_for=lambda kernel: space_for(kernel, chosen),
         features=Features(),
         show=progress or display.plain(say),
@@ -67,22 +72,34 @@ def tune(
     if trials is None and minutes is None:
         trials = TRIALS_A_KERNEL * len(session.tasks)
     result = session.run(trials=trials, minutes=minutes)
-    say(f"{result.trials - result.resumed} trials now, {result.trials} in all: {result.ended}")
+    made, seconds = result.trials - result.resumed, time.monotonic() - start
+    say(f"{made} trials now, {result.trials} in all: {result.ended}")
     return {
         "trials": result.trials,
         "valid": result.valid,
         "failed": result.failed,
         "best_ms": result.best_ms,
-        "seconds": time.monotonic() - start,
+        "seconds": seconds,
+        "trials_per_second": made / seconds,
         "tasks": result.tasks,
         "tuned": result.tuned,
         "resumed": result.resumed,
         "guided": result.guided,
         "failures": dict(result.failures),
         "ended": result.ended,
-        "target": chosen.fingerprint,
+        "measured": "modelled" if records.modelled else "time",
+        "target": records.fingerprint,
         "store": str(records.path),
     }
+
+
+def _require_runnable(target: targets.Target) -> None:
+    works, reason = targets.runs_here(target)
+    if not works:
+        raise TargetError(
+            f"target '{target.name}' cannot be tuned on this machine: it {reason}. "
+            "Tune on a machine that has it and copy the store, or reach a board with --measure rpc://HOST:PORT/KEY."
+        )
 
 
 def _report_damage(records: Store, say: Say) -> None:

@@ -152,6 +152,94 @@ def test_two_writers_at_once_lose_nothing(tmp_path: Path) -> None:
         assert reported[name] <= len(numbers) <= reported[name] + 1
 
 
+SLOW_DISK = """
+import os, time
+real = os.write
+def in_two_parts(file, data):
+    if len(data) < 40:  # not a record
+        return real(file, data)
+    done = real(file, data[: len(data) // 2])
+    time.sleep(0.002)
+    return done + real(file, data[done:])
+os.write = in_two_parts
+"""
+
+
+def test_only_one_writer_writes_at_a_time(tmp_path: Path) -> None:
+    """On a disk that takes a record in two parts, another's record must neither come between nor cut one off."""
+    path = tmp_path / "log.jsonl"
+    command = [sys.executable, "-c", SLOW_DISK + APPEND_FOREVER.replace("10**9", "60"), str(path)]
+    writers = [subprocess.Popen([*command, name], stdout=subprocess.DEVNULL) for name in ("a", "b", "c")]
+    assert [writer.wait() for writer in writers] == [0, 0, 0]
+    log = Log(path)
+    records = list(log.new_records())
+    assert (log.damage.broken_lines, log.torn()) == (0, 0)
+    for name in ("a", "b", "c"):
+        assert [record["number"] for record in records if record["writer"] == name] == list(range(60))
+
+
+SHARE = """
+import sys, time
+from pathlib import Path
+from saevit_tvm.tuning.log import Log
+with Log(Path(sys.argv[1])).shared():
+    print("shared", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_nothing_is_rewritten_while_somebody_uses_the_log(tmp_path: Path) -> None:
+    log = Log(tmp_path / "log.jsonl")
+    log.append([{"number": 1}])
+    with subprocess.Popen([sys.executable, "-c", SHARE, str(log.path)], stdout=subprocess.PIPE, text=True) as user:
+        assert user.stdout is not None and user.stdout.readline() == "shared\n"
+        with log.shared():
+            pass  # as many as there are
+        with pytest.raises(TuningError, match="in use"), log.alone():
+            pass
+        user.kill()
+    with log.alone():
+        log.rewrite(lambda lines: [line for line, _ in lines] * 2)
+    assert read(log.path) == [{"number": 1}, {"number": 1}]
+
+
+REWRITE_FOREVER = """
+import sys
+from pathlib import Path
+from saevit_tvm.tuning.log import Log
+log = Log(Path(sys.argv[1]))
+print("begins", flush=True)
+while True:
+    log.rewrite(lambda lines: [line for line, _ in reversed(lines)])
+"""
+
+
+def test_sigkill_in_a_rewrite_leaves_the_old_file_or_the_new(tmp_path: Path) -> None:
+    log = Log(tmp_path / "log.jsonl")
+    log.append([{"number": number, "filler": "x" * 1000} for number in range(300)])
+    for _ in range(10):
+        command = [sys.executable, "-c", REWRITE_FOREVER, str(log.path)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
+            assert writer.stdout is not None
+            writer.stdout.readline()
+            time.sleep(random.random() * 0.05)
+            writer.kill()
+        numbers = [record["number"] for record in read(log.path)]
+        assert numbers in (list(range(300)), list(reversed(range(300))))
+        assert Log(log.path).torn() == 0
+
+
+def test_who_appends_while_the_file_is_replaced_appends_to_the_new_one(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    writer = start_writer(path, "a")
+    assert writer.stdout is not None
+    writer.stdout.readline()
+    for _ in range(20):
+        Log(path).rewrite(lambda lines: [line for line, _ in lines])
+    reported = 1 + kill_soon(writer)
+    assert reported <= len(read(path)) <= reported + 1
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path):
     folder = tmp_path / "disk"
@@ -180,6 +268,16 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing(small_disk: Path) -> None
     os.truncate(path, 0)
     log.append([{"number": 0}])
     assert read(path) == [{"number": 0}]
+
+
+def test_a_rewrite_on_a_full_disk_changes_nothing(small_disk: Path) -> None:
+    log = Log(small_disk / "log.jsonl")
+    log.append([{"filler": "x" * 20_000}])
+    before = log.path.read_bytes()
+    with pytest.raises(TuningError, match="No space left on device"):
+        log.rewrite(lambda lines: [line for line, _ in lines] * 4)
+    assert log.path.read_bytes() == before
+    assert [path.name for path in small_disk.iterdir()] == ["log.jsonl"]
 
 
 def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:

@@ -43,6 +43,10 @@ def test_a_line_names_failures_and_the_time_left() -> None:
     assert line(STATES[1]) == "trials 9/40, kernels 2/5, predicted -, 61 s left, run crashed 2"
 
 
+def test_a_long_time_is_told_in_minutes() -> None:
+    assert "20 min left" in line(Snapshot(tasks=1, seconds_left=1201.0))
+
+
 def test_a_terminal_keeps_the_last_state() -> None:
     terminal, side = os.openpty()
     with os.fdopen(side, "w") as stream:

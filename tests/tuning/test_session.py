@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 import pytest
 
+from saevit_tvm import targets
 from saevit_tvm.errors import TuningError
 from saevit_tvm.targets import Target
-from saevit_tvm.tuning import measure, progress
-from saevit_tvm.tuning.session import Session, Snapshot
+from saevit_tvm.tuning import measure, progress, replay
+from saevit_tvm.tuning.measure import Candidate, Result
+from saevit_tvm.tuning.records import open_records
+from saevit_tvm.tuning.session import FIRST_BATCH, Session, Snapshot
 from saevit_tvm.tuning.store import Store
 
 pytestmark = pytest.mark.slow
@@ -61,10 +66,70 @@ def test_one_kernel_under_two_names_is_one_task(root: Path, target: Target, matm
 def test_a_kernel_starts_from_what_is_known_elsewhere(
     root: Path, tmp_path: Path, target: Target, matmul: Callable
 ) -> None:
-    known, store = Store(root, target), Store(tmp_path / "own", target)
-    Session([matmul()], target, store, model="test", seeds=known).run(trials=2)
-    ((best),) = known.best_applicable().values()
-    assert candidates(store)[0] == best.trial.candidate
+    """From another folder of the same target, and from that of a near one."""
+    key, _ = next(iter(Store(root, target).trials.items()))
+    best = Store(root, target).fastest(key)[0]
+    more_cores = dataclasses.replace(target, tvm=target.tvm | {"num-cores": 1 + int(target.tvm["num-cores"])})
+    for wanted in (target, more_cores):
+        store = Store(tmp_path / "own", wanted)
+        seeds = open_records(root, wanted)
+        Session([matmul()], wanted, store, model="test", seeds=seeds, measurer=Even).run(trials=2)
+        assert candidates(store)[0] == best.candidate
+
+
+class Even:
+    """A machine on which kernels of a name all take as long, so that only the policy of the search is seen."""
+
+    kind = "local"
+
+    def __init__(self, seconds: dict[str, float] | None = None) -> None:
+        self.machine = {"id": "even", "cpu": "none", "cores": 1}
+        self.seconds = seconds or {}
+
+    def __enter__(self) -> Even:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def measure(
+        self, candidates: Sequence[Candidate], best: float, stopping: Callable[[], bool]
+    ) -> Iterator[tuple[Candidate, Result]]:
+        for candidate in candidates:
+            rows = str(candidate.source.args_info[0].shape[0])
+            yield candidate, Result(run_secs=(self.seconds.get(rows, 1e-3),))
+
+
+def test_a_search_that_finds_nothing_better_ends_by_itself(tmp_path: Path, target: Target, matmul: Callable) -> None:
+    kernels = [matmul(), matmul(rows=64)]
+    result = Session(kernels, target, Store(tmp_path, target), model="test", measurer=Even).run()
+    assert result.ended == "6 rounds brought nothing"
+    assert result.trials <= 16 * (2 + 6 + 1)
+
+
+def test_the_kernel_with_the_most_time_gets_the_most_trials(tmp_path: Path, target: Target, matmul: Callable) -> None:
+    store, kernels = Store(tmp_path, target), [matmul(), matmul(rows=64)]
+    measurer = lambda: Even({"32": 1e-4, "64": 1e-2})  # noqa: E731
+    Session(kernels, target, store, model="test", measurer=measurer).run(trials=80)
+    short, long = (store.of(replay.module_key(kernel.module)) for kernel in kernels)
+    assert len(short) >= FIRST_BATCH, "a floor for every kernel"
+    assert len(long) > 3 * len(short)
+
+
+def test_trials_say_who_measured(tmp_path: Path, target: Target, matmul: Callable) -> None:
+    store = Store(tmp_path, target)
+    Session([matmul()], target, store, model="test", measurer=Even).run(trials=2)
+    assert {trial.machine["id"] for trials in store.trials.values() for trial in trials} == {"even"}
+
+
+def test_pruned_candidates_are_not_measured_again(root: Path, target: Target, matmul: Callable) -> None:
+    before = set(candidates(Store(root, target)))
+    Store(root, target).prune(2)
+    store = Store(root, target)
+    result = Session([matmul()], target, store, model="test", measurer=Even).run(trials=TRIALS + 20)
+    assert (result.trials, result.resumed) == (TRIALS + 20, TRIALS), "the budget still counts them"
+    assert len(candidates(store)) == 2 + 20
+    assert len(before | set(candidates(store))) == TRIALS + 20
 
 
 def test_a_space_without_decisions_is_tried_to_its_end(tmp_path: Path, target: Target, matmul: Callable) -> None:
@@ -149,7 +214,7 @@ def searching(root: Path, trials: int) -> Iterator[subprocess.Popen[str]]:
 
 def test_sigkill_loses_only_the_measurement_in_flight(root: Path, target: Target) -> None:
     known = TRIALS
-    for _ in range(2):
+    for _ in range(3):
         with searching(root, 10_000) as process:
             workers = psutil.Process(process.pid).children(recursive=True)
             time.sleep(random.random() * 2)
@@ -166,6 +231,49 @@ def test_sigkill_loses_only_the_measurement_in_flight(root: Path, target: Target
         latest = max(reported, default=known + 1)
         assert latest <= len(found) <= latest + 1
         known = len(found)
+
+
+def test_a_running_search_bears_a_merge_and_forbids_to_prune(root: Path, tmp_path: Path, target: Target) -> None:
+    other = Store(Path(shutil.copytree(root, tmp_path / "other")), target)
+    (key,) = other.workloads
+    other.add(dataclasses.replace(other.of(key)[0], candidate="0x1"), other.workloads[key])
+    with searching(root, 10_000) as process:
+        assert Store(root, target).merge(other) == 1
+        with pytest.raises(TuningError, match="in use by a running tuner"):
+            Store(root, target).prune(1)
+        assert process.stdout is not None
+        for _ in range(3):
+            process.stdout.readline()
+        assert Store(root, target).merge(other) == 0
+        assert process.poll() is None
+    store = Store(root, target)
+    assert store.damage.broken_lines == 0
+    found = candidates(store)
+    assert len(found) == len(set(found)) > TRIALS + 3
+
+
+def test_a_full_disk_ends_the_search_and_loses_nothing(
+    tmp_path: Path, searched_root: Path, target: Target, matmul: Callable
+) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("a tmpfs cannot be mounted here")
+    try:
+        store, shown = Store(disk, target), []
+        with pytest.raises(TuningError, match=r"No space left on device.*everything measured before is kept"):
+            Session([matmul()], target, store, model="test", measurer=Even, show=lambda s: shown.append(s.trials)).run(
+                trials=500
+            )
+        kept = len(candidates(Store(disk, target)))
+        assert shown[-1] == kept > 5
+        subprocess.run(["mount", "-o", "remount,size=4m", str(disk)], check=True)
+        result = Session([matmul()], target, Store(disk, target), model="test", measurer=Even).run(trials=kept + 3)
+        assert (result.resumed, result.trials) == (kept, kept + 3)
+        assert len(set(candidates(Store(disk, target)))) == kept + 3
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
 
 
 def test_ctrl_c_keeps_everything_and_ends_the_workers(root: Path, target: Target) -> None:
@@ -189,7 +297,6 @@ def test_plain_progress_says_what_counts(root: Path, target: Target, matmul: Cal
 
 
 def test_the_verb_tunes_a_model_and_build_finds_its_records(tmp_path: Path) -> None:
-    from saevit_tvm.tuning.store import open_records
     from saevit_tvm.verbs.tune import tune
 
     said: list[str] = []
@@ -201,8 +308,9 @@ def test_the_verb_tunes_a_model_and_build_finds_its_records(tmp_path: Path) -> N
     path = Path(summary["store"])
     with path.open("ab") as file:
         file.write(b"half a rec")
-    from saevit_tvm import targets
-
-    assert (open_records(tmp_path, targets.native()) is None) == (summary["valid"] == 0)
+    store = Store(tmp_path, targets.native())
+    (model,) = store.models.values()
+    assert (model.name, model.input_shape) == ("saevit_micro", (1, 3, 32, 32))
+    assert store.trials.keys() <= model.kernels.keys()
     tune(model="saevit_micro", image_size=32, trials=2, store=tmp_path, say=said.append)
     assert any("cut off 10 bytes" in line for line in said)
