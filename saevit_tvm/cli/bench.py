@@ -20,8 +20,8 @@ from saevit_tvm.cli.console import Console
 @click.option("--threads", type=int, help="For every runtime alike; by default all cores.")
 @click.option(
     "--against",
-    help="torch, torch-compile, onnxruntime, openvino, ncnn, with commas between; or 'none'. "
-    "By default every one that is installed.",
+    help="torch, torch-compile, onnxruntime, openvino, ncnn, mnn, executorch, litert, with commas between; or 'none'. "
+    "By default every one that is installed, here or for the Python that SAEVIT_TVM_PEERS_PYTHON names.",
 )
 @click.option("--runs", type=click.IntRange(1), help="Timed answers of each runtime, in place of --seconds.")
 @click.option(
@@ -31,10 +31,14 @@ from saevit_tvm.cli.console import Console
     show_default=True,
     help="Timed seconds of each runtime.",
 )
+@click.option("--emulated", is_flag=True, help="Count what one inference executes, under qemu: a model, not a time.")
 @click.option("--weights", help="The file the artifact's weights came from, where they came from a file.")
 @common
-def command(artifact: Path, against: str | None, as_json: bool, **options: Any) -> None:
+def command(artifact: Path, against: str | None, emulated: bool, as_json: bool, **options: Any) -> None:
     console = Console(as_json)
+    if emulated:
+        _emulated(console, artifact)
+        return
     from saevit_tvm.verbs.bench import bench
 
     named = None if against is None else [name for name in against.replace("none", "").split(",") if name]
@@ -43,12 +47,26 @@ def command(artifact: Path, against: str | None, as_json: bool, **options: Any) 
     _print(console, result)
 
 
+def _emulated(console: Console, artifact: Path) -> None:
+    from saevit_tvm.verbs.emulated import emulated
+
+    result = emulated(artifact, console.say)
+    console.object(result)
+    console.line(f"{result['model']}, one inference, one thread, {result['machine']}; {result['kind']}")
+    total = result["instructions"]
+    rows = [[name, f"{count}", f"{100 * count / total:.1f}"] for name, count in result["classes"].items()]
+    console.table(["instructions", "count", "percent"], [*rows, ["all", str(total), "100.0"]])
+    console.line(f"bytes loaded {result['bytes_loaded']}, stored {result['bytes_stored']}")
+    console.line(f"float operations {result['float_ops']}, {result['float_ops_per_instruction']:.2f} an instruction")
+
+
 def _print(console: Console, result: dict[str, Any]) -> None:
     shape = "x".join(map(str, result["input_shape"]))
-    console.line(f"{result['model']}, input {shape}, float32, {result['threads']} threads for every runtime")
+    console.line(f"{result['model']}, input {shape}, {result['threads']} threads for every runtime")
     rows = [
         [
-            row["name"],
+            f"{row['name']} {row['version']}",
+            row["dtype"],
             f"{row['median_ms']:.2f}",
             f"{row['p10_ms']:.2f}",
             f"{row['p90_ms']:.2f}",
@@ -61,10 +79,12 @@ def _print(console: Console, result: dict[str, Any]) -> None:
         ]
         for row in result["results"]
     ]
-    columns = ["runtime", "median ms", "p10", "p90", "ours/its", "first ms", "MB", "error", "cores", "runs"]
+    columns = ["runtime", "dtype", "median ms", "p10", "p90", "ours/its", "first ms", "MB", "error", "cores", "runs"]
     console.table(columns, rows)
     for row in result["failed"]:
         console.line(f"{row['name']}: {row['error']}")
+    if not result["verified"]:
+        console.line("this artifact was never verified: only the answer to one random input was compared, just now")
     if result["note"]:
         console.line(f"alone, because there is no model to give to other runtimes: {result['note']}")
     trips = result["core_round_trip_ns"]

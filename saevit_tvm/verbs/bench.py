@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from saevit_tvm.verbs.verify import reference
 
 ROUNDS = 10
 WARM_UP = 5
+PEERS_DTYPE = "float32"  # of their weights and of their arithmetic
 SETTLE = 0.25  # seconds; idle thread pools spin for a while before they sleep
 
 
@@ -38,6 +40,7 @@ class Runtime:
     process: PeerProcess | None = None
     error: str | None = None
     size: int = 0
+    version: str = ""
     first_ms: float = 0.0
     max_abs_error: float | None = None
     times: list[float] = field(default_factory=list)
@@ -52,6 +55,43 @@ class Runtime:
             self.error = str(error)
 
 
+@dataclass(frozen=True)
+class Expected:
+    """What PyTorch answers to the example, or what of it the manifest has kept."""
+
+    origin: str
+    outputs: parity.Outputs
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """An artifact and the runtimes beside it, all converted: ready to be measured, as often as wanted."""
+
+    path: Path
+    manifest: dict[str, Any]
+    runtimes: list[Runtime]
+    example: Path
+    expected: Expected
+    note: str | None
+    scratch: Path
+    say: Callable[[str], None]
+
+    def measure(self, *, threads: int | None, runs: int | None, seconds: float) -> dict[str, Any]:
+        """Everyone in turns, in fresh processes."""
+        threads = check_threads(threads)
+        runtimes = [Runtime(one.peer, one.folder, error=one.error) for one in self.runtimes]
+        scratch = Path(tempfile.mkdtemp(dir=self.scratch))
+        trip = RoundTrip(scratch)
+        with contextlib.ExitStack() as processes:
+            for runtime in runtimes:
+                if runtime.error is None:
+                    with runtime.step():
+                        self.say(f"starting {runtime.peer.name}")
+                        _start(runtime, threads, self, scratch, processes)
+            _take_turns(runtimes, runs, seconds, trip if threads > 1 else None, self.say)
+        return _result(self, threads, runtimes, trip)
+
+
 def bench(
     path: Path,
     *,
@@ -63,24 +103,33 @@ def bench(
     say: Callable[[str], None],
 ) -> dict[str, Any]:
     """Measure; `against=None` means PyTorch and every other runtime that is installed."""
+    threads = check_threads(threads)
+    with prepared(path, against=against, weights=weights, say=say) as comparison:
+        return comparison.measure(threads=threads, runs=runs, seconds=seconds)
+
+
+@contextlib.contextmanager
+def prepared(
+    path: Path, *, against: Sequence[str] | None, weights: str | None, say: Callable[[str], None]
+) -> Iterator[Comparison]:
+    """The model converted for everyone who takes part."""
+    named = [peers.get(name) for name in dict.fromkeys(against or [])]
+    manifest = read_manifest(path)
+    check_runnable(manifest, path)
+    with workspace.scratch() as scratch:
+        runtimes = [_runtime(peer, scratch) for peer in (peers.OURS, *_choose(named, against is None))]
+        shutil.copy(path, runtimes[0].folder / "artifact.so")
+        example, expected, note = _prepare(manifest, weights, runtimes, named, scratch, say)
+        yield Comparison(path, manifest, runtimes, example, expected, note, scratch, say)
+
+
+def check_threads(threads: int | None) -> int:
+    """So many, or all there are."""
     cores = len(os.sched_getaffinity(0))
     threads = cores if threads is None else threads
     if not 1 <= threads <= cores:
         raise UsageError(f"--threads {threads} is impossible: this process may use {cores} cores.")
-    named = [peers.get(name) for name in dict.fromkeys(against or [])]
-    manifest = read_manifest(path)
-    check_runnable(manifest, path)
-    with workspace.scratch() as scratch, contextlib.ExitStack() as processes:
-        runtimes = [_runtime(peer, scratch) for peer in (peers.OURS, *_choose(named, against is None))]
-        shutil.copy(path, runtimes[0].folder / "artifact.so")
-        example, expected, note = _prepare(manifest, weights, runtimes, named, scratch, say)
-        trip = RoundTrip(scratch)
-        for runtime in runtimes:
-            if runtime.error is None:
-                with runtime.step():
-                    _start(runtime, threads, example, scratch, expected, processes, say)
-        _take_turns(runtimes, runs, seconds, trip if threads > 1 else None, say)
-    return _result(path, manifest, threads, runtimes, trip, note)
+    return threads
 
 
 # Preparing ----------------------------------------------------------
@@ -107,7 +156,7 @@ def _prepare(
     named: list[peers.Peer],
     scratch: Path,
     say: Callable[[str], None],
-) -> tuple[Path, tuple[str, parity.Outputs], str | None]:
+) -> tuple[Path, Expected, str | None]:
     """Convert the model for everyone; the example, what is expected for it, why nobody takes part."""
     example = scratch / "example.npy"
     inputs, expected, origin, note = reference(manifest, weights)
@@ -117,14 +166,14 @@ def _prepare(
         if others and named:
             raise ModelError(f"there is no model to give to other runtimes: {note}")
         del runtimes[1:]
-        return example, (origin, expected[0]), note
+        return example, Expected(origin, expected[0]), note
     if others:
         model = _write_model(manifest, weights, scratch)
         for runtime in others:
             say(f"converting the model for {runtime.peer.name}")
             with runtime.step():
                 _convert(runtime, model, example)
-    return example, (origin, expected[0]), None
+    return example, Expected(origin, expected[0]), None
 
 
 def _write_model(manifest: dict[str, Any], weights: str | None, scratch: Path) -> Path:
@@ -157,30 +206,36 @@ def _convert(runtime: Runtime, model: Path, example: Path) -> None:
 
 
 def _start(
-    runtime: Runtime,
-    threads: int,
-    example: Path,
-    scratch: Path,
-    expected: tuple[str, parity.Outputs],
-    processes: contextlib.ExitStack,
-    say: Callable[[str], None],
+    runtime: Runtime, threads: int, comparison: Comparison, scratch: Path, processes: contextlib.ExitStack
 ) -> None:
-    """A fresh process, its first answer timed and compared."""
-    say(f"starting {runtime.peer.name}")
+    """A fresh process, its first answer timed and compared. One that answers wrongly is not worth timing."""
     runtime.size = runtime.peer.size(runtime.folder)
-    outputs = scratch / f"{runtime.peer.name}.npz"
-    work = runtime.folder.with_suffix(".serve")
+    outputs, work = scratch / f"{runtime.peer.name}.npz", scratch / runtime.peer.name
     work.mkdir()
     order: dict[str, Any] = {"do": "serve", "peer": runtime.peer.name, "folder": str(runtime.folder)}
-    order |= {"threads": threads, "example": str(example), "outputs": str(outputs)}
+    order |= {"threads": threads, "example": str(comparison.example), "outputs": str(outputs)}
     runtime.process = processes.enter_context(PeerProcess(order, threads, work))
-    runtime.first_ms = runtime.process.reply()["first_ms"]
+    told = runtime.process.reply()
+    runtime.first_ms, runtime.version = told["first_ms"], told["version"]
     with np.load(outputs) as saved:
         answer = [saved[name] for name in saved.files]
-    origin, values = expected
-    answer = parity.sample(answer) if origin == "recorded" else answer
-    runtime.max_abs_error = parity.deviation([answer], [values]).max_abs_error
+    dtype = comparison.manifest["dtype"] if runtime.peer is peers.OURS else PEERS_DTYPE
+    runtime.max_abs_error = _judged(answer, comparison.expected, parity.TOLERANCE[dtype])
     runtime.process.ask(warm=WARM_UP, runs=1, seconds=0.0)
+
+
+def _judged(answer: parity.Outputs, expected: Expected, tolerance: float) -> float:
+    """How far the answer is from what is expected, if that is not too far."""
+    answer = parity.sample(answer) if expected.origin == "recorded" else answer
+    shapes, wanted = [x.shape for x in answer], [x.shape for x in expected.outputs]
+    if shapes != wanted:
+        raise PeerError(f"it is not timed, because its answers have shapes {shapes} in place of {wanted}")
+    deviation = parity.deviation([answer], [expected.outputs])
+    if not deviation.within(tolerance):
+        raise PeerError(
+            f"it is not timed, because its answer deviates from the model's by {deviation.max_abs_error:.3g}"
+        )
+    return deviation.max_abs_error
 
 
 def _take_turns(
@@ -210,29 +265,24 @@ def _take_turns(
 # Telling ------------------------------------------------------------
 
 
-def _result(
-    path: Path,
-    manifest: dict[str, Any],
-    threads: int,
-    runtimes: list[Runtime],
-    trip: RoundTrip,
-    note: str | None,
-) -> dict[str, Any]:
-    ours = runtimes[0]
+def _result(comparison: Comparison, threads: int, runtimes: list[Runtime], trip: RoundTrip) -> dict[str, Any]:
+    manifest, ours = comparison.manifest, runtimes[0]
     if ours.error is not None:
-        raise PeerError(f"'{path}' could not be measured: {ours.error}.")
+        raise PeerError(f"'{comparison.path}' could not be measured: {ours.error}.")
     median = float(np.median(ours.times))
     measured = [_row(runtime, threads, median) for runtime in runtimes if runtime.error is None]
+    measured[0]["dtype"] = manifest["dtype"]
     failed = [{"name": r.peer.name, "threads": threads, "error": r.error} for r in runtimes if r.error is not None]
     return {
-        "artifact": str(path),
+        "artifact": str(comparison.path),
         "model": manifest["model"],
         "input_shape": manifest["inputs"][0]["shape"],
         "threads": threads,
+        "verified": manifest["verification"]["passed"],
         "results": measured,
         "failed": failed,
         "core_round_trip_ns": sorted(trip.nanoseconds),
-        "note": note,
+        "note": comparison.note,
     }
 
 
@@ -240,6 +290,8 @@ def _row(runtime: Runtime, threads: int, ours: float) -> dict[str, Any]:
     p10, median, p90 = (float(value) for value in np.percentile(runtime.times, [10, 50, 90]))
     return {
         "name": runtime.peer.name,
+        "version": runtime.version,
+        "dtype": PEERS_DTYPE,
         "threads": threads,
         "median_ms": median,
         "p10_ms": p10,

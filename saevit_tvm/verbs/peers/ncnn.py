@@ -42,8 +42,6 @@ class Ncnn(Peer):
     install = "ncnn pnnx"
 
     def convert(self, model: Path, example: Path, folder: Path) -> None:
-        if model.suffix == ".onnx":
-            raise ModelError("pnnx converts PyTorch modules, and this model is ONNX.")
         import numpy as np
         import pnnx
         import torch

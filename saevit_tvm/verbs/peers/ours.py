@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from saevit_tvm import __version__
 from saevit_tvm.verbs.peers.base import Answer, Peer
 
 
 class Ours(Peer):
     name = "saevit-tvm"
     modules = ("tvm_ffi",)
+
+    def version(self) -> str:
+        return __version__
 
     def load(self, folder: Path, threads: int) -> Answer:
         from saevit_tvm.runtime.engine import load

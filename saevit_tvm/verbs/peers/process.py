@@ -13,7 +13,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+import saevit_tvm
 from saevit_tvm.errors import SaevitError
+from saevit_tvm.verbs import peers
 from saevit_tvm.verbs.child import import_path
 
 PATIENCE = 900.0  # seconds; freezing a large model takes minutes
@@ -27,21 +29,22 @@ class PeerProcess:
     """A context manager around one worker process."""
 
     def __init__(self, order: dict[str, Any], threads: int, folder: Path) -> None:
-        self.name = order["peer"]
         self._log = folder / f"{order['do']}.log"
+        python = peers.get(order["peer"]).python() or sys.executable
         # What a runtime caches in the user's home would make its second cold start a warm one.
         caches = {
             "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),
             "XDG_CACHE_HOME": str(folder / "cache"),
         }
+        path = import_path() if python == sys.executable else _package_alone(folder)
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "saevit_tvm.verbs.peers.worker", json.dumps(order)],
+                [python, "-m", "saevit_tvm.verbs.peers.worker", json.dumps(order)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
                 cwd=folder,  # some converters drop files where they stand
-                env=os.environ | caches | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": import_path()},
+                env=os.environ | caches | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": path},
                 start_new_session=True,
             )
         self._unread = b""
@@ -89,3 +92,13 @@ class PeerProcess:
         how = f"crashed ({signal.Signals(-status).name})" if status < 0 else f"ended with status {status}"
         lines = self._log.read_text(errors="replace").strip().splitlines()
         return PeerError(f"its process {how}" + (f"; its last words: {lines[-1][:200]}" if lines else ""))
+
+
+def _package_alone(folder: Path) -> str:
+    """A place from which another interpreter imports this package, and the rest from where it has its own."""
+    place = folder / "import"
+    place.mkdir(exist_ok=True)
+    link = place / "saevit_tvm"
+    if not link.is_symlink():
+        link.symlink_to(Path(saevit_tvm.__file__).resolve().parent)
+    return str(place)

@@ -16,8 +16,7 @@ class TorchEager(Peer):
     install = "torch"
 
     def convert(self, model: Path, example: Path, folder: Path) -> None:
-        if model.suffix == ".onnx":
-            raise ModelError("an ONNX model has no PyTorch module to run.")
+        _require_module(model)
         shutil.copy(model, folder)
 
     def load(self, folder: Path, threads: int) -> Answer:
@@ -53,9 +52,26 @@ def load_module(file: Path) -> Any:
     """The module that `bench` itself has just written."""
     import torch
 
+    _require_module(file)
     if file.suffix == ".pt2":
         return torch.export.load(file).module()
     return torch.load(file, weights_only=False).eval()
+
+
+def exported(file: Path, example: Path) -> Any:
+    """Its graph, as `torch.export` sees it."""
+    import numpy as np
+    import torch
+
+    _require_module(file)
+    if file.suffix == ".pt2":
+        return torch.export.load(file)
+    return torch.export.export(load_module(file), (torch.from_numpy(np.load(example)),))
+
+
+def _require_module(file: Path) -> None:
+    if file.suffix == ".onnx":
+        raise ModelError("it takes PyTorch modules, and this model is ONNX.")
 
 
 def as_arrays(outputs: Any) -> list[Any]:

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from saevit_tvm.verbs import peers
-from saevit_tvm.verbs.child import die_with_parent
+from saevit_tvm.verbs.child import die_with_parent, leave_network
 
 
 def main() -> None:
     """Read the one order on the command line and obey."""
-    die_with_parent()
+    leave_network()
+    die_with_parent()  # not before: other credentials make the system forget it
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     order = json.loads(sys.argv[1])
@@ -51,7 +52,7 @@ def serve(peer: peers.Peer, order: dict[str, Any], reply: Any) -> None:
     outputs = answer(x)
     first = time.perf_counter() - start
     np.savez(order["outputs"], *outputs)
-    reply(first_ms=first * 1e3)
+    reply(first_ms=first * 1e3, version=peer.version())
     for line in sys.stdin:
         reply(**turn(answer, x, **json.loads(line)))
 
