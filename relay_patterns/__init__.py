@@ -54,7 +54,7 @@ def read_composite(func: relax.Function) -> tuple[Region, Reading] | None:
     result = func.body.body
     values = relax.analysis.get_var2val(func)
     matched = region.pattern.extract_matched_expr(values.get(result, result), values)
-    reading = region.read({part: matched[pattern] for part, pattern in region.parts.items()})
+    reading = region.read({part: matched[pattern] for part, pattern in region.parts.items() if pattern in matched})
     assert reading is not None, f"{name} was read once and cannot be read again"
     return region, reading
 

@@ -13,13 +13,14 @@ from relay_patterns.region import (
     Reading,
     Region,
     Step,
+    add,
     depthwise_weights,
-    either_order,
     extents,
     gelu,
     image,
     is_depthwise_3x3,
     is_pointwise,
+    multiply,
     per_channel,
     pointwise_weights,
     wildcard,
@@ -34,10 +35,10 @@ def ciffn() -> Region:
     decompose = Conv(hidden)
     common = gelu(decompose.pattern)
     apart = is_op("relax.subtract")(hidden, common)
-    gained = either_order("relax.multiply", gain, apart)
-    redistributed = either_order("relax.add", hidden, gained)
+    gained = multiply(gain, apart)
+    redistributed = add(hidden, gained)
     project = Conv(redistributed)
-    block = either_order("relax.add", x, project.pattern)
+    block = add(x, project.pattern)
     parts = {
         "x": x,
         "gain": gain,

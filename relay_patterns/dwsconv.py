@@ -8,8 +8,8 @@ from relay_patterns.region import (
     Reading,
     Region,
     Step,
+    add,
     depthwise_weights,
-    either_order,
     gelu,
     image,
     is_depthwise_3x3,
@@ -24,7 +24,7 @@ def dwsconv() -> Region:
     depthwise = Conv(x)
     active = gelu(depthwise.pattern)
     pointwise = Conv(active)
-    block = either_order("relax.add", x, pointwise.pattern)
+    block = add(x, pointwise.pattern)
     parts = {"x": x, **depthwise.parts("depthwise"), **pointwise.parts("pointwise")}
     steps = (
         Step("relax.nn.conv2d", depthwise.pattern),

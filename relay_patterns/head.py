@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 from tvm.relax.dpl import is_const, is_op
 
-from relay_patterns.region import Parts, Reading, Region, array, either_order, extents, image, wildcard
+from relay_patterns.region import Parts, Reading, Region, add, array, extents, image, wildcard
 
 
 def head() -> Region:
     x, weight, offset = wildcard(), is_const(), is_const()
     mean = is_op("relax.mean")(x)
     product = is_op("relax.matmul")(mean, weight)
-    scores = either_order("relax.add", product, offset)
+    scores = add(product, offset)
     return Region("head", "head", scores, {"x": x, "mean": mean, "weight": weight, "bias": offset}, _read)
 
 

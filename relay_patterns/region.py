@@ -52,15 +52,25 @@ class Conv:
     def __init__(self, data: DFPattern) -> None:
         self.weight, self.bias = is_const(), is_const()
         self.call = is_op("relax.nn.conv2d")(data, self.weight)
-        self.pattern = either_order("relax.add", self.call, self.bias)
+        self.pattern = add(self.call, self.bias)
 
     def parts(self, name: str) -> dict[str, DFPattern]:
         return {f"{name}.call": self.call, f"{name}.weight": self.weight, f"{name}.bias": self.bias}
 
 
-def either_order(op: str, left: DFPattern, right: DFPattern) -> DFPattern:
-    """A commutative operator: the importer keeps whatever order the model was written in."""
-    return is_op(op)(left, right) | is_op(op)(right, left)
+def add(left: DFPattern, right: DFPattern) -> DFPattern:
+    """In either order, as every model is written its own way: TVM's matcher tries both."""
+    return is_op("relax.add")(left, right)
+
+
+def multiply(left: DFPattern, right: DFPattern) -> DFPattern:
+    """In either order."""
+    return is_op("relax.multiply")(left, right)
+
+
+def reshaped(data: DFPattern) -> DFPattern:
+    """Whatever shape it is given on the way, or none: reshapes move nothing."""
+    return is_op("relax.reshape")(data, wildcard()) | data
 
 
 def gelu(data: DFPattern) -> DFPattern:
@@ -134,15 +144,17 @@ __all__ = [
     "Reading",
     "Region",
     "Step",
+    "add",
     "array",
     "depthwise_weights",
-    "either_order",
     "extents",
     "gelu",
     "image",
     "is_depthwise_3x3",
     "is_pointwise",
+    "multiply",
     "per_channel",
     "pointwise_weights",
+    "reshaped",
     "wildcard",
 ]

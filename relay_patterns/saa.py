@@ -1,21 +1,24 @@
 """SAA: layer norm, one token a window, attention among the tokens, deconvolution, residual. The heart of the model.
 
-A window's token is the sum of its positions weighted by the softmax of their saliency. A relative that averages its
-window (as EdgeViT does) is the same algebra with a saliency of zero; at rate 1 every position is a token.
+A window's token is the sum of its positions weighted by the softmax of their saliency. A relative that takes the mean
+of its window, or the first position of it (as EdgeViT does), is the same algebra with a saliency that is constant; at
+rate 1 every position is a token. Windows at the border may be partly filled: the map is padded before, cropped after.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from tvm.relax.dpl import DFPattern, is_const, is_op, is_tuple_get_item, wildcard
 
-from relay_patterns.region import Parts, Reading, Region, Step, array, either_order, extents, image
+from relay_patterns.region import Parts, Reading, Region, Step, add, array, extents, image, multiply, reshaped
 
 Part = Callable[..., Any]
 LAST, FIRST = [0, 2, 3, 1], [0, 3, 1, 2]  # channels last, channels first
+NO_SHARE = -1e4  # from here down, a saliency is no share in a softmax of float32
 
 
 class _Steps:
@@ -29,46 +32,50 @@ class _Steps:
         self.parts[name] = pattern
         return pattern
 
-    def op(self, name: str, op: str, *args: DFPattern) -> DFPattern:
-        pattern = self(name, is_op(op)(*args))
+    def step(self, op: str, pattern: DFPattern) -> DFPattern:
+        """A step that every match has, if only in one of several forms."""
         self.steps.append(Step(op, pattern))
         return pattern
 
+    def op(self, name: str, op: str, *args: DFPattern) -> DFPattern:
+        return self.step(op, self(name, is_op(op)(*args)))
+
     def permute(self, name: str, data: DFPattern) -> DFPattern:
-        return self.op(name, "relax.permute_dims", data)
+        return self(name, is_op("relax.permute_dims")(data))
+
+    def slice(self, name: str, data: DFPattern) -> DFPattern:
+        return self(name, is_op("relax.strided_slice")(data, *(wildcard() for _ in range(4))))
+
+    def biased(self, name: str, data: DFPattern) -> DFPattern:
+        return self.step("relax.add", add(data, self(name, is_const())) | data)
+
+    def scaled(self, name: str, data: DFPattern) -> DFPattern:
+        return multiply(data, self(name, is_const())) | data
 
     def linear(self, name: str, data: DFPattern) -> DFPattern:
-        weight, bias = self(f"{name}_w", is_const()), self(f"{name}_b", is_const())
-        pattern = either_order("relax.add", self.op(f"{name}_product", "relax.matmul", data, weight), bias)
-        self.steps.append(Step("relax.add", pattern))
-        return pattern
+        product = self.op(f"{name}_product", "relax.matmul", reshaped(data), self(f"{name}_w", is_const()))
+        return self.biased(f"{name}_b", product)
 
 
 def saa() -> list[Region]:
-    """One region for each way to sample and each way to take query, key and value apart."""
-    samplings = (_weighted_windows, _mean_windows, None)
-    return [_region(sample, apart) for sample in samplings for apart in (_by_split, _by_index)]
+    """One region for each way to sample."""
+    return [_region(sample) for sample in (_weighted_windows, _mean_windows, _strides, None)]
 
 
-def _region(sample: Part | None, apart: Part) -> Region:
+def _region(sample: Part | None) -> Region:
     step = _Steps()
     x = step("x", wildcard())
-    normal = step.op(
-        "norm",
-        "relax.nn.layer_norm",
-        step.permute("to_last", x),
-        step("ln_g", is_const()),
-        step("ln_b", is_const()),
-    )
+    affine = [step(name, is_const()) for name in ("ln_g", "ln_b")]
+    normal = step.op("norm", "relax.nn.layer_norm", step.permute("to_last", x), *affine)
     tokens = sample(step, normal) if sample else normal
-    mixed = _attention(step, _reshape(tokens), apart)
-    spread = step.permute("to_first", _reshape(mixed))
+    spread = step.step("relax.permute_dims", step.permute("to_first", reshaped(_attention(step, tokens))))
     if sample:
         raised = step.op("up", "relax.nn.conv2d_transpose", spread, step("up_w", is_const()))
-        spread = either_order("relax.add", raised, step("up_b", is_const()))
-    block = either_order("relax.add", x, spread)
-    variant = "_".join(["saa", *(part.__name__.strip("_") for part in (sample, apart) if part)])
-    return Region("saa", variant, block, step.parts, _read, (*step.steps, Step("relax.add", block)))
+        whole = step.biased("up_b", raised)
+        spread = step.slice("crop", whole) | whole
+    block = step.op("block", "relax.add", x, step("spread", spread))
+    variant = "saa" + (sample.__name__ if sample else "")
+    return Region("saa", variant, block, step.parts, _read, tuple(step.steps))
 
 
 def _weighted_windows(step: _Steps, normal: DFPattern) -> DFPattern:
@@ -77,93 +84,208 @@ def _weighted_windows(step: _Steps, normal: DFPattern) -> DFPattern:
     saliency = step.op("saliency", "relax.nn.conv2d", first, step("sal_w", is_const()))
     windows = _windows(step, "saliency", step.permute("saliency_last", saliency))
     share = step.op("share", "relax.nn.softmax", windows)
-    weighted = either_order("relax.multiply", share, _windows(step, "token", normal))
+    weighted = step.step("relax.multiply", multiply(share, _windows(step, "token", normal)))
     return step.op("sum", "relax.sum", weighted)
 
 
+def _windows(step: _Steps, name: str, data: DFPattern) -> DFPattern:
+    padded = step(f"{name}_pad", is_op("relax.nn.pad")(data)) | data
+    return reshaped(step.permute(f"{name}_windows", reshaped(padded)))
+
+
 def _mean_windows(step: _Steps, normal: DFPattern) -> DFPattern:
-    """The plain mean of each window."""
+    """The plain mean of each window; of a window of one position, that position."""
     pooled = step.op("pool", "relax.nn.avg_pool2d", step.permute("pool_first", normal))
     return step.permute("pool_last", pooled)
 
 
-def _windows(step: _Steps, name: str, data: DFPattern) -> DFPattern:
-    return _reshape(step.permute(f"{name}_windows", _reshape(data)))
+def _strides(step: _Steps, normal: DFPattern) -> DFPattern:
+    """The first position of each window."""
+    return step.step("relax.strided_slice", step.slice("every", normal))
 
 
-def _reshape(data: DFPattern) -> DFPattern:
-    return is_op("relax.reshape")(data, wildcard())
+def _attention(step: _Steps, tokens: DFPattern) -> DFPattern:
+    """Between two linear layers, spelled out or kept whole; a scale may be at either operand or at their product."""
+    heads, by_token = _apart(step, step.linear("qkv", tokens))
+    query, turned, value = heads
+    left, right = step.scaled("query_scale", query), step.scaled("key_scale", turned)
+    scores = is_op("relax.matmul")(reshaped(left), reshaped(right))
+    whole = step("whole", is_op("relax.nn.attention")(*by_token))
+    step.step("relax.matmul", scores | whole)
+    scaled = step.scaled("scale", reshaped(scores))
+    step.step("relax.multiply", scaled | whole)
+    share = _softmax(step, reshaped(scaled))
+    step.step("relax.nn.softmax", share | whole)
+    mixed = step.step("relax.matmul", is_op("relax.matmul")(reshaped(share), reshaped(value)) | whole)
+    return step.linear("pr", step.permute("joined", reshaped(mixed)) | whole)
 
 
-def _attention(step: _Steps, tokens: DFPattern, apart: Part) -> DFPattern:
-    query, turned, value = apart(step, step.linear("qkv", tokens))
-    scores = step.op("scores", "relax.matmul", _reshape(query), _reshape(turned))
-    scaled = either_order("relax.multiply", _reshape(scores), step("scale", is_const()))
-    step.steps.append(Step("relax.multiply", scaled))
-    share = step.op("attention", "relax.nn.softmax", scaled)
-    mixed = is_op("relax.matmul")(_reshape(share), _reshape(value))
-    return step.linear("pr", _reshape(step.permute("joined", _reshape(mixed))))
+def _softmax(step: _Steps, scores: DFPattern) -> DFPattern:
+    """Perhaps a safe one, which differs where all scores are minus infinity: those that nothing masks never are."""
+    plain = step("attention", is_op("relax.nn.softmax")(scores))
+    infinite = is_op("relax.equal")(scores, step("infinity", is_const()))
+    finite = _as_type(is_op("relax.logical_not")(infinite))
+    no_share = is_op("relax.logical_not")(_as_type(is_op("relax.max")(finite)))
+    return is_op("relax.where")(no_share, is_const(), plain) | plain
 
 
-def _by_split(step: _Steps, qkv: DFPattern) -> tuple[DFPattern, DFPattern, DFPattern]:
-    """Query, key and value are thirds of the channels; the key is turned as it is laid out by heads."""
-    thirds = step.op("thirds", "relax.split", _reshape(qkv))
-    third = [_reshape(is_tuple_get_item(thirds, index)) for index in range(3)]
-    step("heads", third[0])
-    query, value = step.permute("query", third[0]), step.permute("value", third[2])
-    return query, step.permute("turned_last", third[1]), value
+def _as_type(data: DFPattern) -> DFPattern:
+    return is_op("relax.astype")(data) | data
 
 
-def _by_index(step: _Steps, qkv: DFPattern) -> tuple[DFPattern, DFPattern, DFPattern]:
-    """Query, key and value are stacked along a new first axis."""
-    stacked = step.permute("stacked", step("stack", _reshape(qkv)))
-    query, key, value = (
-        step.op(name, "relax.take", stacked, step(f"{name}_index", is_const())) for name in ("first", "second", "third")
-    )
-    return query, step.permute("turned", key), value
+def _apart(step: _Steps, qkv: DFPattern) -> tuple[list[DFPattern], list[DFPattern]]:
+    """Query, key and value by head, the key turned; and all three by token, as an attention kept whole takes them.
+
+    They are thirds of the channels, or stacked along a new first axis.
+    """
+    thirds = step("thirds", is_op("relax.split")(reshaped(qkv)))
+    third = [step(f"third{i}", is_op("relax.reshape")(is_tuple_get_item(thirds, i), wildcard())) for i in range(3)]
+    stacked = step.permute("stacked", step("stack", is_op("relax.reshape")(qkv, wildcard())))
+    layer = [_layer(step, stacked, i) for i in range(3)]
+    query, value = (step.permute(f"head{i}", third[i]) | layer[i] for i in (0, 2))
+    turned = step.permute("turned_third", third[1]) | step.permute("turned_layer", layer[1])
+    return [query, turned, value], [third[i] | step.permute(f"token{i}", layer[i]) for i in range(3)]
+
+
+def _layer(step: _Steps, stacked: DFPattern, index: int) -> DFPattern:
+    """One of the three that are stacked, in the ways in which importing writes that."""
+    taken = step(f"take{index}", is_op("relax.take")(stacked, step(f"index{index}", is_const())))
+    split = is_tuple_get_item(step("layers", is_op("relax.split")(stacked)), index)
+    return taken | is_op("relax.squeeze")(step.slice(f"slice{index}", stacked) | split)
 
 
 def _read(parts: Parts) -> Reading | None:
-    _n, c, h, w = extents(parts["x"])
-    rate = int(parts["up"].attrs.strides[0]) if "up" in parts else 1
-    tokens, heads, width = _heads(parts)
-    if not _moves_as_expected(parts) or heads * width != c:
+    if len(extents(parts["x"])) != 4 or not (_moves_as_expected(parts) and _apart_as_expected(parts)):
+        return None
+    (n, channels, _, _), (rows, columns) = extents(parts["x"]), _grid(parts)
+    batch, tokens, heads, width = _heads(parts)
+    sampling, recovery = _sampling(parts), _recovery(parts)
+    scale = _scale(parts, width)
+    whole_images = (batch, tokens, heads * width) == (n, rows * columns, channels)
+    if not whole_images or sampling is None or recovery is None or scale is None:
         return None
     weights = {
         "ln_g": array(parts["ln_g"]),
         "ln_b": array(parts["ln_b"]),
-        **_sampling(parts, rate, c),
+        **sampling,
         "qkv_w": array(parts["qkv_w"]),
-        "qkv_b": array(parts["qkv_b"]).reshape(-1),
+        "qkv_b": _bias(parts, "qkv_b", 3 * channels),
         "pr_w": array(parts["pr_w"]),
-        "pr_b": array(parts["pr_b"]).reshape(-1),
+        "pr_b": _bias(parts, "pr_b", channels),
+        **recovery,
     }
-    if rate > 1:
-        if not _is_upsampling(parts, rate, c) or tokens * rate * rate != h * w or h % rate or w % rate:
-            return None
-        weights["up_w"] = array(parts["up_w"])[:, 0].transpose(1, 2, 0)
-        weights["up_b"] = np.broadcast_to(array(parts["up_b"]).reshape(-1), (c,))
     shape = {
         **image(parts),
         "heads": heads,
-        "r": rate,
+        "r": _rate(parts),
         "eps": float(parts["norm"].attrs.epsilon),
-        "scale": float(array(parts["scale"])),
+        "scale": scale,
     }
     return Reading(shape, {name: np.ascontiguousarray(weight) for name, weight in weights.items()})
 
 
-def _sampling(parts: Parts, rate: int, channels: int) -> dict[str, np.ndarray]:
-    """Saliency weights; a plain mean is a softmax over equals."""
+def _rate(parts: Parts) -> int:
+    return int(parts["up"].attrs.strides[0]) if "up" in parts else 1
+
+
+def _grid(parts: Parts) -> tuple[int, int]:
+    """How many windows lie below and beside each other."""
+    _, _, h, w = extents(parts["x"])
+    return -(-h // _rate(parts)), -(-w // _rate(parts))
+
+
+def _bias(parts: Parts, name: str, channels: int) -> np.ndarray:
+    bias = array(parts[name]).reshape(-1) if name in parts else np.zeros(1, "float32")
+    return np.broadcast_to(bias, (channels,))
+
+
+def _scale(parts: Parts, width: int) -> float | None:
+    """What all factors come to, wherever they are; None when one of them is not a number."""
+    if "whole" in parts:
+        attrs = parts["whole"].attrs
+        plain = attrs.causal_mask is None and attrs.window_size is None
+        return (width**-0.5 if attrs.scale is None else float(attrs.scale)) if plain else None
+    factors = [array(parts[name]) for name in ("query_scale", "key_scale", "scale") if name in parts]
+    return math.prod(map(float, factors), start=1.0) if all(factor.size == 1 for factor in factors) else None
+
+
+def _sampling(parts: Parts) -> dict[str, np.ndarray] | None:
+    """Weights of the saliency, or None where windows are not sampled as the kernel does it."""
+    if "up" not in parts:
+        return {}
+    _, channels, _, _ = extents(parts["x"])
+    rate, grid = _rate(parts), _grid(parts)
+    nothing, equal = np.zeros((3, 3, channels), "float32"), np.zeros(1, "float32")
+    first = np.full((rate, rate), NO_SHARE, "float32")
+    first[0, 0] = 0.0
     if "sal_w" in parts:
-        return {"sal_w": array(parts["sal_w"])[0].transpose(1, 2, 0), "sal_b": np.zeros(1, "float32")}
-    if rate > 1:
-        return {"sal_w": np.zeros((3, 3, channels), "float32"), "sal_b": np.zeros(1, "float32")}
-    return {}
+        sampled = {"sal_w": array(parts["sal_w"])[0].transpose(1, 2, 0), "sal_b": equal}
+        return sampled if _weighs_windows(parts, rate, grid) else None
+    if "pool" in parts:
+        attrs = parts["pool"].attrs
+        size = {int(extent) for extent in attrs.pool_size}
+        regular = list(attrs.strides) == [rate, rate] and not any(attrs.padding) and set(attrs.dilation) == {1}
+        fits = regular and extents(parts["pool"])[2:] == grid and size <= {1, rate} and len(size) == 1
+        return {"sal_w": nothing, "sal_b": first if size == {1} else equal} if fits else None
+    every = _slice(parts["every"])
+    fits = every == {1: (0, rate), 2: (0, rate)} and extents(parts["every"])[1:3] == grid
+    return {"sal_w": nothing, "sal_b": first} if fits else None
+
+
+def _weighs_windows(parts: Parts, rate: int, grid: tuple[int, int]) -> bool:
+    conv = parts["saliency"].attrs
+    (rows, columns), (_, channels, h, w) = grid, extents(parts["x"])
+    split = (rows, rate, columns, rate)
+    widths = [0, 0, 0, rows * rate - h, 0, columns * rate - w, 0, 0]
+    return (
+        extents(parts["sal_w"]) == (1, channels, 3, 3)
+        and list(conv.padding) == [1, 1, 1, 1]
+        and list(conv.strides) == list(conv.dilation) == [1, 1]
+        and all(extents(parts[f"{name}_windows"].args[0])[1:5] == split for name in ("saliency", "token"))
+        and all(_pads(parts, name, widths) for name in ("saliency", "token"))
+        and ("saliency_pad" not in parts or float(parts["saliency_pad"].attrs.pad_value) <= NO_SHARE)
+        and int(parts["share"].attrs.axis) == 2
+        and extents(parts["share"])[1:] == (rows * columns, rate * rate, 1)
+        and [int(axis) for axis in parts["sum"].attrs.axis] == [2]
+    )
+
+
+def _pads(parts: Parts, name: str, widths: list[int]) -> bool:
+    """Whether the map is filled up below and on the right to whole windows, and nowhere else."""
+    if f"{name}_pad" not in parts:
+        return not any(widths)
+    attrs = parts[f"{name}_pad"].attrs
+    return [int(width) for width in attrs.pad_width] == widths and attrs.pad_mode == "constant"
+
+
+def _recovery(parts: Parts) -> dict[str, np.ndarray] | None:
+    """Weights of a depthwise deconvolution whose windows touch and do not overlap, or None for any other."""
+    if "up" not in parts:
+        return {}
+    attrs, rate, (_, channels, _, _) = parts["up"].attrs, _rate(parts), extents(parts["x"])
+    fits = (
+        rate > 1
+        and extents(parts["up_w"]) == (channels, 1, rate, rate)
+        and attrs.groups == channels
+        and list(attrs.strides) == [rate, rate]
+        and not any([*attrs.padding, *attrs.output_padding])
+        and extents(parts["to_first"])[2:] == _grid(parts)
+        and all(begin == 0 and step == 1 for begin, step in _slice(parts.get("crop")).values())
+    )
+    weight = array(parts["up_w"])[:, 0].transpose(1, 2, 0)
+    return {"up_w": weight, "up_b": _bias(parts, "up_b", channels)} if fits else None
+
+
+def _slice(call: Any) -> dict[int, tuple[int, int]]:
+    """Of a strided slice, where it begins and how it steps along each axis that it cuts."""
+    if call is None:
+        return {}
+    axes, begins, _, steps = ([int(number) for number in arg] for arg in call.args[1:])
+    return {axis: (begin, step) for axis, begin, step in zip(axes, begins, steps, strict=True)}
 
 
 def _moves_as_expected(parts: Parts) -> bool:
-    """Every permute, axis and index is the one the algebra needs."""
+    """Every permute and axis is the one the algebra needs."""
     axes = {
         "to_last": LAST,
         "to_first": FIRST,
@@ -174,70 +296,56 @@ def _moves_as_expected(parts: Parts) -> bool:
         "saliency_windows": [0, 1, 3, 2, 4, 5],
         "token_windows": [0, 1, 3, 2, 4, 5],
         "stacked": [2, 0, 3, 1, 4],
-        "query": [0, 2, 1, 3],
-        "value": [0, 2, 1, 3],
-        "turned_last": [0, 2, 3, 1],
-        "turned": [0, 1, 3, 2],
+        "turned_third": [0, 2, 3, 1],
+        "turned_layer": [0, 1, 3, 2],
         "joined": [0, 2, 1, 3],
+        **{f"{kind}{i}": [0, 2, 1, 3] for kind in ("head", "token") for i in range(3)},
     }
-    rank = len(extents(parts["x"]))
     return (
-        rank == 4
-        and all(_axes(parts[name]) == order for name, order in axes.items() if name in parts)
-        and [int(axis) % rank for axis in parts["norm"].attrs.axes] == [3]
-        and int(parts["attention"].attrs.axis) in (-1, len(extents(parts["attention"])) - 1)
-        and _apart_as_expected(parts)
-        and array(parts["scale"]).size == 1
-        and _samples_as_expected(parts)
+        all(_axes(parts[name]) == order for name, order in axes.items() if name in parts)
+        and [int(axis) % 4 for axis in parts["norm"].attrs.axes] == [3]
+        and ("attention" not in parts or _along_last(parts["attention"], parts["attention"].attrs.axis))
+        and ("infinity" not in parts or np.all(array(parts["infinity"]) == -math.inf))
+        and extents(parts["spread"]) == extents(parts["x"])
     )
 
 
-def _heads(parts: Parts) -> tuple[int, int, int]:
-    """Tokens of an image, heads, and their width."""
-    shape = extents(parts["heads"] if "heads" in parts else parts["stack"])
-    return (shape[1], shape[-2], shape[-1]) if len(shape) in (4, 5) else (0, 0, 0)
+def _axes(call: Any) -> list[int]:
+    return [int(axis) for axis in call.attrs.axes]
+
+
+def _along_last(call: Any, axis: int) -> bool:
+    return int(axis) in (-1, len(extents(call)) - 1)
+
+
+def _heads(parts: Parts) -> tuple[int, int, int, int]:
+    """What attends to each other: how many groups of how many tokens, in how many heads of what width."""
+    shape = extents(parts["third0"] if "third0" in parts else parts["stack"])
+    return (shape[0], shape[1], shape[-2], shape[-1]) if len(shape) in (4, 5) else (0, 0, 0, 0)
 
 
 def _apart_as_expected(parts: Parts) -> bool:
     """Query, key and value come in this order, and have the same size."""
     if "thirds" in parts:
-        width, total = extents(parts["x"])[1], extents(parts["thirds"].args[0])[-1]
-        attrs = parts["thirds"].attrs
-        even = [int(at) for at in attrs.indices_or_sections] == [width, 2 * width]
-        return even and total == 3 * width and int(attrs.axis) in (-1, 2)
-    order = [int(array(parts[f"{name}_index"])) for name in ("first", "second", "third")]
-    return order == [0, 1, 2] and extents(parts["stack"])[2] == 3
+        call, channels = parts["thirds"], extents(parts["x"])[1]
+        total = extents(call.args[0])[-1]
+        return total == 3 * channels and _in_three(call, total) and _along_last(call.args[0], call.attrs.axis)
+    if len(extents(parts["stack"])) != 5 or extents(parts["stack"])[2] != 3:
+        return False
+    return all(_is_layer(parts, index) for index in range(3))
 
 
-def _samples_as_expected(parts: Parts) -> bool:
-    if "up" not in parts:
-        return True
-    rate = int(parts["up"].attrs.strides[0])
-    if "pool" in parts:
-        attrs = parts["pool"].attrs
-        return list(attrs.pool_size) == list(attrs.strides) == [rate, rate] and not any(attrs.padding)
-    conv = parts["saliency"].attrs
-    return (
-        extents(parts["sal_w"])[0] == 1
-        and extents(parts["sal_w"])[2:] == (3, 3)
-        and list(conv.padding) == [1, 1, 1, 1]
-        and list(conv.strides) == list(conv.dilation) == [1, 1]
-        and int(parts["share"].attrs.axis) == 2
-        and extents(parts["share"])[2:] == (rate * rate, 1)
-        and [int(axis) for axis in parts["sum"].attrs.axis] == [2]
-    )
+def _is_layer(parts: Parts, index: int) -> bool:
+    if f"take{index}" in parts:
+        return int(array(parts[f"index{index}"])) == index and int(parts[f"take{index}"].attrs.axis) == 0
+    if f"slice{index}" in parts:
+        whole = extents(parts[f"slice{index}"])[0] == 1
+        return whole and _slice(parts[f"slice{index}"]) == {0: (index, 1)}
+    return _in_three(parts["layers"], 3) and int(parts["layers"].attrs.axis) == 0
 
 
-def _is_upsampling(parts: Parts, rate: int, channels: int) -> bool:
-    """A depthwise deconvolution whose windows touch and do not overlap."""
-    attrs = parts["up"].attrs
-    return (
-        extents(parts["up_w"]) == (channels, 1, rate, rate)
-        and attrs.groups == channels
-        and list(attrs.strides) == [rate, rate]
-        and not any([*attrs.padding, *attrs.output_padding])
-    )
-
-
-def _axes(call) -> list[int]:
-    return [int(axis) for axis in call.attrs.axes]
+def _in_three(split: Any, total: int) -> bool:
+    sections = split.attrs.indices_or_sections
+    if isinstance(sections, int) or not hasattr(sections, "__iter__"):
+        return int(sections) == 3
+    return [int(at) for at in sections] == [total // 3, 2 * (total // 3)]

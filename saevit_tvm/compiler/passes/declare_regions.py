@@ -12,6 +12,7 @@ from relay_patterns import Reading, Region, read_composite
 from saevit_tvm.compiler.passes.rewriting import constant, shape_of
 from schedules.regions import declare
 
+PICTURE_CHANNELS = 4
 TO_CHANNELS_LAST, FROM_CHANNELS_LAST = [0, 2, 3, 1], [0, 3, 1, 2]
 
 
@@ -46,9 +47,18 @@ class _Rewriter(relax.PyExprMutator):
         n, *rest = shape_of(call)
         image = len(rest) == 3
         result = (n, rest[1], rest[2], rest[0]) if image else (n, *rest)
-        data = self.builder_.emit(relax.op.permute_dims(call.args[0], TO_CHANNELS_LAST))
-        declaration = declare(region.name, reading.shape, shape_of(data), reading.weights, result)
+        shape, data = reading.shape, call.args[0]
+        if self._reads_pictures(region, data):
+            shape = {**shape, "channels_first": True}
+        else:
+            data = self.builder_.emit(relax.op.permute_dims(data, TO_CHANNELS_LAST))
+        declaration = declare(region.name, shape, shape_of(data), reading.weights, result)
         kernel = self.builder_.add_func(declaration, region.name)
         arguments = [data, *(constant(weight) for weight in reading.weights.values())]
         out = relax.call_tir(kernel, arguments, out_ty=relax.TensorType(result, "float32"))
         return relax.op.permute_dims(self.builder_.emit(out), FROM_CHANNELS_LAST) if image else out
+
+    def _reads_pictures(self, region: Region, data: relax.Expr) -> bool:
+        """The first convolution takes the model's input as it is: it copies its few channels in any case."""
+        given = any(data.same_as(param) for param in self._mod["main"].params)
+        return region.name == "conv" and given and shape_of(data)[1] <= PICTURE_CHANNELS

@@ -1,4 +1,4 @@
-"""Importing leaves operators that move nothing: no-op broadcasts and reshapes, permutes and their inverse."""
+"""Importing leaves operators that move nothing, or move twice: broadcasts, reshapes, permutes and slices."""
 
 from __future__ import annotations
 
@@ -59,6 +59,38 @@ def _identity_permute() -> Rule:
     return pattern, replace
 
 
+def _slice(data: DFPattern) -> DFPattern:
+    return is_op("relax.strided_slice")(data, *(wildcard() for _ in range(4)))
+
+
+def _slice_of_slice() -> Rule:
+    """Importing writes a slice for each axis."""
+    data = wildcard()
+    inner = _slice(data)
+    outer = _slice(inner)
+
+    def replace(expr: relax.Expr, matched: Matched) -> relax.Expr:
+        pairs = zip(matched[inner].args[1:], matched[outer].args[1:], strict=True)
+        axes, *rest = ([int(number) for part in pair for number in part] for pair in pairs)
+        apart = len({axis % len(shape_of(expr)) for axis in axes}) == len(axes)
+        return relax.op.strided_slice(matched[data], axes, *rest) if apart else expr
+
+    return outer, replace
+
+
+def _matmul_of_broadcast() -> Rule:
+    """With a batch, some linear layers arrive with a copy of their weights for each picture; matmul needs but one."""
+    data, weight = wildcard(), wildcard()
+    matmul = is_op("relax.matmul")(data, is_op("relax.broadcast_to")(weight, wildcard()))
+
+    def replace(expr: relax.Expr, matched: Matched) -> relax.Expr:
+        left, right = shape_of(matched[data]), shape_of(matched[weight])
+        shared = len(right) == 2 and shape_of(expr)[:-2] == left[:-2]
+        return relax.op.matmul(matched[data], matched[weight]) if shared else expr
+
+    return matmul, replace
+
+
 def _moved_constant(op: str, *others: DFPattern) -> Rule:
     """TVM would compile a kernel for each permute and reshape of a weight to fold it; numpy just does it."""
     data = is_const()
@@ -76,7 +108,7 @@ def _moved_constant(op: str, *others: DFPattern) -> Rule:
 
 @tvm.ir.transform.module_pass(opt_level=0, name="RemoveNoOps")
 class RemoveNoOps:
-    """Drop broadcasts and reshapes to the same shape, permutes that undo each other, and permutes of weights."""
+    """Drop what changes nothing, join what undoes or continues the other, and move weights once and for all."""
 
     def transform_module(self, mod: tvm.IRModule, _context: tvm.transform.PassContext) -> tvm.IRModule:
         return rewrite(
@@ -87,6 +119,8 @@ class RemoveNoOps:
                 _same_shape("relax.reshape"),
                 _permute_of_permute(),
                 _identity_permute(),
+                _slice_of_slice(),
+                _matmul_of_broadcast(),
                 _moved_constant("relax.permute_dims"),
                 _moved_constant("relax.reshape", wildcard()),
             ],
