@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from saevit_tvm.compiler.straight import Plan, Tensor
+if TYPE_CHECKING:
+    from saevit_tvm.compiler.straight import Plan, Tensor
 
 _PLACES = {"arena": "IN_ARENA", "weights": "IN_WEIGHTS", "input": "IN_INPUT"}
 _TYPE_CODES = {"i": 0, "u": 1, "f": 2}

@@ -283,7 +283,7 @@ def _prove(work: _Work, flavour: str) -> dict[str, Any]:
         ],
     )
     result: dict[str, Any] = {"passed": False, "max_abs_error": None, "max_rel_error": None, "proof": "none"}
-    how, kept = targets.how_to_run(work.target), work.manifest["reference"]
+    how, kept = _way(work.target, flavour), work.manifest["reference"]
     if how is None or kept is None:
         why = "there are no recorded answers" if kept is None else targets.why_not(work.target)
         work.say(f"{flavour}: linked, not run: {why}")
@@ -301,6 +301,16 @@ def _prove(work: _Work, flavour: str) -> dict[str, Any]:
         )
     found = {"max_abs_error": deviation.max_abs_error, "max_rel_error": deviation.max_rel_error}
     return {"passed": True, **found, "proof": how}
+
+
+def _way(target: Target, flavour: str) -> str | None:
+    """Where a program for the target can be run; one without TVM's runtime also where TVM has none."""
+    how = targets.how_to_run(target)
+    if how is None and flavour == "static" and target.emulator and target.arch != platform.machine():
+        from saevit_tvm.runtime import emulator
+
+        how = "qemu" if emulator.find(target.arch) and toolchain.sysroot(target.arch) else None
+    return how
 
 
 def _answers(work: _Work, program: Path, how: str, inputs: Sequence[np.ndarray]) -> list[list[np.ndarray]]:

@@ -55,6 +55,7 @@ static int has_feature(const char *name) {
     } known[] = {
         {"fp", 0, 0},    {"asimd", 0, 1},    {"aes", 0, 3},       {"pmull", 0, 4},   {"sha1", 0, 5},   {"sha2", 0, 6},
         {"crc32", 0, 7}, {"atomics", 0, 8},  {"fphp", 0, 9},      {"asimdhp", 0, 10}, {"asimdrdm", 0, 12},
+        {"jscvt", 0, 13}, {"fcma", 0, 14},
         {"lrcpc", 0, 15}, {"asimddp", 0, 20}, {"sve", 0, 22},     {"asimdfhm", 0, 23}, {"sve2", 1, 1},  {"svei8mm", 1, 9},
         {"svebf16", 1, 12}, {"i8mm", 1, 13}, {"bf16", 1, 14},
     };

@@ -1,7 +1,8 @@
 /* From a picture to an input, as the artifact's manifest says it.
  *
- * Resizing widens its filter when it shrinks, works across and then down, and rounds to 8 bits after each, with
- * weights of 22 bits: what Pillow does, so that C and Python see the same pixels.
+ * Resizing widens its filter when it shrinks, works across and down one after the other, and rounds to 8 bits after
+ * each, with weights of 22 bits: what Pillow does, so that C and Python see the same pixels. (Older versions of
+ * Pillow always work across first: there a tall picture may differ by one level in 255.)
  */
 #define _GNU_SOURCE
 #include "internal.h"
@@ -94,26 +95,44 @@ static void mix(const axis *a, int i, const uint8_t *source, size_t step, uint8_
     }
 }
 
+static void resize_across(const axis *x, const uint8_t *source, int width, int lines, uint8_t *out) {
+    const int w = saevit_model.image_width;
+    for (int line = 0; line < lines; line++, source += (size_t)width * CHANNELS)
+        for (int i = 0; i < w; i++, out += CHANNELS) mix(x, i, source, CHANNELS, out);
+}
+
+static void resize_down(const axis *y, const uint8_t *source, int width, uint8_t *out) {
+    const size_t row = (size_t)width * CHANNELS;
+    for (int j = 0; j < saevit_model.image_height; j++)
+        for (size_t i = 0; i < row; i += CHANNELS, out += CHANNELS) mix(y, j, source + i, row, out);
+}
+
+/* Which way goes first shows in the last bit. A tall picture is worth shortening first. */
+static int is_tall(int width, int height) {
+    const int narrower = width - saevit_model.image_width, shorter = height - saevit_model.image_height;
+    return shorter > 0 && shorter > 2 * narrower;
+}
+
 static int resize_smooth(const uint8_t *rgb, int width, int height, span across, span down, resize_method method,
                          uint8_t *out) {
-    const int w = saevit_model.image_width, h = saevit_model.image_height;
-    const size_t source_row = (size_t)width * CHANNELS, row = (size_t)w * CHANNELS;
+    const int w = saevit_model.image_width, h = saevit_model.image_height, tall = is_tall(width, height);
     axis x = {0}, y = {0};
-    uint8_t *narrow = NULL;
-    int done = make_axis(&x, width, across, w, method) && make_axis(&y, height, down, h, method);
-    if (done) {
-        const int first = y.first[0], end = y.first[h - 1] + y.count[h - 1];
-        narrow = malloc((size_t)(end - first) * row);
-        done = narrow != NULL;
-        for (int line = first; done && line < end; line++)
-            for (int i = 0; i < w; i++)
-                mix(&x, i, rgb + (size_t)line * source_row, CHANNELS,
-                    narrow + (size_t)(line - first) * row + (size_t)i * CHANNELS);
-        for (int j = 0; done && j < h; j++) y.first[j] -= first;
-        for (int j = 0; done && j < h; j++)
-            for (size_t i = 0; i < row; i += CHANNELS) mix(&y, j, narrow + i, row, out + (size_t)j * row + i);
+    uint8_t *half_done = NULL;
+    if (make_axis(&x, width, across, w, method) && make_axis(&y, height, down, h, method)) {
+        const int first = y.first[0], lines = y.first[h - 1] + y.count[h - 1] - first;
+        const uint8_t *start = rgb + (size_t)first * (size_t)width * CHANNELS;
+        half_done = malloc((tall ? (size_t)width * (size_t)h : (size_t)w * (size_t)lines) * CHANNELS);
+        for (int j = 0; j < h; j++) y.first[j] -= first;
+        if (half_done && tall) {
+            resize_down(&y, start, width, half_done);
+            resize_across(&x, half_done, width, h, out);
+        } else if (half_done) {
+            resize_across(&x, start, width, lines, half_done);
+            resize_down(&y, half_done, w, out);
+        }
     }
-    free(narrow);
+    const int done = half_done != NULL;
+    free(half_done);
     free_axis(&x);
     free_axis(&y);
     return done;
