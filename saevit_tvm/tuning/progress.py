@@ -17,10 +17,11 @@ Show = Callable[[Snapshot], None]
 def line(snapshot: Snapshot) -> str:
     """The state of a search in one line."""
     budget = f"/{snapshot.limit}" if snapshot.limit is not None else ""
+    what = "modelled" if snapshot.modelled else "predicted"
     parts = [
         f"trials {snapshot.trials}{budget}",
         f"kernels {snapshot.tuned}/{snapshot.tasks}",
-        f"predicted {snapshot.best_ms:.3f} ms" if snapshot.best_ms is not None else "predicted -",
+        f"{what} {snapshot.best_ms:.3f} ms" if snapshot.best_ms is not None else f"{what} -",
     ]
     if snapshot.seconds_left is not None:
         parts.append(f"{_duration(snapshot.seconds_left)} left")

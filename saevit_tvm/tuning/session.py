@@ -52,6 +52,7 @@ class Snapshot:
     seconds_left: float | None = None
     failures: Counter[str] = field(default_factory=Counter)
     best_ms: float | None = None
+    modelled: bool = False  # the milliseconds are computed, not measured
     current: str = ""
     ended: str = ""
 
@@ -97,7 +98,7 @@ class Session:
             now(),
         )
         self.guide = CostModel(features)
-        self.snapshot = Snapshot(tasks=len(self.tasks))
+        self.snapshot = Snapshot(tasks=len(self.tasks), modelled=store.modelled)
         self._open_measurer = measurer or (lambda: LocalMeasurer(target))
         self._seeds = seeds
         self._show = show

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from collections.abc import Callable
@@ -155,8 +156,9 @@ def _curve(store: Store, model: Model) -> list[dict[str, Any]]:
 
 def _machines(trials: list[Trial]) -> list[dict[str, Any]]:
     """Who measured, and how much."""
-    counts = Counter(tuple(sorted(trial.machine.items())) for trial in trials)
-    return [dict(machine) | {"trials": count} for machine, count in counts.most_common()]
+    machines = {json.dumps(trial.machine, sort_keys=True): trial.machine for trial in trials}
+    counts = Counter(json.dumps(trial.machine, sort_keys=True) for trial in trials)
+    return [machines[name] | {"trials": count} for name, count in counts.most_common()]
 
 
 def _kernel(store: Store, key: str, models: list[Model]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from saevit_tvm.runtime.manifest import schema
 from saevit_tvm.targets import Target
 from saevit_tvm.tuning.log import Log, encode
 from saevit_tvm.tuning.store import ASIDE_NAME, Store
+from saevit_tvm.verbs import logs as verb
 
 pytestmark = pytest.mark.slow
 
@@ -92,40 +93,42 @@ def test_wrong_names_are_one_sentence(cli: Cli, root: Path, tmp_path: Path, targ
     assert not (tmp_path / "none").exists()
 
 
+def checked(root: Path, *, repair: bool = False) -> dict[str, Any]:
+    result = verb.check(root, None, repair=repair, say=lambda _line: None)
+    jsonschema.validate(result, schema("logs-check"))
+    return result["fingerprints"][0]
+
+
 def test_check_finds_damage_and_repairs_it(cli: Cli, root: Path, target: Target) -> None:
-    assert told(cli, "check", "--store", root)["damaged"] is False
+    assert checked(root)["damaged"] is False
     log = Log(Store(root, target).path)
     log.append([{"kind": "trial", "format": 99}, {"kind": "workload", "format": 1}])
     with log.path.open("ab") as file:
         file.write(encode({"n": 1}).replace(b'"n":1', b'"n":2') + b"half a rec")
     before = log.path.read_bytes()
-    (row,) = told(cli, "check", "--store", root, status=1)["fingerprints"]
+    row = checked(root)
     assert (row["torn_bytes"], row["broken_lines"], row["unreadable"], row["set_aside"]) == (10, 1, 2, None)
     assert "--repair would" in said(cli, "check", "--store", root, status=1)
     assert log.path.read_bytes() == before, "looking changes nothing"
-    (row,) = told(cli, "check", "--store", root, "--repair")["fingerprints"]
-    assert row["set_aside"] == 3
+    assert "3 lines are now in" in said(cli, "check", "--store", root, "--repair")
     assert log.path.with_name(ASIDE_NAME).read_bytes().count(b"\n") == 3
-    assert told(cli, "check", "--store", root)["damaged"] is False
+    assert checked(root)["damaged"] is False
     assert sum(map(len, Store(root, target).trials.values())) == TRIALS
 
 
-def test_trials_that_no_longer_apply_are_told_but_no_damage(cli: Cli, root: Path, target: Target) -> None:
+def test_trials_that_no_longer_apply_are_told_but_no_damage(root: Path, target: Target) -> None:
     store = Store(root, target)
     (key,) = store.workloads
     stale = dataclasses.replace(store.of(key)[0], candidate="0x1", trace=[[["Nonsense", [], [], []]], []])
     store.add(stale, store.workloads[key])
-    (row,) = told(cli, "check", "--store", root)["fingerprints"]
+    row = checked(root)
     assert (row["outdated_trials"], row["damaged"]) == (1, False)
 
 
-def test_merge_and_prune_make_a_small_store_of_the_best(cli: Cli, root: Path, tmp_path: Path, target: Target) -> None:
+def test_merge_and_prune_make_a_small_store_of_the_best(cli: Cli, root: Path, tmp_path: Path) -> None:
     shipped = tmp_path / "shipped"
-    for added in (2, 0):
-        assert told(cli, "merge", root, "--into", shipped, "--best", "2")["fingerprints"][0]["added"] == added
-    told(cli, "merge", root, "--into", shipped)
-    assert own(told(cli, "list", "--store", shipped))["trials"] == TRIALS
+    assert told(cli, "merge", root, "--into", shipped, "--best", "2")["fingerprints"][0]["added"] == 2
+    assert f"{TRIALS - 2} trials added, {TRIALS} in all" in said(cli, "merge", root, "--into", shipped)
     (row,) = told(cli, "prune", "--best", "3", "--store", shipped)["fingerprints"]
     assert (row["removed"], row["trials"], row["pruned"]) == (TRIALS - 3, TRIALS, TRIALS - 3)
     assert row["bytes"] < row["bytes_before"]
-    assert "0 trials removed" in said(cli, "prune", "--best", "3", "--store", shipped)

@@ -101,16 +101,15 @@ class Even:
 
 
 def test_a_search_that_finds_nothing_better_ends_by_itself(tmp_path: Path, target: Target, matmul: Callable) -> None:
-    kernels = [matmul(), matmul(rows=64)]
-    result = Session(kernels, target, Store(tmp_path, target), model="test", measurer=Even).run()
-    assert result.ended == "6 rounds brought nothing"
-    assert result.trials <= 16 * (2 + 6 + 1)
+    result = Session([matmul()], target, Store(tmp_path, target), model="test", measurer=Even).run()
+    assert result.ended == "3 rounds brought nothing"
+    assert result.trials <= 16 * 5
 
 
 def test_the_kernel_with_the_most_time_gets_the_most_trials(tmp_path: Path, target: Target, matmul: Callable) -> None:
     store, kernels = Store(tmp_path, target), [matmul(), matmul(rows=64)]
     measurer = lambda: Even({"32": 1e-4, "64": 1e-2})  # noqa: E731
-    Session(kernels, target, store, model="test", measurer=measurer).run(trials=80)
+    Session(kernels, target, store, model="test", measurer=measurer).run(trials=56)
     short, long = (store.of(replay.module_key(kernel.module)) for kernel in kernels)
     assert len(short) >= FIRST_BATCH, "a floor for every kernel"
     assert len(long) > 3 * len(short)
@@ -179,10 +178,13 @@ def test_workers_that_die_crash_or_hang_are_replaced(
 def test_when_nothing_works_the_cause_is_named_and_nothing_kept(
     tmp_path: Path, target: Target, matmul: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))  # no compiler to link with
+    compiler = tmp_path / "cc"
+    compiler.write_text("#!/bin/sh\necho no linking today >&2; exit 1\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     store = Store(tmp_path / "store", target)
-    with pytest.raises(TuningError, match=r"none of 8 candidates.*build failed \(8\).*own words: .*\S"):
+    with pytest.raises(TuningError, match=r"none of 8 candidates.*build failed \(8\).*own words: .*no linking today"):
         Session([matmul()], target, store, model="test").run(trials=8)
     assert candidates(Store(tmp_path / "store", target)) == []
 
@@ -214,7 +216,7 @@ def searching(root: Path, trials: int) -> Iterator[subprocess.Popen[str]]:
 
 def test_sigkill_loses_only_the_measurement_in_flight(root: Path, target: Target) -> None:
     known = TRIALS
-    for _ in range(3):
+    for _ in range(2):
         with searching(root, 10_000) as process:
             workers = psutil.Process(process.pid).children(recursive=True)
             time.sleep(random.random() * 2)
@@ -269,7 +271,8 @@ def test_a_full_disk_ends_the_search_and_loses_nothing(
         kept = len(candidates(Store(disk, target)))
         assert shown[-1] == kept > 5
         subprocess.run(["mount", "-o", "remount,size=4m", str(disk)], check=True)
-        result = Session([matmul()], target, Store(disk, target), model="test", measurer=Even).run(trials=kept + 3)
+        again = Session([matmul(4, 4, 4)], target, Store(disk, target), model="test", measurer=Even)
+        result = again.run(trials=kept + 3)
         assert (result.resumed, result.trials) == (kept, kept + 3)
         assert len(set(candidates(Store(disk, target)))) == kept + 3
     finally:
