@@ -87,7 +87,9 @@ def _zig(target: Target) -> Toolchain | None:
     else:
         return None
     triple = _triple(target)
-    return Toolchain((*start, "cc", "-target", f"{triple}.{_GLIBC}" if triple.endswith("-gnu") else triple), "zig")
+    triple += f".{_GLIBC}" if triple.endswith("-gnu") else ""
+    # Left to itself, zig makes slow code with checks in it.
+    return Toolchain((*start, "cc", "-target", triple, "-O2", "-fno-sanitize=undefined"), "zig")
 
 
 def _triple(target: Target) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import subprocess
 import sys
 import tarfile
 from pathlib import Path
@@ -72,6 +73,20 @@ def test_every_compiler_can_link(name: str, tmp_path: Path) -> None:
     assert elf.read(tmp_path / "tiny.so") == ("ELF", "shared library", "aarch64")
 
 
+@pytest.mark.skipif(not has_zig, reason="needs ziglang")
+def test_an_android_library_needs_no_library_of_androids(tmp_path: Path) -> None:
+    source, out = tmp_path / "a.c", tmp_path / "a.so"
+    source.write_text("""
+        void *memcpy(void *, const void *, unsigned long), *memset(void *, int, unsigned long), left_open(void);
+        float expf(float);
+        float f(char *a, char *b, float x) { memset(a, 0, x); memcpy(a, b, x); left_open(); return expf(x); }
+    """)
+    chosen = toolchain.linker(targets.get("android-arm64"))
+    subprocess.run(chosen.shared(["-fno-builtin", str(source)], str(out)), check=True)
+    symbols = subprocess.run(["nm", "-D", "--undefined-only", out], capture_output=True, text=True, check=True)
+    assert symbols.stdout.split() == ["U", "left_open"]
+
+
 def test_a_missing_compiler_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setitem(sys.modules, "ziglang", None)
@@ -86,10 +101,9 @@ def test_a_missing_compiler_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
 
 def test_the_command_line_asks_before_it_compiles(cli: Any, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['ziglang'] = None")  # as if not installed
+    environment = os.environ | {"PATH": str(tmp_path), "PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[2]}"}
     target = '{"kind": "llvm", "mtriple": "riscv64-linux-gnu", "mattr": ["+d"]}'
-    environment = os.environ | {"PATH": str(tmp_path)}
-    if has_zig:
-        pytest.skip("zig can link for everything")
     done = cli("build", "--model", "saevit_micro", "--target", target, cwd=tmp_path, env=environment)
     assert done.returncode == 1 and "compiling" not in done.stderr
     assert done.stderr.splitlines()[-1].startswith("saevit-tvm: target 'custom' needs a C compiler for riscv64")
