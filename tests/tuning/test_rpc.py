@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import runpy
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -73,8 +75,20 @@ def kernel(name: str, body: str, key: str = "A") -> Candidate:
     return Candidate(name, [], tvm.ir.save_json(module), None)
 
 
-def measured(measurer: RpcMeasurer, *candidates: Candidate) -> dict[str, Result]:
-    return {candidate.key: result for candidate, result in measurer.measure(candidates, 1.0, lambda: False)}
+def stores(count: int) -> list[Candidate]:
+    return [kernel(f"k{number}", f"A[0] = T.float32({number})") for number in range(count)]
+
+
+def measured(
+    measurer: RpcMeasurer, *candidates: Candidate, after: dict[int, Callable[[], None]] | None = None
+) -> dict[str, Result]:
+    """The results by name; something may be done after so many of them."""
+    results: dict[str, Result] = {}
+    for candidate, result in measurer.measure(candidates, 1.0, lambda: False):
+        assert candidate.key not in results, "one result each"
+        results[candidate.key] = result
+        (after or {}).get(len(results), lambda: None)()
+    return results
 
 
 def test_a_board_that_dies_costs_nothing(
@@ -104,63 +118,51 @@ def test_a_board_that_dies_costs_nothing(
 
 
 def test_a_board_that_hangs_is_given_up_and_its_candidate_measured_elsewhere(
-    tracker: Tracker, server: list[str], tmp_path: Path, target: Target, matmul: Callable
+    tracker: Tracker, server: list[str], target: Target
 ) -> None:
-    store, said = Store(tmp_path, target.fingerprint), []
-    with serving(server, tracker, "hang") as victim, serving(server, tracker, "hang"):
+    said: list[str] = []
 
-        def show(snapshot: Snapshot) -> None:
-            if snapshot.trials == 3:
-                victim.send_signal(signal.SIGSTOP)
+    def stop() -> None:
+        time.sleep(0.5)  # for it to offer itself again
+        os.killpg(victim.pid, signal.SIGSTOP)
 
-        result = search(
-            store,
-            target,
-            matmul,
-            lambda: RpcMeasurer(target, HERE, tracker.port, "hang", say=said.append),
-            14,
-            show,
-        )
-    assert (result.trials, result.failed) == (14, 0), result.failures
-    assert len(recorded(store)) == 14
+    with (
+        serving(server, tracker, "hang") as victim,
+        serving(server, tracker, "hang"),
+        RpcMeasurer(target, HERE, tracker.port, "hang", say=said.append) as measurer,
+    ):
+        results = measured(measurer, *stores(10), after={3: stop})
+    assert len(results) == 10 and all(result.run_secs for result in results.values()), results
     assert any("was lost" in line for line in said), said
 
 
-def test_no_board_is_left_and_then_one_comes_back(
-    tracker: Tracker, server: list[str], tmp_path: Path, target: Target, matmul: Callable
-) -> None:
-    store, said = Store(tmp_path, target.fingerprint), []
-    with serving(server, tracker, "gone") as victim:
-        back = threading.Event()
+def test_no_board_is_left_and_then_one_comes_back(tracker: Tracker, server: list[str], target: Target) -> None:
+    missed, done, said = threading.Event(), threading.Event(), []
 
-        def say(line: str) -> None:
-            said.append(line)
-            if line.startswith("waiting"):
-                back.set()
+    def say(line: str) -> None:
+        said.append(line)
+        if line.startswith("waiting: the tracker has no device"):
+            missed.set()
 
-        def come_back() -> None:
-            back.wait(60)
-            with serving(server, tracker, "gone"):
-                done.wait(60)
+    def come_back() -> None:
+        missed.wait(60)
+        with serving(server, tracker, "gone"):
+            done.wait(60)
 
-        done = threading.Event()
-        thread = threading.Thread(target=come_back)
-        thread.start()
-
-        def show(snapshot: Snapshot) -> None:
-            if snapshot.trials == 2:
-                victim.kill()
-
-        try:
-            result = search(
-                store, target, matmul, lambda: RpcMeasurer(target, HERE, tracker.port, "gone", say=say), 6, show
-            )
-        finally:
-            back.set()
-            done.set()
-            thread.join()
-    assert (result.trials, result.failed) == (6, 0), result.failures
-    assert any("waiting: the tracker has no device" in line for line in said), said
+    thread = threading.Thread(target=come_back)
+    thread.start()
+    try:
+        with (
+            serving(server, tracker, "gone") as victim,
+            RpcMeasurer(target, HERE, tracker.port, "gone", say=say) as measurer,
+        ):
+            results = measured(measurer, *stores(6), after={2: victim.kill})
+    finally:
+        missed.set()
+        done.set()
+        thread.join()
+    assert len(results) == 6 and all(result.run_secs for result in results.values()), results
+    assert any(line.startswith("waiting: the tracker has no device") for line in said), said
 
 
 def test_patience_ends_when_no_board_comes(
@@ -206,9 +208,9 @@ def test_a_kernel_that_takes_board_after_board_along_is_blamed_in_the_end(
 
 
 def test_the_server_that_tvm_brings_works_too(tracker: Tracker, target: Target) -> None:
-    command = [sys.executable, "-m", "tvm.exec.rpc_server", "--host", HERE]
-    # TVM's server takes its first port as the start of a range.
-    with boards["started"]([*command, "--port", "9500", "--tracker", f"{HERE}:{tracker.port}", "--key", "python"]):
+    port = boards["free_port"]()
+    command = [sys.executable, "-m", "tvm.exec.rpc_server", "--host", HERE, "--port", port, "--port-end", port + 1]
+    with boards["started"]([*command, "--tracker", f"{HERE}:{tracker.port}", "--key", "python"]):
         until(lambda: queue(tracker, "python").servers == 1)
         with RpcMeasurer(target, HERE, tracker.port, "python") as measurer:
             results = measured(measurer, kernel("one", "T.evaluate(0)"), kernel("two", "A[0] = T.float32(1)"))
@@ -247,7 +249,7 @@ def arm_server(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     if emulator.find("aarch64") is None:
         pytest.skip("needs qemu-user")
     made = rpc_server("rpi4", tmp_path_factory.mktemp("arm") / "rpc")
-    assert len(Path(made["readme"]).read_text().splitlines()) == 11
+    assert len(Path(made["readme"]).read_text().splitlines()) == 10
     return emulator.command("aarch64", "cortex-a72", [made["program"]])
 
 
