@@ -52,7 +52,7 @@ def invoke(arguments: list[str], guard: Guard) -> int:
 # Options that commands share ------------------------------------------
 
 folder = click.Path(path_type=Path)
-artifact_argument = click.argument("artifact", type=click.Path(path_type=Path))
+artifact_argument = click.argument("artifact", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 target_option = click.option(
     "--target", default="native", show_default=True, help="A name that 'targets' lists, or TVM's target JSON."
 )
@@ -107,7 +107,7 @@ def _as_sentence(error: click.ClickException) -> UsageError:
 
 
 def _register() -> None:
-    from saevit_tvm.cli import bench, build, doctor, logs, models, run, sdk, targets, tune, verify
+    from saevit_tvm.cli import bench, build, doctor, logs, models, rpc_server, run, sdk, targets, tune, verify
 
-    for module in (models, targets, tune, build, verify, bench, run, sdk, logs, doctor):
+    for module in (models, targets, tune, build, verify, bench, run, sdk, logs, rpc_server, doctor):
         app.add_command(module.command)

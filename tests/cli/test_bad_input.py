@@ -190,8 +190,6 @@ def damaged(parts, forge):
             forge(library[:18] + b"\xb7\x00" + library[20:], manifest, path)
         elif kind == "another TVM":
             forge(library, manifest | {"versions": manifest["versions"] | {"tvm": "0.99.0"}}, path)
-        elif kind == "directory":
-            path.mkdir()
         return path
 
     return make
@@ -207,8 +205,6 @@ KINDS = {
     "another CPU": "avx9",
     "another architecture": "aarch64",
     "another TVM": "0.99.0",
-    "absent": "No such file",
-    "directory": "directory",
 }
 
 
@@ -217,6 +213,15 @@ def test_an_artifact_that_cannot_be_used(cli, micro_artifact, tmp_path, picture,
     bad = damaged(kind, micro_artifact, tmp_path / "bad.so")
     for command in (["verify", bad], ["run", bad, picture], ["bench", bad, "--against", "none"]):
         refused(cli(*command), 1, "bad.so", KINDS[kind])
+
+
+@pytest.mark.parametrize(("kind", "words"), [("absent", "does not exist"), ("directory", "is a directory")])
+def test_an_artifact_that_is_no_file_is_wrong_usage(cli, tmp_path, picture, kind, words, refused):
+    bad = tmp_path / "bad.so"
+    if kind == "directory":
+        bad.mkdir()
+    for command in (["verify", bad], ["run", bad, picture], ["bench", bad, "--against", "none"]):
+        refused(cli(*command), 2, "bad.so", words, "--help")
 
 
 def test_verify_tells_scripts_that_nothing_was_proven(cli, micro_artifact, tmp_path, damaged):
@@ -237,8 +242,9 @@ def test_one_bad_picture_and_nothing_is_classified(cli, micro_artifact, tmp_path
     refused(cli("run", micro_artifact, picture, bad), 1, "bad.jpg")
 
 
-def test_absent_picture(cli, micro_artifact, refused):
+def test_a_picture_that_is_no_file_is_wrong_usage(cli, micro_artifact, tmp_path, refused):
     refused(cli("run", micro_artifact, "nowhere.png"), 2, "nowhere.png")
+    refused(cli("run", micro_artifact, tmp_path), 2, str(tmp_path), "there is no picture")
 
 
 def test_too_many_classes_wanted(cli, micro_artifact, picture, refused):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -181,20 +182,40 @@ def test_bench_beside_two_runtimes(cli, micro_artifact):
         assert row["cores_used"] < 1.2
 
 
-def test_bench_says_what_to_install_and_goes_on(cli, micro_artifact, tmp_path):
-    # As on a machine without it: the import system does not find it.
+@pytest.fixture
+def without_onnxruntime(tmp_path):
+    """The environment of a machine without it: the import system does not find it."""
     (tmp_path / "sitecustomize.py").write_text(
         "from importlib.machinery import PathFinder\n"
         "find = PathFinder.find_spec\n"
         "def find_others(name, *rest): return None if name == 'onnxruntime' else find(name, *rest)\n"
         "PathFinder.find_spec = find_others\n"
     )
-    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
-    done = cli("bench", micro_artifact, "--against", "onnxruntime", "--runs", "2", "--json", env=environment)
-    result = told(done, "bench")
+    return os.environ | {"PYTHONPATH": str(tmp_path)}
+
+
+def test_bench_says_what_to_install_and_goes_on(cli, micro_artifact, without_onnxruntime):
+    command = ("bench", micro_artifact, "--against", "onnxruntime", "--runs", "2", "--json")
+    result = told(cli(*command, env=without_onnxruntime), "bench")
     assert [row["name"] for row in result["results"]] == ["saevit-tvm"]
     (row,) = result["failed"]
     assert row["name"] == "onnxruntime" and "pip install onnxruntime" in row["error"]
+
+
+def test_bench_finds_a_runtime_in_another_environment(cli, micro_artifact, without_onnxruntime, tmp_path):
+    other = tmp_path / "python"
+    other.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    other.chmod(0o755)
+    command = ("bench", micro_artifact, "--against", "onnxruntime", "--runs", "2", "--json")
+    done = cli(*command, env=without_onnxruntime | {"SAEVIT_TVM_PEERS_PYTHON": str(other)})
+    assert [row["name"] for row in told(done, "bench")["results"]] == ["saevit-tvm", "onnxruntime"]
+
+
+def test_bench_of_what_was_never_verified_says_so(cli, micro_artifact, tmp_path, parts, forge):
+    library, manifest = parts(micro_artifact)
+    manifest["verification"] |= {"passed": False, "proof": "none"}
+    artifact = forge(library, manifest, tmp_path / "a.so")
+    assert "never verified" in cli("bench", artifact, "--against", "none", "--runs", "2").stdout
 
 
 def test_bench_without_the_weights(cli, micro_artifact, tmp_path, parts, forge, refused):
@@ -221,6 +242,7 @@ def test_doctor_on_a_machine_that_is_ready(cli, tmp_path):
     found = checks(cli("doctor", "--json", "--store", tmp_path / "store"), 0)
     assert all(check["ok"] for check in found.values() if check["needed"])
     assert "2.13" in found["torch"]["detail"] and found["target native"]["detail"] == "ready"
+    assert found["emulation of aarch64"]["ok"] == ("cortex-a76" in found["target rpi5"]["detail"])
     assert not (tmp_path / "store").exists()
 
 
@@ -235,4 +257,5 @@ def test_doctor_finds_what_is_broken(cli, tmp_path):
     assert not found["C compiler"]["ok"] and "apt install gcc" in found["C compiler"]["detail"]
     assert "SIGABRT" in found["tvm-ffi serialises IR"]["detail"]
     assert not found["tuning store"]["ok"]
+    assert "apt install qemu-user" in found["emulation of aarch64"]["detail"]
     assert done.stderr.startswith("saevit-tvm: this machine is not ready")
