@@ -347,6 +347,12 @@ def _place(folder: Path, out: Path, staged: Path) -> None:
         if path.is_file():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
+    old = staged / "old"
     if out.exists() and any(out.iterdir()):
-        out.rename(staged / "old")
-    workspace.place([(folder, out)])
+        out.rename(old)
+    try:
+        workspace.place([(folder, out)])
+    except BaseException:
+        if old.exists():
+            old.rename(out)
+        raise

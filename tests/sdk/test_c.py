@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import platform
+import resource
 import shutil
 import struct
 import subprocess
@@ -161,6 +162,16 @@ def test_a_processor_that_lacks_a_feature_is_a_sentence(
         made = compiled(tmp_path / "tensor", parts)
         done = subprocess.run([made, "/dev/null", tmp_path / "out"], capture_output=True, text=True)
         assert done.returncode == 1 and word in done.stderr
+
+
+def test_when_the_system_gives_no_more_threads_that_is_a_sentence(program: Program, tmp_path: Path) -> None:
+    (tmp_path / "in").write_bytes(b"")
+    command = [*program("tensor.c", "static"), str(tmp_path / "in"), str(tmp_path / "out"), "256"]
+    limit = (400 << 20, 400 << 20)  # of address space, of which every thread wants 8 MB
+    done = subprocess.run(
+        command, capture_output=True, text=True, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, limit)
+    )
+    assert done.returncode == 1 and "no more threads" in done.stderr
 
 
 # Fuzzing, memory, other machines ---------------------------------------------------

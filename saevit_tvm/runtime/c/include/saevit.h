@@ -2,8 +2,8 @@
  *
  * A program opens the model, runs it any number of times, and closes it. Every failure is a status and a sentence;
  * nothing here aborts, prints, or installs a handler. There is no global state but the text of each thread's last
- * error. Link `libsaevit_static.a` (nothing else needed) or `libsaevit_shared.a` (loads the artifact with TVM's
- * runtime): the functions are the same.
+ * error. Link `saevit_static.o` and `saevit_model.o` (nothing else is needed) or `saevit_shared.o` (which loads the
+ * artifact and TVM's runtime): the functions are the same.
  */
 #ifndef SAEVIT_H
 #define SAEVIT_H
@@ -87,7 +87,8 @@ size_t saevit_workspace_size(int threads);
 /* Opens the model; options may be NULL. Any thread; open models are independent of one another. A child of fork must
  * open its own.
  * shared: the first call sets TVM_BIND_THREADS and TVM_THREAD_POOL_SPIN_COUNT in the environment unless they are
- * set, and loads TVM for the rest of the process: let no other thread touch the environment meanwhile. */
+ * set, and loads TVM for the rest of the process: let no other thread touch the environment meanwhile. TVM itself ends
+ * the process if the system refuses it a thread. */
 saevit_status saevit_open(const saevit_options *options, saevit **model);
 
 /* One inference. Sizes are in bytes and must be right; no alignment is asked for (64 bytes spares a copy of the
