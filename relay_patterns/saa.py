@@ -305,7 +305,7 @@ def _moves_as_expected(parts: Parts) -> bool:
         all(_axes(parts[name]) == order for name, order in axes.items() if name in parts)
         and [int(axis) % 4 for axis in parts["norm"].attrs.axes] == [3]
         and ("attention" not in parts or _along_last(parts["attention"], parts["attention"].attrs.axis))
-        and ("infinity" not in parts or np.all(array(parts["infinity"]) == -math.inf))
+        and ("infinity" not in parts or bool(np.all(array(parts["infinity"]) == -math.inf)))
         and extents(parts["spread"]) == extents(parts["x"])
     )
 
