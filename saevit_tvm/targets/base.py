@@ -43,7 +43,7 @@ class Target:
 def runs_here(target: Target) -> tuple[bool, str]:
     """Whether this machine can run the target's code, and if not, why not."""
     if target.arch != platform.machine():
-        return False, f"needs a {target.arch} machine, this one is {platform.machine()}"
+        return False, f"needs {target.arch}, this machine is {platform.machine()}"
     missing = sorted(set(target.features) - cpu_features())
     if missing:
         return False, f"needs CPU features this machine lacks: {', '.join(missing)}"

@@ -110,7 +110,7 @@ def test_json_target_of_another_architecture(cpu: str, emulator: str) -> None:
 
 def test_a_target_for_another_machine_does_not_run_here() -> None:
     other = base.Target("arm64", "", {"kind": "llvm"}, arch="sparc64")
-    assert targets.runs_here(other) == (False, f"needs a sparc64 machine, this one is {platform.machine()}")
+    assert targets.runs_here(other) == (False, f"needs sparc64, this machine is {platform.machine()}")
     newer = base.Target("newer", "", {"kind": "llvm"}, arch=platform.machine(), features=("avx4096",))
     assert targets.runs_here(newer) == (False, "needs CPU features this machine lacks: avx4096")
 
