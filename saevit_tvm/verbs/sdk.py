@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from saevit_tvm import targets
-from saevit_tvm.errors import ArtifactError, CompileError, ParityError, UsageError, unknown
+from saevit_tvm.errors import ArtifactError, CompileError, ParityError, TargetError, UsageError, unknown
 from saevit_tvm.runtime import elf
 from saevit_tvm.runtime.artifact import read_manifest
 from saevit_tvm.targets import Target, toolchain
@@ -36,7 +36,7 @@ FORMAT = 1
 FLAVOURS = {"static": ["static"], "shared": ["shared"], "both": ["static", "shared"]}
 _RUNTIME = Path(__file__).parents[1] / "runtime" / "c"
 _MARK = "sdk.json"
-_CFLAGS = ["-std=c11", "-O2", "-fPIC", "-Wall", "-Wextra"]
+_CFLAGS = ["-std=c11", "-O2", "-g0", "-fPIC", "-Wall", "-Wextra"]
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,7 @@ def sdk(options: SdkOptions, say: Say) -> dict[str, Any]:
         folder = staged / "sdk"
         work = _Work(options, FLAVOURS[options.flavour], manifest, target, compiler, folder, scratch, say)
         _write_sources(work)
+        _try_compiler(work)
         workspaces = {}
         if "static" in work.flavours:
             workspaces = _make_static(work)
@@ -247,6 +248,18 @@ def _compile_runtime(work: _Work, flavour: str) -> None:
         _compile(work, [*_CFLAGS, f"-I{work.folder / 'include'}", "-c", str(path), "-o", made.name])
         objects.append(made)
     _join(work, objects, f"saevit_{flavour}.o")
+
+
+def _try_compiler(work: _Work) -> None:
+    """A compiler may know how to link for a target and have no C library for it: find out before minutes of work."""
+    try:
+        _compile(work, [*_CFLAGS, f"-I{work.folder / 'include'}", "-c", str(work.folder / "src" / "common.c")])
+    except CompileError as error:
+        reason = str(error).rpartition(": ")[2]
+        raise TargetError(
+            f"an SDK for target '{work.target.name}' needs its C library, and the compiler has none ({reason}): "
+            "build for one of the others, such as arm64."
+        ) from error
 
 
 def _join(work: _Work, objects: Sequence[Path], name: str) -> None:

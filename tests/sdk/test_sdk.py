@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
 import os
 import shutil
+import struct
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from saevit_tvm.errors import ArtifactError, SaevitError, UsageError
+from saevit_tvm import targets
+from saevit_tvm.errors import ArtifactError, SaevitError, TargetError, UsageError
 from saevit_tvm.runtime import manifest as manifests
 from saevit_tvm.verbs.sdk import SdkOptions, sdk
 
@@ -111,6 +115,26 @@ def test_a_failure_leaves_nothing_behind(artifact: Path, tmp_path: Path) -> None
     with pytest.raises(UsageError, match="flavour"):
         sdk(SdkOptions(artifact, tmp_path / "a" / "b", flavour="dynamic"), quiet)
     assert not (tmp_path / "a").exists()
+
+
+def test_a_target_that_no_sdk_can_be_made_for_is_a_sentence(artifact: Path, tmp_path: Path) -> None:
+    """Artifacts for another target, as far as their manifests go."""
+    data = artifact.read_bytes()
+    length = int.from_bytes(data[-16:-8], "little")
+    manifest = json.loads(data[-48 - length : -48])
+    android = dataclasses.asdict(targets.get("android-arm64"))
+    forged = tmp_path / "forged.so"
+    for target, kind, word in (
+        ({key: android[key] for key in ("name", "tvm", "arch", "features")}, TargetError, "android-arm64"),
+        (manifest["target"] | {"tvm": {"kind": "cuda"}}, ArtifactError, "runs on the CPU"),
+    ):
+        text = json.dumps(manifest | {"target": target}).encode()
+        content = data[: -48 - length] + text
+        seal = hashlib.sha256(content).digest() + struct.pack("<Q", len(text)) + b"SAEVIT1\n"
+        forged.write_bytes(content + seal)
+        with pytest.raises(kind, match=word):
+            sdk(SdkOptions(forged, tmp_path / "out"), quiet)
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_command_replaces_an_sdk_and_tells_of_it(
