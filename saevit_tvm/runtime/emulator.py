@@ -61,8 +61,8 @@ def missing(arch: str) -> str | None:
         return f"the C and C++ libraries for {arch} are not there (Debian: apt install libstdc++6-arm64-cross)"
     try:
         toolchain.linker(_linux(arch))
-    except TargetError as error:
-        return str(error)
+    except TargetError:
+        return f"there is no C compiler for {arch} (Debian: apt install gcc-{arch}-linux-gnu; or pip install ziglang)"
     return None
 
 

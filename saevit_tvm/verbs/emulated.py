@@ -33,8 +33,8 @@ def emulated(path: Path, say: Callable[[str], None]) -> dict[str, Any]:
     say(f"counting under {proof.machine(target, 'qemu')}")
     (x,) = parity.random_inputs(manifest["inputs"][0]["shape"], 1)
     with workspace.scratch() as scratch:
-        once, twice = (_count(path, x, times, scratch) for times in (2, 3))
-    one = {name: twice[name] - once[name] for name in once}
+        fewer, more = (_count(path, x, times, scratch) for times in (2, 3))
+    one = {name: more[name] - fewer[name] for name in fewer}
     moved = {name: one[name] for name in ("bytes_loaded", "bytes_stored", "float_ops")}
     return {
         "artifact": str(path),
