@@ -18,12 +18,13 @@ from saevit_tvm.errors import ParityError, TargetError
 )
 @artifact_argument
 @click.option("--weights", help="The file its weights came from, where they came from a file.")
+@click.option("--device", metavar="rpc://HOST:PORT/KEY", help="Run it on a device behind this RPC tracker.")
 @common
-def command(artifact: Path, weights: str | None, as_json: bool) -> None:
+def command(artifact: Path, weights: str | None, device: str | None, as_json: bool) -> None:
     console = Console(as_json)
     from saevit_tvm.verbs.verify import verify
 
-    result = verify(artifact, weights)
+    result = verify(artifact, weights, device)
     console.object(result)
     if result["proof"] == "none":
         raise TargetError(f"not verified: {result['note']}")

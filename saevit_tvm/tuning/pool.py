@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from saevit_tvm.errors import TuningError
 
@@ -58,26 +58,30 @@ class Worker:
         )
         theirs.close()
         self.connection = Connection(ours.detach())
-        self._ready = False
+        self._ready, self._started = False, time.monotonic()
         self._spoken = 0
 
-    def wait_until_ready(self) -> None:
-        """A worker that cannot even start is no fault of a candidate's."""
+    def ready(self, wait: float = 0.0) -> bool:
+        """Whether it has started. One that cannot even start is no fault of a candidate's, but an error."""
         if self._ready:
-            return
-        if self.connection.poll(START_SECONDS):
+            return True
+        if self.connection.poll(wait):
             try:
                 self.connection.recv()
             except (EOFError, OSError):
-                pass
-            else:
-                self._ready = True
-                return
+                self._fail()
+            self._ready = True
+        elif time.monotonic() > self._started + START_SECONDS:
+            self._fail()
+        return self._ready
+
+    def _fail(self) -> NoReturn:
         self.kill()
         raise TuningError(f"the {self.role} worker does not start; its last words: {self.last_words()}")
 
     def give(self, job: str, arguments: tuple[Any, ...], seconds: float) -> None:
-        self.wait_until_ready()
+        while not self.ready(wait=START_SECONDS):
+            pass
         self._spoken = os.fstat(self._stderr.fileno()).st_size
         self._deadline = time.monotonic() + seconds
         with contextlib.suppress(OSError):  # if it died idle, the answer will say so
@@ -134,6 +138,11 @@ class Pool:
         return len(self.workers) - len(self._busy)
 
     @property
+    def ready(self) -> int:
+        """Idle workers that have started: what is given to one of them begins at once."""
+        return sum(worker not in self._busy and worker.ready() for worker in self.workers)
+
+    @property
     def busy(self) -> int:
         return len(self._busy)
 
@@ -148,7 +157,9 @@ class Pool:
 
     def give(self, item: Any, job: str, arguments: tuple[Any, ...], seconds: float, to: Worker | None = None) -> None:
         """Have an idle worker do a job; `item` comes back with its outcome."""
-        worker = to or next(worker for worker in self.workers if worker not in self._busy)
+        worker = to or min(
+            (worker for worker in self.workers if worker not in self._busy), key=lambda one: not one.ready()
+        )
         self._busy[worker] = item
         worker.give(job, arguments, seconds)
 

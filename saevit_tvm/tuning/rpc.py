@@ -115,7 +115,7 @@ class RpcMeasurer:
         """Have one place in the tracker's queue for each candidate that could run now."""
         if stopping:
             self._give_up_requests()
-        wanted = 0 if stopping or self._outage.pausing else min(len(self._ready), self.runners.idle)
+        wanted = 0 if stopping or self._outage.pausing else min(len(self._ready), self.runners.ready)
         try:
             while len(self._requests) < wanted:
                 self._requests.append(self._tracker.request(self._key))

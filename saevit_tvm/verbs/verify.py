@@ -14,11 +14,15 @@ import numpy as np
 
 from saevit_tvm.errors import ArtifactError, SaevitError, TargetError
 from saevit_tvm.runtime.artifact import check_runnable, read_manifest
+from saevit_tvm.verbs import device as on_device
 from saevit_tvm.verbs import parity, proof, workspace
 
 
-def verify(path: Path, weights: str | None = None) -> dict[str, Any]:
-    """The result; `passed` is false and `proof` "none" where this machine cannot run the artifact."""
+def verify(path: Path, weights: str | None = None, device: str | None = None) -> dict[str, Any]:
+    """The result; `passed` is false and `proof` "none" where this machine cannot run the artifact.
+
+    With `device`, an address like rpc://HOST:PORT/KEY, the artifact runs there and not here.
+    """
     manifest = read_manifest(path)
     result: dict[str, Any] = {
         "artifact": str(path),
@@ -32,12 +36,14 @@ def verify(path: Path, weights: str | None = None) -> dict[str, Any]:
         "inputs": 0,
         "note": None,
     }
-    how, why = _way(manifest, path)
+    how, why = ("device", None) if device else _way(manifest, path)
     if how is None:
         return result | {"note": why}
     inputs, expected, origin, note = reference(manifest, weights)
     with workspace.scratch() as scratch:
-        answers = proof.answers(path, inputs, scratch, how)
+        answers = (
+            on_device.answers(device, path, inputs, scratch) if device else proof.answers(path, inputs, scratch, how)
+        )
     if origin == "recorded":
         answers = [parity.sample(outputs) for outputs in answers]
     deviation = parity.deviation(answers, expected)
@@ -46,7 +52,7 @@ def verify(path: Path, weights: str | None = None) -> dict[str, Any]:
         "max_abs_error": _finite(deviation.max_abs_error),
         "max_rel_error": _finite(deviation.max_rel_error),
         "proof": how,
-        "machine": proof.machine(manifest["target"], how),
+        "machine": f"the device {device}" if device else proof.machine(manifest["target"], how),
         "reference": origin,
         "inputs": len(inputs),
         "note": note,

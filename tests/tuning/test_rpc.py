@@ -250,7 +250,7 @@ def arm_server(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         pytest.skip("needs qemu-user")
     made = rpc_server("rpi4", tmp_path_factory.mktemp("arm") / "rpc")
     assert len(Path(made["readme"]).read_text().splitlines()) == 10
-    return emulator.command("aarch64", "cortex-a72", [made["program"]])
+    return emulator.command("aarch64", "cortex-a76", [made["program"]])
 
 
 def test_candidates_for_arm64_run_on_an_arm64_server(
@@ -269,3 +269,17 @@ def test_candidates_for_arm64_run_on_an_arm64_server(
         )
     assert (result.trials, result.failed) == (3, 0), [trial.words for trial in recorded(store)]
     assert all(trial.target == target.fingerprint for trial in recorded(store))
+
+
+def test_an_artifact_is_verified_on_the_device(
+    tracker: Tracker, arm_server: list[str], cli: Callable, rpi5_artifact: Path
+) -> None:
+    address = f"rpc://{HERE}:{tracker.port}"
+    with serving(arm_server, tracker, "rpi5"):
+        done = cli("verify", rpi5_artifact, "--device", f"{address}/rpi5", "--json")
+        missed = cli("verify", rpi5_artifact, "--device", f"{address}/rpi6")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert (result["passed"], result["proof"]) == (True, "device")
+    assert result["machine"] == f"the device {address}/rpi5"
+    assert missed.returncode == 1 and "no server with the key 'rpi6'; it has" in missed.stderr
