@@ -38,6 +38,11 @@ DOCUMENTS: dict[str, dict[str, Any]] = {
     "models": {"models": [{"name": "saevit_xs", "params": 6_100_000, "gmacs": 0.78}]},
     "targets": {"targets": [{"name": "native", "summary": "this machine", "arch": "x86_64"}]},
     "doctor": {"checks": [{"name": "tvm", "ok": True, "detail": "0.27.0"}]},
+    "sdk": {
+        **{"sdk": "sdk", "artifact": "x.so", "artifact_digest": f"sha256:{'0' * 64}", "model": "saevit_xs"},
+        **{"target": "arm64", "flavours": ["static"], "files": ["include/saevit.h"], "warnings": []},
+        "verification": {"static": {"passed": True, "max_abs_error": 0, "max_rel_error": 0, "proof": "qemu"}},
+    },
     "tracker": {
         "tracker": "here:9190",
         "keys": [{"key": "rpi4", "servers": 2, "free": 1, "busy": 1, "pending": 0}],
