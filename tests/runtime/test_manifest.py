@@ -39,8 +39,14 @@ DOCUMENTS: dict[str, dict[str, Any]] = {
     "targets": {"targets": [{"name": "native", "summary": "this machine", "arch": "x86_64"}]},
     "doctor": {"checks": [{"name": "tvm", "ok": True, "detail": "0.27.0"}]},
     "sdk": {
-        **{"sdk": "sdk", "artifact": "x.so", "artifact_digest": f"sha256:{'0' * 64}", "model": "saevit_xs"},
-        **{"target": "arm64", "flavours": ["static"], "files": ["include/saevit.h"], "warnings": []},
+        "sdk": "sdk",
+        "artifact": "x.so",
+        "artifact_digest": f"sha256:{'0' * 64}",
+        "model": "saevit_xs",
+        "target": "arm64",
+        "flavours": ["static"],
+        "files": ["include/saevit.h"],
+        "warnings": [],
         "verification": {"static": {"passed": True, "max_abs_error": 0, "max_rel_error": 0, "proof": "qemu"}},
     },
     "tracker": {
@@ -49,8 +55,11 @@ DOCUMENTS: dict[str, dict[str, Any]] = {
         "servers": [{"key": "rpi4", "address": "10.0.0.7:9090"}],
     },
     "rpc-server": {
-        **{"target": "rpi4", "program": "rpc/rpc-server", "readme": "rpc/README.txt"},
-        **{"libraries": ["rpc/libtvm_ffi.so"], "bytes": 9},
+        "target": "rpi4",
+        "program": "rpc/rpc-server",
+        "readme": "rpc/README.txt",
+        "libraries": ["rpc/libtvm_ffi.so"],
+        "bytes": 9,
     },
 }
 
