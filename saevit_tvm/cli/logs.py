@@ -153,7 +153,7 @@ def prune_command(guard: Guard, as_json: bool, store: Path | None, fingerprint: 
 def _predicted(model: dict[str, Any]) -> str:
     shape = "x".join(map(str, model["input"]))
     time = "incomplete" if model["best_ms"] is None else f"{model['best_ms']:.3f} ms"
-    return f"{model['name']} {shape} {time}"
+    return " ".join(filter(None, [model["name"], shape, time]))
 
 
 def _machine(machine: dict[str, Any]) -> str:
