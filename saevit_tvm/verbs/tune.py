@@ -40,7 +40,7 @@ def tune(
 
     open_measurer = measurers.parse(measure, cluster)
     chosen = targets.get(target)
-    if measure == "local":
+    if measure == "local" and cluster is None:
         _require_runnable(chosen)
     from saevit_tvm.compiler.pipeline import kernels_to_tune
     from saevit_tvm.models.sources import open_model
