@@ -14,7 +14,7 @@ import saevit_tvm
 from saevit_tvm.runtime.manifest import schema
 
 jsonschema = pytest.importorskip("jsonschema")
-COMMANDS = ["models", "targets", "tune", "build", "verify", "bench", "run", "sdk", "logs", "doctor"]
+COMMANDS = ["models", "targets", "tune", "build", "verify", "bench", "run", "sdk", "logs", "rpc-server", "doctor"]
 
 
 def test_help_names_every_command_and_imports_nothing_heavy(cli):
