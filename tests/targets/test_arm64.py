@@ -14,11 +14,13 @@ import pytest
 
 from saevit_tvm import targets
 from saevit_tvm.errors import ArtifactError, TargetError
+from saevit_tvm.models.sources import open_model
 from saevit_tvm.runtime import emulator
 from saevit_tvm.runtime.artifact import read_manifest, seal
 from saevit_tvm.runtime.manifest import schema
 from saevit_tvm.verbs import parity
 from saevit_tvm.verbs.emulated import emulated
+from saevit_tvm.verbs.verify import verify
 
 jsonschema = pytest.importorskip("jsonschema")
 pytestmark = pytest.mark.skipif(
@@ -89,6 +91,16 @@ def test_code_that_crashes_is_a_sentence(rpi5_artifact: Path, forged: Callable[.
     code[offset : offset + size] = bytes(size)  # an instruction that is defined to be none
     with pytest.raises(ArtifactError, match=r"'forged.so' crashes on qemu's cortex-a76 model \(SIGILL\)"):
         run(forged(bytes(code)), tmp_path)
+
+
+def test_the_wrong_weights_in_a_library_are_found_out(rpi5_artifact: Path, tmp_path: Path) -> None:
+    manifest = read_manifest(rpi5_artifact)
+    (tmp_path / "library.so").write_bytes(rpi5_artifact.read_bytes()[: manifest["size"]])
+    other = open_model("saevit_micro", image_size=64, seed=1)
+    manifest |= {"weights": other.weights, "weights_digest": other.weights_digest}
+    seal(tmp_path / "library.so", manifest, tmp_path / "forged.so")
+    result = verify(tmp_path / "forged.so")
+    assert result["proof"] == "qemu" and not result["passed"] and result["max_abs_error"] > 1e-2
 
 
 def test_a_cut_off_file_is_not_run(rpi5_artifact: Path, tmp_path: Path) -> None:
