@@ -15,6 +15,7 @@ from saevit_tvm.runtime import elf as binary
 from saevit_tvm.targets import toolchain
 
 if TYPE_CHECKING:
+    import tvm
     from tvm.relax import VMExecutable
 
     from saevit_tvm.targets import Target
@@ -29,14 +30,19 @@ NEEDLESS = [
     "s_tir.InjectVirtualThread",
     "s_tir.InjectDoubleBuffer",
 ]
+# The slowest that is left: it shrinks what blocks allocate, and generated kernels are loops without blocks.
+NEEDLESS_WITHOUT_BLOCKS = ["s_tir.CompactBufferAllocation"]
 
 
 @contextlib.contextmanager
-def generating_code() -> Iterator[None]:
-    """The setting in which kernels become machine code, for a library and for a measurement alike."""
-    import tvm
+def generating_code(mod: tvm.IRModule | None = None) -> Iterator[None]:
+    """The setting in which kernels (of this module) become machine code, for a library and for a measurement alike."""
+    from tvm import s_tir, tirx, transform
 
-    with tvm.transform.PassContext(opt_level=3, disabled_pass=NEEDLESS):
+    kernels = [func for func in mod.functions.values() if isinstance(func, tirx.PrimFunc)] if mod else []
+    loops = kernels and not any(isinstance(kernel.body, s_tir.SBlockRealize) for kernel in kernels)
+    needless = NEEDLESS + NEEDLESS_WITHOUT_BLOCKS if loops else NEEDLESS
+    with transform.PassContext(opt_level=3, disabled_pass=needless):
         yield
 
 

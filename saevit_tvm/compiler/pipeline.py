@@ -101,13 +101,8 @@ def apply_records(database: Any | None, isa: Isa, threads: int) -> list[Pass]:
     ]
 
 
-def virtual_machine() -> list[Pass]:
-    """Calls of kernels on memory that is planned now: a few storages, which all tensors of an inference share.
-
-    The virtual machine takes these storages from a pooled allocator and gives them back after every inference, so
-    that from the second one on nothing is allocated, save for an output that the caller still holds. Scratch memory
-    of a kernel comes from a pool of its thread, likewise.
-    """
+def memory_plan() -> list[Pass]:
+    """Calls of kernels on a few storages, which all tensors of an inference share."""
     return [
         transform.RewriteDataflowReshape(),
         transform.ToNonDataflow(),
@@ -115,6 +110,18 @@ def virtual_machine() -> list[Pass]:
         transform.CallTIRRewrite(),
         transform.StaticPlanBlockMemory(),
         transform.LowerAllocTensor(),
+    ]
+
+
+def virtual_machine() -> list[Pass]:
+    """Bytecode that follows the memory plan.
+
+    The virtual machine takes these storages from a pooled allocator and gives them back after every inference, so
+    that from the second one on nothing is allocated, save for an output that the caller still holds. Scratch memory
+    of a kernel comes from a pool of its thread, likewise.
+    """
+    return [
+        *memory_plan(),
         transform.KillAfterLastUse(),
         transform.LowerRuntimeBuiltin(),
         transform.ComputePrimValue(),
@@ -178,7 +185,7 @@ def compile_model(
         mod = dump(name, run(mod, passes, tvm_target))
     counts, scheduled = count_kernels(mod), mod
     mod = dump("library", run(mod, virtual_machine(), tvm_target))
-    with library.generating_code():
+    with library.generating_code(mod):
         executable = relax.build(mod, tvm_target, relax_pipeline=None)
     digest, used = (opened.digest, opened.used) if opened else (None, [])
     return Compiled(executable, scheduled, target, counts, found, digest, warnings, used)

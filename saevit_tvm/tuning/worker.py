@@ -44,7 +44,7 @@ def build(module_json: str, target_json: str, library: str, linker: list[str]) -
     module = _with_loops(tvm.ir.load_json(module_json), target)
     module = RemoveWeightLayoutRewriteBlock(skip_tensor_rewrite=True)(module)
     link = cc.cross_compiler(linker[0], options=linker[1:])
-    with generating_code():
+    with generating_code(module):
         tvm.tirx.build(module, target=tvm.target.Target(target)).export_library(library, fcompile=link)
     arguments = [argument.as_json() for argument in ArgInfo.from_entry_func(module, remove_preproc=False)]
     return [(str(dtype), [int(extent) for extent in shape]) for _, dtype, shape in arguments]
