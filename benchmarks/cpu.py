@@ -1,10 +1,13 @@
 #!/usr/bin/env python3
 """SAEViT on this CPU beside every other runtime that is installed: one command, one table, one plot.
 
-    python benchmarks/cpu.py --out benchmarks/results
+    python benchmarks/cpu.py [--scenarios all] [--resume]     the comparison
+    python benchmarks/cpu.py --ablation                       what each idea is worth
 
-Nothing is installed. Every comparison is `saevit-tvm bench`: all runtimes in turns, warm, on the same number of
-threads, parity checked. Run it on an idle machine. The ablation builds the same model with one idea more at a time.
+Nothing is installed. Runtimes that do not fit beside this package may live in another environment: name its Python in
+SAEVIT_TVM_PEERS_PYTHON. Every comparison is `saevit-tvm bench`: all runtimes in turns, warm, on the same number of
+threads, each one's answer checked before it is timed. Results are written after each comparison, and --resume goes on
+after the last one. Run it on an idle machine.
 """
 
 from __future__ import annotations
@@ -14,200 +17,218 @@ import json
 import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from saevit_tvm import targets
-from saevit_tvm.verbs.bench import bench
+from saevit_tvm.errors import SaevitError
+from saevit_tvm.verbs.bench import prepared
 from saevit_tvm.verbs.build import BuildOptions, build
+from saevit_tvm.verbs.peers import OURS
 
-SCENARIOS = {
+SCENARIOS: dict[str, dict[str, Any]] = {
     "1x224": {},
     "8x224": {"batch": 8},
     "1x512 features": {"image_size": 512, "features_only": True},
 }
+Row = dict[str, Any]
 
 
-def main() -> None:
+def main() -> int:
+    options = _options()
+    options.out.mkdir(parents=True, exist_ok=True)
+    if options.ablation:
+        rows = ablation(options.models[0], options.threads, options.seconds, options.image_size)
+        write(options.out / "ablation", rows, ablation_table)
+        print(ablation_table(rows))
+        return 0
+    stem = options.out / "cpu"
+    rows = json.loads(stem.with_suffix(".json").read_text()) if options.resume else []
+    for scenario in options.scenarios:
+        for model in options.models:
+            for found in comparisons(model, scenario, outstanding(rows, model, scenario, options.threads), options):
+                rows = [row for row in rows if _place(row) != _place(found[0])] + found
+                write(stem, rows, comparison_table)
+    print(comparison_table(rows))
+    plot(rows, stem.with_suffix(".png"))
+    return 1 if any(row["name"] == OURS.name and "error" in row for row in rows) else 0
+
+
+def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", default="saevit_xs,saevit_s")
-    parser.add_argument("--threads", default="1,2")
-    parser.add_argument("--scenarios", default="1x224", help=f"comma-separated, of: {', '.join(SCENARIOS)}")
-    parser.add_argument("--against", default=None, help="comma-separated; default: all that is installed")
+    parser.add_argument("--models", type=_listed, default=["saevit_xs", "saevit_s"])
+    parser.add_argument("--threads", type=lambda text: [int(n) for n in _listed(text)], default=[1, 2])
+    parser.add_argument("--scenarios", type=_scenarios, default=["1x224"], help=f"of: {', '.join(SCENARIOS)}; or all")
+    parser.add_argument("--image-size", type=int, help="in place of the scenario's")
+    parser.add_argument("--against", type=_listed, help="names as `saevit-tvm bench` has them; default: all installed")
     parser.add_argument("--seconds", type=float, default=20.0, help="measuring time of each runtime")
+    parser.add_argument("--resume", action="store_true", help="keep the comparisons that --out has already")
     parser.add_argument("--ablation", action="store_true", help="only the ablation, of the first model")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
-    options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
-    models = options.models.split(",")
-    threads = [int(count) for count in options.threads.split(",")]
-    if options.ablation:
-        rows = ablation(models[0], threads, options.seconds)
-        _write(options.out / "ablation", rows, ablation_table)
-        print(ablation_table(rows))
-        return
-    against = options.against.split(",") if options.against else None
-    rows: list[dict[str, Any]] = []
-    for scenario in options.scenarios.split(","):
-        for model in models:
-            for row in compare(model, scenario, threads, against, options.seconds):
-                rows.append(row)
-                _write(options.out / "cpu", rows, comparison_table)  # an interrupted run keeps what it has
-    print(comparison_table(rows))
-    plot(rows, options.out / "cpu.png")
+    return parser.parse_args()
+
+
+def _listed(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _scenarios(text: str) -> list[str]:
+    chosen = list(SCENARIOS) if text == "all" else _listed(text)
+    if unknown := [name for name in chosen if name not in SCENARIOS]:
+        raise argparse.ArgumentTypeError(f"no scenario {unknown[0]!r}")
+    return chosen
 
 
 def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _write(stem: Path, rows: list[dict[str, Any]], table: Callable[[list[dict[str, Any]]], str]) -> None:
-    stem.with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n")
-    stem.with_suffix(".md").write_text(table(rows))
+# Comparing ------------------------------------------------------------
 
 
-def compare(
-    model: str, scenario: str, threads: list[int], against: list[str] | None, seconds: float
-) -> Iterator[dict[str, Any]]:
-    """One model in one scenario, at each number of threads."""
-    with tempfile.TemporaryDirectory() as folder:
-        options = BuildOptions(model=model, out=Path(folder), **SCENARIOS[scenario])
-        artifact = build(options, say).artifact
-        for count in threads:
-            say(f"{model}, {scenario}, {count} threads")
-            told = bench(artifact, threads=count, against=against, runs=None, seconds=seconds, weights=None, say=say)
-            trips = told["core_round_trip_ns"]
-            common = {"model": model, "scenario": scenario, "round_trip_ns": trips[len(trips) // 2] if trips else None}
-            yield from (common | row for row in [*told["results"], *told["failed"]])
+def outstanding(rows: Sequence[Row], model: str, scenario: str, threads: Sequence[int]) -> list[int]:
+    """The numbers of threads at which this was not measured yet."""
+    done = {_place(row) for row in rows if row["name"] == OURS.name and "error" not in row}
+    return [count for count in threads if (model, scenario, count) not in done]
 
 
-def comparison_table(rows: list[dict[str, Any]]) -> str:
-    lines = [
-        "| model | input | threads | runtime | median ms | p10 | p90 | ours / theirs | first ms | MB | max error |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+def comparisons(model: str, scenario: str, threads: Sequence[int], options: argparse.Namespace) -> Iterator[list[Row]]:
+    """One model in one scenario, converted once for all, then measured at each number of threads."""
+    if not threads:
+        return
+    wanted = SCENARIOS[scenario] | ({"image_size": options.image_size} if options.image_size else {})
+    left = list(threads)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            artifact = build(BuildOptions(model=model, out=Path(folder), **wanted), say).artifact
+            with prepared(artifact, against=options.against, weights=None, say=say) as comparison:
+                while left:
+                    say(f"{model}, {scenario}, {left[0]} threads")
+                    told = comparison.measure(threads=left[0], runs=None, seconds=options.seconds)
+                    left.pop(0)
+                    yield rows_of(model, scenario, told)
+    except SaevitError as error:
+        say(f"{model}, {scenario}: {error}")
+        for count in left:
+            yield [{"model": model, "scenario": scenario, "threads": count, "name": OURS.name, "error": str(error)}]
+
+
+def rows_of(model: str, scenario: str, told: dict[str, Any]) -> list[Row]:
+    trips = told["core_round_trip_ns"]
+    trip = trips[len(trips) // 2] if trips else None
+    return [
+        {"model": model, "scenario": scenario, "round_trip_ns": trip} | row
+        for row in [*told["results"], *told["failed"]]
     ]
+
+
+def _place(row: Row) -> tuple[str, str, int]:
+    return row["model"], row["scenario"], row["threads"]
+
+
+# Telling --------------------------------------------------------------
+
+
+def write(stem: Path, rows: list[Row], table: Callable[[list[Row]], str]) -> None:
+    """Both files at once or neither: an interrupted run keeps what it had."""
+    for suffix, text in ((".json", json.dumps(rows, indent=1) + "\n"), (".md", table(rows))):
+        unfinished = stem.with_suffix(f"{suffix}.part")
+        unfinished.write_text(text)
+        unfinished.replace(stem.with_suffix(suffix))
+
+
+def comparison_table(rows: list[Row]) -> str:
+    columns = ["model", "input", "threads", "round trip ns", "runtime", "arithmetic", "median ms", "p10", "p90"]
+    columns += ["ours / its", "first ms", "MB", "max error"]
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for row in rows:
-        head = f"| {row['model']} | {row['scenario']} | {row['threads']} | {row['name']} |"
+        trip = f"{row['round_trip_ns']:.0f}" if row.get("round_trip_ns") else ""
+        cells = [row["model"], row["scenario"], str(row["threads"]), trip]
         if "error" in row:
-            lines.append(f"{head} {row['error']} | | | | | | |")
-            continue
-        times = f" {row['median_ms']:.2f} | {row['p10_ms']:.2f} | {row['p90_ms']:.2f} | {row['ratio']:.2f} |"
-        rest = f" {row['first_ms']:.0f} | {row['size'] / 1e6:.1f} | {row['max_abs_error']:.1e} |"
-        lines.append(head + times + rest)
-    trips = sorted({row["round_trip_ns"] for row in rows if row["round_trip_ns"]})
-    if trips:
-        lines.append(f"\nCore-to-core round trip during the runs with more threads: {', '.join(map(str, trips))} ns.")
+            cells += [row["name"], f"not measured: {row['error']}"] + [""] * 7
+        else:
+            cells += [f"{row['name']} {row['version']}", row["dtype"]]
+            cells += [f"{row[key]:.2f}" for key in ("median_ms", "p10_ms", "p90_ms", "ratio")]
+            cells += [f"{row['first_ms']:.0f}", f"{row['size'] / 1e6:.1f}", f"{row['max_abs_error']:.1e}"]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
-def plot(rows: list[dict[str, Any]], path: Path) -> None:
+def plot(rows: list[Row], path: Path) -> None:
     """Bars of every runtime's median, one panel a model, scenario and number of threads."""
+    pyplot = _pyplot()
+    measured = [row for row in rows if "error" not in row]
+    panels = list(dict.fromkeys(_place(row) for row in measured))
+    if pyplot is None or not panels:
+        return
+    across = min(4, len(panels))
+    down = -(-len(panels) // across)
+    figure, axes = pyplot.subplots(down, across, figsize=(3.4 * across, 3.0 * down), squeeze=False)
+    for axis in axes.flat[len(panels) :]:
+        axis.remove()
+    for axis, panel in zip(axes.flat, panels, strict=False):
+        bars = sorted((row for row in measured if _place(row) == panel), key=lambda row: -row["median_ms"])
+        colours = ["tab:red" if row["name"] == OURS.name else "tab:gray" for row in bars]
+        drawn = axis.barh([row["name"] for row in bars], [row["median_ms"] for row in bars], color=colours)
+        axis.bar_label(drawn, fmt="%.1f", fontsize=7, padding=2)
+        axis.margins(x=0.15)
+        threads = "1 thread" if panel[2] == 1 else f"{panel[2]} threads"
+        axis.set_title(f"{panel[0]} {panel[1]}, {threads}", fontsize=8)
+        axis.set_xlabel("ms", fontsize=8)
+        axis.tick_params(labelsize=7)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def _pyplot() -> Any | None:
     try:
         import matplotlib
     except ImportError:
         say("no plot: matplotlib is not installed")
-        return
+        return None
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    measured = [row for row in rows if "error" not in row]
-    panels = sorted({(row["scenario"], row["model"], row["threads"]) for row in measured})
-    figure, axes = pyplot.subplots(1, len(panels), figsize=(3.4 * len(panels), 3.2), squeeze=False)
-    for axis, panel in zip(axes[0], panels, strict=True):
-        bars = [row for row in measured if (row["scenario"], row["model"], row["threads"]) == panel]
-        bars.sort(key=lambda row: -row["median_ms"])
-        colours = ["tab:red" if row["ratio"] == 1.0 else "tab:gray" for row in bars]
-        axis.barh([row["name"] for row in bars], [row["median_ms"] for row in bars], color=colours)
-        axis.set_title(f"{panel[1]} {panel[0]}, {panel[2]} threads", fontsize=8)
-        axis.set_xlabel("ms")
-        axis.tick_params(labelsize=7)
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
+    return pyplot
 
 
-# What each idea is worth ---------------------------------------------
+# What each idea is worth ----------------------------------------------
 
 
-def ablation(model: str, threads: list[int], seconds: float) -> list[dict[str, Any]]:
+def ablation(model: str, threads: Sequence[int], seconds: float, image_size: int | None = None) -> list[Row]:
     """The same model with one idea more at a time, measured in turns, in this process."""
-    import tvm
+    from stages import STAGES, in_turns
 
     from saevit_tvm.models.sources import open_model
 
-    source, target = open_model(model), targets.native()
+    source, target = open_model(model, image_size=image_size), targets.native()
     example = np.random.RandomState(0).standard_normal(source.input_shape).astype("float32")
     expected = source.reference(example)[0]
-    variants = {name: make(source, target) for name, make in VARIANTS.items()}
+    executables = {}
+    for name, make in STAGES.items():
+        say(f"compiling: {name}")
+        executables[name] = make(source, target)
     rows = []
     for count in threads:
-        tvm.get_global_func("runtime.config_threadpool")(1, count)
-        machines = {name: tvm.relax.VirtualMachine(made, tvm.cpu()) for name, made in variants.items()}
-        x = tvm.runtime.tensor(example)
-        times: dict[str, list[float]] = {name: [] for name in machines}
-        end = time.monotonic() + seconds * len(machines)
-        while time.monotonic() < end:
-            for name, machine in machines.items():
-                machine["main"](x)
-                start = time.perf_counter()
-                machine["main"](x)
-                times[name].append(1e3 * (time.perf_counter() - start))
-        for name, machine in machines.items():
-            error = float(np.abs(machine["main"](x).numpy() - expected).max())
-            median = statistics.median(times[name])
-            rows.append(
-                {"model": model, "variant": name, "threads": count, "median_ms": median, "max_abs_error": error}
-            )
+        say(f"measuring with {count} threads")
+        for name, (times, answer) in in_turns(executables, example, count, seconds).items():
+            error = float(np.abs(answer - expected).max())
+            row = {"model": model, "stage": name, "threads": count, "median_ms": statistics.median(times)}
+            rows.append(row | {"runs": len(times), "max_abs_error": error})
     return rows
 
 
-def _plain(source: Any, target: Any) -> Any:
-    import tvm
-
-    from saevit_tvm.compiler.importer import import_model
-
-    return tvm.compile(import_model(source), tvm.target.Target(target.tvm))
-
-
-def _without_regions(source: Any, target: Any) -> Any:
-    import tvm
-
-    from saevit_tvm.compiler import pipeline
-    from saevit_tvm.compiler.importer import import_model
-    from schedules.cpu.isa import isa_of
-
-    tvm_target = tvm.target.Target(target.tvm)
-    mod = import_model(source)
-    records = pipeline.apply_records(None, isa_of(target.tvm), 1)
-    for passes in (pipeline.simplify(), pipeline.layout(), pipeline.kernels(), records, pipeline.virtual_machine()):
-        mod = pipeline.run(mod, passes, tvm_target)
-    return tvm.relax.build(mod, tvm_target, relax_pipeline=None)
-
-
-def _compiled(source: Any, target: Any, *, use_tuned: bool) -> Any:
-    from saevit_tvm.compiler.pipeline import compile_model
-
-    return compile_model(source, target, use_tuned=use_tuned).executable
-
-
-VARIANTS: dict[str, Callable[[Any, Any], Any]] = {
-    "plain TVM": _plain,
-    "+ BatchNorm folded, channels last, vectorised by rule": _without_regions,
-    "+ regions as one kernel each, generated": lambda source, target: _compiled(source, target, use_tuned=False),
-    "+ tuned tilings": lambda source, target: _compiled(source, target, use_tuned=True),
-}
-
-
-def ablation_table(rows: list[dict[str, Any]]) -> str:
+def ablation_table(rows: list[Row]) -> str:
     lines = ["| model | threads | | median ms | max error |", "|---|---|---|---|---|"]
     for row in rows:
-        head = f"| {row['model']} | {row['threads']} | {row['variant']} |"
+        head = f"| {row['model']} | {row['threads']} | {row['stage']} |"
         lines.append(f"{head} {row['median_ms']:.2f} | {row['max_abs_error']:.1e} |")
     return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,0 +1,80 @@
+"""One model compiled in stages, each with one idea more than the one before, and executables timed in turns.
+
+The generated kernels of regions work channels last and on the microkernel, so these three cannot be had in any
+order: first the layout with TVM's own loops, then the microkernel for single convolutions, then whole blocks.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import tvm
+
+from relay_patterns import Region, blocks, layers
+from saevit_tvm.compiler import library, pipeline
+from saevit_tvm.compiler.importer import import_model
+from schedules.cpu.isa import isa_of
+
+Name = TypeVar("Name")
+
+
+def plain(source: Any, target: Any) -> Any:
+    """What `tvm.compile` does by itself."""
+    return tvm.compile(import_model(source), tvm.target.Target(target.tvm))
+
+
+def compiled(
+    source: Any,
+    target: Any,
+    *,
+    regions: Sequence[Region] = (),
+    database: Any | None = None,
+) -> Any:
+    """The street of `saevit_tvm.compiler.pipeline`, with only these regions and only these records."""
+    tvm_target, isa = tvm.target.Target(target.tvm), isa_of(target.tvm)
+    mod = pipeline.run(import_model(source), pipeline.simplify(), tvm_target)
+    if regions:
+        mod = pipeline.run(mod, pipeline.regions(list(regions), isa), tvm_target)
+    records = pipeline.apply_records(database, isa, int(target.tvm.get("num-cores", 1)))
+    for passes in (pipeline.layout(), pipeline.kernels(), records, pipeline.virtual_machine()):
+        mod = pipeline.run(mod, passes, tvm_target)
+    with library.generating_code():
+        return tvm.relax.build(mod, tvm_target, relax_pipeline=None)
+
+
+def _shipped(source: Any, target: Any) -> Any:
+    return pipeline.compile_model(source, target).executable
+
+
+STAGES: dict[str, Callable[[Any, Any], Any]] = {
+    "plain TVM": plain,
+    "+ BatchNorm folded, channels last, loops vectorised by rule": compiled,
+    "+ each convolution on the generated microkernel": lambda s, t: compiled(s, t, regions=layers()),
+    "+ SAA, CIFFN, DWSConv as one kernel each": lambda s, t: compiled(s, t, regions=[*blocks(), *layers()]),
+    "+ tuned tilings, as built by default": _shipped,
+}
+
+
+def in_turns(
+    executables: Mapping[Name, Any], example: np.ndarray, threads: int, seconds: float
+) -> dict[Name, tuple[list[float], np.ndarray]]:
+    """Milliseconds of each, in this process and in turns, and what it answers (its first output)."""
+    tvm.get_global_func("runtime.config_threadpool")(1, threads)
+    machines = {name: tvm.relax.VirtualMachine(made, tvm.cpu()) for name, made in executables.items()}
+    x = tvm.runtime.tensor(example)
+    times: dict[Name, list[float]] = {name: [] for name in machines}
+    end = time.monotonic() + seconds * len(machines)
+    while not all(times.values()) or time.monotonic() < end:
+        for name, machine in machines.items():
+            machine["main"](x)
+            start = time.perf_counter()
+            machine["main"](x)
+            times[name].append(1e3 * (time.perf_counter() - start))
+    return {name: (times[name], _first(machine["main"](x))) for name, machine in machines.items()}
+
+
+def _first(answer: Any) -> np.ndarray:
+    return (answer if hasattr(answer, "numpy") else answer[0]).numpy()

@@ -1,0 +1,99 @@
+"""The comparison: what it keeps, what it skips, what its table says, and one run from start to finish."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+ONE = ("--threads", "1")
+TOLD = {
+    "core_round_trip_ns": [50.0, 60.0, 900.0],
+    "results": [
+        {
+            "name": "saevit-tvm",
+            "version": "0.1.0",
+            "dtype": "float32",
+            "threads": 2,
+            "median_ms": 8.0,
+            "p10_ms": 7.5,
+            "p90_ms": 9.25,
+            "ratio": 1.0,
+            "first_ms": 200.0,
+            "size": 25_000_000,
+            "max_abs_error": 3e-6,
+        }
+    ],
+    "failed": [{"name": "ncnn", "threads": 2, "error": "its process crashed (SIGSEGV)"}],
+}
+
+
+@pytest.fixture
+def cpu(script):
+    return script("cpu")
+
+
+def test_a_row_says_all_that_makes_it_comparable(cpu):
+    table = cpu.comparison_table(cpu.rows_of("saevit_xs", "1x224", TOLD)).splitlines()
+    head, _, ours, failed = ([cell.strip() for cell in line.strip("|").split("|")] for line in table)
+    assert len(head) == len(ours) == len(failed)
+    told = dict(zip(head, ours, strict=True))
+    assert told["runtime"] == "saevit-tvm 0.1.0" and told["arithmetic"] == "float32" and told["threads"] == "2"
+    assert told["round trip ns"] == "60" and told["median ms"] == "8.00" and told["p90"] == "9.25"
+    assert told["ours / its"] == "1.00" and told["max error"] == "3.0e-06" and told["MB"] == "25.0"
+    assert failed[4:6] == ["ncnn", "not measured: its process crashed (SIGSEGV)"]
+
+
+def test_only_what_was_measured_is_not_measured_again(cpu):
+    rows = cpu.rows_of("saevit_xs", "1x224", TOLD)
+    assert cpu.outstanding(rows, "saevit_xs", "1x224", [1, 2]) == [1]
+    assert cpu.outstanding(rows, "saevit_s", "1x224", [1, 2]) == [1, 2]
+    failed = [{"model": "saevit_xs", "scenario": "1x224", "threads": 1, "name": "saevit-tvm", "error": "no room"}]
+    assert cpu.outstanding(failed, "saevit_xs", "1x224", [1]) == [1]
+
+
+def test_results_are_written_whole(cpu, tmp_path):
+    rows = cpu.rows_of("saevit_xs", "1x224", TOLD)
+    cpu.write(tmp_path / "cpu", rows, cpu.comparison_table)
+
+    def fails(_rows):
+        raise KeyError("p50_ms")
+
+    with pytest.raises(KeyError):
+        cpu.write(tmp_path / "cpu", rows, fails)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cpu.json", "cpu.md"]
+    assert json.loads((tmp_path / "cpu.json").read_text()) == rows
+
+
+@pytest.mark.slow
+def test_a_comparison_from_start_to_finish(run, tmp_path):
+    options = ("--models", "saevit_micro", "--image-size", "64", "--seconds", "0.2", "--against", "torch,ncnn")
+    done = run("cpu.py", *options, *ONE, "--scenarios", "8x224")
+    assert done.returncode == 0, done.stderr
+    rows = {row["name"]: row for row in json.loads((tmp_path / "cpu.json").read_text())}
+    assert rows["saevit-tvm"]["max_abs_error"] < 2e-5 and rows["torch"]["median_ms"] > 0
+    assert "one picture at a time" in rows["ncnn"]["error"]
+    assert done.stdout.strip() == (tmp_path / "cpu.md").read_text().strip()
+    assert not list(tmp_path.glob("*.part"))
+    # The same again has nothing to do, and loses nothing.
+    again = run("cpu.py", *options, *ONE, "--scenarios", "8x224", "--resume")
+    assert again.returncode == 0 and "compiling" not in again.stderr
+    assert {row["name"]: row for row in json.loads((tmp_path / "cpu.json").read_text())} == rows
+
+
+@pytest.mark.slow
+def test_a_model_that_fails_costs_its_own_rows(run, tmp_path):
+    options = ("--models", "saevit_nano,saevit_micro", "--image-size", "64", "--seconds", "0.1")
+    done = run("cpu.py", *options, *ONE, "--against", "torch")
+    assert done.returncode == 1
+    rows = json.loads((tmp_path / "cpu.json").read_text())
+    assert ["error" in row for row in rows] == [True, False, False] and "saevit_nano" in rows[0]["error"]
+
+
+@pytest.mark.slow
+def test_every_stage_of_the_ablation_computes_the_model(run, tmp_path):
+    done = run("cpu.py", "--ablation", "--models", "saevit_micro", "--image-size", "32", "--seconds", "0.1", *ONE)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "ablation.json").read_text())
+    assert len(rows) == 5 and all(row["max_abs_error"] < 2e-5 and row["median_ms"] > 0 for row in rows)
+    assert rows[0]["stage"] == "plain TVM" and rows[-1]["stage"].startswith("+ tuned")

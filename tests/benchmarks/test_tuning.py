@@ -1,0 +1,52 @@
+"""The two searches side by side: what is read off their curves, and one short run of both."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+
+@pytest.fixture
+def tuning(script):
+    return script("tuning")
+
+
+def record(workload: int, *run_secs: float) -> str:
+    return json.dumps([workload, [[[], []], list(run_secs), {}, []]])
+
+
+def test_a_prediction_needs_a_time_of_every_kernel(tuning):
+    lines = [record(0, 0.004, 0.002), record(1, 1e10), record(1, 0.001), record(0, 0.002), record(1, 0.005)]
+    marks = [(0.5, 0), (10.0, 2), (20.0, 3), (30.0, 5)]
+    curve, kernels, valid = tuning.stock_curve(marks, lines, {0: 2, 1: 5})
+    assert (kernels, valid) == (2, 4)
+    assert [point.predicted_ms for point in curve] == [None, None, pytest.approx(11.0), pytest.approx(9.0)]
+    assert [point.trials for point in curve] == [0, 2, 3, 5]
+    # A kernel that never reached the database keeps the prediction open.
+    assert tuning.stock_curve(marks, lines, {0: 2, 1: 5, -1: 1})[0][-1].predicted_ms is None
+
+
+def test_what_is_read_off_a_curve(tuning):
+    curve = [(1.0, 0, None), (10.0, 20, 30.0), (20.0, 40, 10.4), (40.0, 80, 10.0)]
+    told = tuning.described([tuning.Point(*point) for point in curve])
+    assert told["trials"] == 80 and told["trials_a_second"] == 2.0 and told["predicted_ms"] == 10.0
+    assert told["seconds_to_first_prediction"] == 10.0 and told["seconds_to_within_5_percent"] == 20.0
+    nothing = tuning.described([tuning.Point(60.0, 12, None)])
+    assert nothing["predicted_ms"] is None and nothing["seconds_to_within_5_percent"] is None
+    assert tuning.described([])["trials_a_second"] == 0.0
+
+
+@pytest.mark.slow
+def test_both_searches_from_start_to_finish(run, tmp_path):
+    options = ("--model", "saevit_micro", "--image-size", "32", "--minutes", "0.1", "--seconds", "0.05")
+    done = run("tuning.py", *options)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "tuning.json").read_text())
+    assert result["ours"]["valid"] > 0 and result["ours"]["trials"] == result["ours"]["curve"][-1][1]
+    assert result["stock"]["ended"] == "the time is up"
+    for name in ("ours", "stock"):
+        assert [dot["fraction"] for dot in result[name]["measured"]] == result["fractions"]
+        assert all(dot["max_abs_error"] < 2e-5 for dot in result[name]["measured"])
+    assert all(rate > 0 for rate in result["build_throughput"].values())
+    assert "saevit-tvm" in (tmp_path / "tuning.md").read_text() and (tmp_path / "tuning.md").read_text() in done.stdout
