@@ -114,6 +114,7 @@ def straight(plan: Plan) -> str:
         f"    .argument_count = {sum(len(step.tensors) for step in plan.steps)},",
         "    .outputs = results,",
         f"    .arena_size = {plan.arena_size},",
+        f"    .shared_scratch = {plan.shared_scratch},",
         f"    .scratch_size = {plan.scratch_size},",
         "};",
     ]

@@ -16,9 +16,8 @@ import numpy as np
 import tvm
 import tvm_ffi
 from tvm import relax, s_tir, tirx
-from tvm.relax import transform
 
-from saevit_tvm.compiler.pipeline import run
+from saevit_tvm.compiler.pipeline import memory_plan, run
 from saevit_tvm.errors import CompileError
 
 if TYPE_CHECKING:
@@ -60,22 +59,17 @@ class Plan:
     outputs: list[int] = field(default_factory=list)
     weights: bytearray = field(default_factory=bytearray)
     arena_size: int = 0
-    scratch_size: int = 0
+    shared_scratch: int = 0  # once
+    scratch_size: int = 0  # for each thread
 
 
 def plan(compiled: Compiled) -> Plan:
     """The plan of one inference."""
-    passes = [
-        transform.RewriteDataflowReshape(),
-        transform.ToNonDataflow(),
-        transform.RemovePurityChecking(),
-        transform.CallTIRRewrite(),
-        transform.StaticPlanBlockMemory(),
-        transform.LowerAllocTensor(),
-    ]
-    mod = run(compiled.module, passes, tvm.target.Target(compiled.target.tvm))
+    mod = run(compiled.module, memory_plan(), tvm.target.Target(compiled.target.tvm))
     made = _Reader(mod).read()
-    made.scratch_size = max((_scratch(mod[step.kernel]) for step in made.steps), default=0)
+    needs = [_scratch(mod[name].body) for name in {step.kernel for step in made.steps}]
+    made.shared_scratch = max((first for first, _ in needs), default=0)
+    made.scratch_size = max((each for _, each in needs), default=0)
     return made
 
 
@@ -162,18 +156,30 @@ def _no_place_for(what: str) -> CompileError:
     return CompileError(f"the static flavour has no place for {what}: use --flavour shared.")
 
 
-def _scratch(kernel: Any) -> int:
-    """The most scratch memory that one thread needs at a time: as if all buffers lived at once."""
-    sizes: list[int] = []
+def _scratch(body: Any) -> tuple[int, int]:
+    """The most scratch memory that a kernel needs at a time, as if all its buffers lived at once.
 
-    def count(*buffers: Any) -> None:
+    First what the thread that calls it needs besides, then what every thread needs: buffers inside parallel loops,
+    and those that lowering may still move there.
+    """
+    everywhere, fixed, parallel = [], [], []
+
+    def count(sizes: list[int], *buffers: Any) -> None:
         sizes.extend(math.prod(map(int, each.shape)) * np.dtype(each.dtype).itemsize for each in buffers)
 
-    allocated = (
-        (tirx.AllocBuffer, lambda node: count(node.buffer)),
-        (s_tir.SBlock, lambda node: count(*node.alloc_buffers)),
-    )
-    tvm_ffi.structural_walk(kernel.body, allocated)
+    def look_inside(loop: Any) -> None:
+        if loop.kind == tirx.ForKind.PARALLEL:
+            tvm_ffi.structural_walk(loop.body, (tirx.AllocBuffer, lambda node: count(parallel, node.buffer)))
+
+    movable = s_tir.SBlock, lambda node: count(everywhere, *node.alloc_buffers)
+    in_place = tirx.AllocBuffer, lambda node: count(fixed, node.buffer)
+    tvm_ffi.structural_walk(body, (movable, in_place, (tirx.For, look_inside)))
+    whole, each = _room(fixed), _room(parallel) + _room(everywhere)
+    return max(0, whole - _room(parallel)), each
+
+
+def _room(sizes: list[int]) -> int:
+    """Every block of scratch memory has a header before it."""
     return sum(ALIGNMENT + _aligned(size) for size in sizes)
 
 

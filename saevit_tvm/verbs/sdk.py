@@ -210,7 +210,8 @@ def _make_static(work: _Work) -> dict[str, int]:
     _pack_weights(work, plan)
     _join(work, [work.scratch / "kernels.o", work.scratch / "weights.o"], "saevit_model.o")
     _compile_runtime(work, "static")
-    return {"arena": plan.arena_size, "scratch_per_thread": plan.scratch_size, "weights": len(plan.weights)}
+    scratch = {"scratch": plan.shared_scratch, "scratch_per_thread": plan.scratch_size}
+    return {"arena": plan.arena_size, **scratch, "weights": len(plan.weights)}
 
 
 def _pack_weights(work: _Work, plan: Plan) -> None:

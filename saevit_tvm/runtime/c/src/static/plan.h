@@ -49,7 +49,8 @@ typedef struct {
     size_t step_count, argument_count;
     const uint16_t *outputs;
     size_t arena_size;
-    size_t scratch_size; /* for each thread */
+    size_t shared_scratch; /* for the thread that calls the kernels */
+    size_t scratch_size;   /* for each thread, that one too */
 } plan;
 
 extern HIDDEN const plan saevit_plan;

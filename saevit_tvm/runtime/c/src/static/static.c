@@ -20,7 +20,7 @@ typedef struct block {
 
 typedef struct {
     unsigned char *memory;
-    size_t used;
+    size_t size, used;
     block *last;
 } scratch;
 
@@ -69,7 +69,8 @@ static saevit *lay_out(layout *l, int threads, pool_worker **workers) {
     kernel_argument *arguments = take(l, saevit_plan.argument_count * sizeof *arguments);
     unsigned char *staging = take(l, saevit_model.input.size);
     unsigned char *arena = take(l, saevit_plan.arena_size);
-    unsigned char *scratch_memory = take(l, (size_t)threads * aligned(saevit_plan.scratch_size));
+    const size_t first = aligned(saevit_plan.shared_scratch), each = aligned(saevit_plan.scratch_size);
+    unsigned char *scratch_memory = take(l, first + (size_t)threads * each);
     if (!model) return NULL;
     memset(model, 0, sizeof *model);
     model->scratches = scratches;
@@ -77,8 +78,9 @@ static saevit *lay_out(layout *l, int threads, pool_worker **workers) {
     model->arguments = arguments;
     model->staging = staging;
     model->arena = arena;
-    for (int i = 0; i < threads; i++)
-        scratches[i] = (scratch){scratch_memory + (size_t)i * aligned(saevit_plan.scratch_size), 0, NULL};
+    scratches[0] = (scratch){.memory = scratch_memory, .size = first + each};
+    for (int i = 1; i < threads; i++)
+        scratches[i] = (scratch){.memory = scratch_memory + first + (size_t)i * each, .size = each};
     *workers = crew;
     return model;
 }
@@ -281,7 +283,7 @@ static int launch(task_body body, void *data, int count) {
 static void *take_scratch(int device, int number, uint64_t size, int code, int bits) {
     (void)device, (void)number, (void)code, (void)bits;
     scratch *s = &here.model->scratches[here.share];
-    const size_t room = saevit_plan.scratch_size - s->used;
+    const size_t room = s->size - s->used;
     if (size > room || sizeof(block) + aligned(size) > room) {
         saevit_fail(SAEVIT_FAILED, "a kernel needs more scratch memory than was planned");
         here.explained = 1;
