@@ -162,7 +162,9 @@ def _scratch(body: Any) -> tuple[int, int]:
     First what the thread that calls it needs besides, then what every thread needs: buffers inside parallel loops,
     and those that lowering may still move there.
     """
-    everywhere, fixed, parallel = [], [], []
+    everywhere: list[int] = []
+    fixed: list[int] = []
+    parallel: list[int] = []
 
     def count(sizes: list[int], *buffers: Any) -> None:
         sizes.extend(math.prod(map(int, each.shape)) * np.dtype(each.dtype).itemsize for each in buffers)
