@@ -265,9 +265,9 @@ def test_a_full_disk_ends_the_search_and_loses_nothing(
     try:
         store, shown = Store(disk, target), []
         with pytest.raises(TuningError, match=r"No space left on device.*everything measured before is kept"):
-            Session([matmul()], target, store, model="test", measurer=Even, show=lambda s: shown.append(s.trials)).run(
-                trials=500
-            )
+            Session(
+                [matmul(4, 4, 4)], target, store, model="test", measurer=Even, show=lambda s: shown.append(s.trials)
+            ).run(trials=500)
         kept = len(candidates(Store(disk, target)))
         assert shown[-1] == kept > 5
         subprocess.run(["mount", "-o", "remount,size=4m", str(disk)], check=True)
