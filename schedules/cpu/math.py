@@ -13,8 +13,8 @@ from tvm import tirx
 from schedules.cpu.builder import Builder, Expr, lanes_of, splat
 
 # GELU is max(x, 0) less |x| times the normal distribution's tail beyond |x|. The tail falls like a Gaussian, which no
-# polynomial of low degree does, but a low one squared again and again does: 9 multiply-adds in all, where a polynomial
-# as accurate takes 14. Each square has a constant of its own, which costs nothing and makes up for the low degree.
+# polynomial of low degree does, but a low one squared again and again does: 9 multiply-adds in all, where an even one
+# as accurate takes 16. Each square has a constant of its own, which costs nothing and makes up for the low degree.
 _GELU_LIMIT = 5.25  # nothing is left of the tail from here on
 _GELU_BASE = (
     0.7884252071380615,
