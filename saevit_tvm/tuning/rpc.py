@@ -119,7 +119,9 @@ class RpcMeasurer:
         try:
             while len(self._requests) < wanted:
                 self._requests.append(self._tracker.request(self._key))
-            if wanted and not self.runners.busy and self._outage.time_to_look:
+            if not wanted or self.runners.busy:
+                self._outage.rest()
+            elif self._outage.time_to_look:
                 self._look()
         except TrackerError as error:
             self._trouble(str(error))
@@ -196,7 +198,7 @@ class RpcMeasurer:
         """Why is there no device? Say so when that changes, and give up in the end."""
         queue = self._hire()
         if queue.servers and self._outage.words is None:
-            words = f"all {queue.servers} devices with the key '{self._key}' are in use"
+            words = f"every device with the key '{self._key}' is in use, {queue.servers} in all"
             self._mind(BUSY_PATIENCE_SECONDS, words)
         else:
             words = f"the tracker has no device with the key '{self._key}' that works"
@@ -228,6 +230,10 @@ class _Outage:
     @property
     def pausing(self) -> bool:
         return time.monotonic() < self._pause_until
+
+    def rest(self) -> None:
+        """Nothing is waiting for a device."""
+        self._looked = time.monotonic()
 
     @property
     def time_to_look(self) -> bool:
