@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from saevit_tvm.cli.app import common, folder, model_options, target_option
+from saevit_tvm.cli.app import common, cut_option, folder, model_options, target_option
 from saevit_tvm.cli.console import Console
 
 
@@ -17,6 +17,7 @@ from saevit_tvm.cli.console import Console
     help="Compile a model for a target, verify the result against PyTorch, and put it in place.",
 )
 @target_option
+@cut_option
 @model_options
 @click.option("--dtype", default="float32", show_default=True, help="What it computes in.")
 @click.option("--classes", "num_classes", type=int, help="Number of classes of the head.")

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from saevit_tvm.cli.app import common, folder, model_options, target_option
+from saevit_tvm.cli.app import common, cut_option, folder, model_options, target_option
 from saevit_tvm.cli.console import Console
 from saevit_tvm.cli.guard import Guard
 
@@ -20,6 +20,7 @@ PATIENCE = 20.0  # a stop has to wait for the measurements that are under way
     help="Search for faster schedules of a model's kernels. The same command goes on where it stopped.",
 )
 @target_option
+@cut_option
 @model_options
 @click.option("--trials", type=click.IntRange(1), help="Measurements in all, those of earlier runs included.")
 @click.option("--minutes", type=click.FloatRange(min=0, min_open=True), help="How long to search from now.")

@@ -37,15 +37,13 @@ class TensorSpec(NamedTuple):
 
 
 def load(path: str | os.PathLike[str], *, threads: int | None = None) -> Engine:
-    """Open an artifact. `threads` per inference: by default TVM_NUM_THREADS, else every physical core."""
-    if threads is None:
-        threads = _default_threads()
-    if not 1 <= threads <= _MOST_THREADS:
+    """Open an artifact. `threads` per inference: by default TVM_NUM_THREADS, else as many as it was cut for."""
+    if threads is not None and not 1 <= threads <= _MOST_THREADS:
         raise UsageError(f"threads={threads} is impossible: give a number from 1 to {_MOST_THREADS}.")
     with opened(path) as (file, manifest):
         check_runnable(manifest, path)
         library = _library(file, manifest, path)
-    return Engine(Path(path).absolute(), manifest, library, threads)
+    return Engine(Path(path).absolute(), manifest, library, threads or _default_threads(manifest))
 
 
 class Engine:
@@ -215,9 +213,12 @@ def _admit(x: Any, wanted: TensorSpec) -> tuple[np.ndarray, bool]:
 # Threads and processes --------------------------------------------------------
 
 
-def _default_threads() -> int:
+def _default_threads(manifest: dict[str, Any]) -> int:
+    """More threads than the work was cut for would idle, and more than there are cores would wait."""
     stated = os.environ.get("TVM_NUM_THREADS", "")
-    return int(stated) if stated.isdigit() and int(stated) else _physical_cores()
+    if stated.isdigit() and int(stated):
+        return int(stated)
+    return min(_physical_cores(), manifest["target"]["tvm"].get("num-cores", _MOST_THREADS))
 
 
 def _physical_cores() -> int:

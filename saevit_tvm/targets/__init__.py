@@ -32,8 +32,13 @@ def names() -> list[str]:
     return ["native", *(target.name for target in _NAMED)]
 
 
-def get(name_or_json: str) -> Target:
-    """A target by name, or from TVM's own target JSON."""
+def get(name_or_json: str, threads: int | None = None) -> Target:
+    """A target by name, or from TVM's own target JSON, for its own number of threads or for another."""
+    target = _find(name_or_json)
+    return target if threads is None else target.cut_for(threads)
+
+
+def _find(name_or_json: str) -> Target:
     if name_or_json.lstrip().startswith("{"):
         return _from_json(name_or_json)
     if name_or_json == "native":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,10 @@ class Target:
         extra = "".join(self.tvm.get("mattr", []))
         parts = [self.arch, cpu + extra, f"{cores}c" if cores else "anyc"]
         return re.sub(r"[^A-Za-z0-9_.+-]+", "_", "-".join(parts))
+
+    def cut_for(self, threads: int) -> Target:
+        """The same target, its work cut for so many threads, whatever the cores it has."""
+        return replace(self, tvm=self.tvm | {"num-cores": threads})
 
 
 def runs_here(target: Target) -> tuple[bool, str]:

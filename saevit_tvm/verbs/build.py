@@ -32,6 +32,7 @@ class BuildOptions:
 
     model: str = "saevit_xs"
     target: str = "native"
+    threads: int | None = None
     weights: str | None = None
     batch: int = 1
     image_size: int | None = None
@@ -65,7 +66,7 @@ def build(options: BuildOptions, say: Say) -> BuildResult:
     if options.name is not None:
         _check_name(options.name)
     with workspace.staging(options.out) as staged, workspace.scratch() as scratch:
-        target = _target(options.target)
+        target = _target(options.target, options.threads)
         stem = options.name.removesuffix(".so") if options.name else _default_stem(options, target)
         suffix = ".so" if target.output == "library" else ".tar"
         artifact, manifest_path = options.out / f"{stem}{suffix}", options.out / f"{stem}.json"
@@ -95,17 +96,18 @@ def _default_stem(options: BuildOptions, target: Target) -> str:
     """A name that tells the artifacts of one model apart."""
     path = Path(options.model)
     parts = [path.stem if path.suffix in (".pt2", ".onnx") else options.model, target.name]
+    parts += [f"{options.threads}t"] if options.threads is not None else []
     parts += [f"b{options.batch}"] if options.batch != 1 else []
     parts += [f"{options.image_size}px"] if options.image_size is not None else []
     parts += ["features"] if options.features_only else []
     return re.sub(r"[^A-Za-z0-9_.+-]+", "_", "-".join(parts))
 
 
-def _target(name: str) -> Target:
+def _target(name: str, threads: int | None) -> Target:
     """The target, if what it needs to be built for is there."""
     from saevit_tvm.targets import toolchain
 
-    target = targets.get(name)
+    target = targets.get(name, threads)
     toolchain.require(target)
     return target
 

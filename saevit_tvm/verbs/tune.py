@@ -23,6 +23,7 @@ def tune(
     *,
     model: str = "saevit_xs",
     target: str = "native",
+    threads: int | None = None,
     trials: int | None = None,
     minutes: float | None = None,
     store: Path | None = None,
@@ -39,7 +40,7 @@ def tune(
     from saevit_tvm.tuning import measurers
 
     open_measurer = measurers.parse(measure, cluster)
-    chosen = targets.get(target)
+    chosen = targets.get(target, threads)
     if measure == "local" and cluster is None:
         _require_runnable(chosen)
     from saevit_tvm.compiler.pipeline import kernels_to_tune
