@@ -31,11 +31,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 POLL_SECONDS = 0.25
-FRACTIONS = (0.1, 0.25, 0.5, 1.0)  # of the budget, at which the model is built and timed
 CLOSE = 1.05
 STOCK_TRIALS = 1_000_000  # TVM's search knows no minutes: it is stopped from outside
 FAILED_SECONDS = 1e9  # TVM notes a failure as a time of 1e10
-BUILDS = 32
 RECORDS, WORKLOADS = "database_tuning_record.json", "database_workload.json"
 NAMES = {"ours": "saevit-tvm", "stock": "TVM's own"}
 COLOURS = {"ours": "tab:red", "stock": "tab:gray"}
@@ -60,7 +58,7 @@ def main() -> None:
     source, target = open_model(options.model, image_size=options.image_size), targets.native()
     options.out.mkdir(parents=True, exist_ok=True)
     result: dict[str, Any] = {"model": source.name, "input_shape": list(source.input_shape), "minutes": options.minutes}
-    result |= {"fractions": FRACTIONS, "build_seconds": options.build_seconds}
+    result |= {"fractions": options.fractions, "build_seconds": options.build_seconds}
 
     def keep(**found: Any) -> None:
         """Written at once: what comes later may fail, and a search is long."""
@@ -71,12 +69,12 @@ def main() -> None:
         built: dict[str, dict[float, Any]] = {}
         ours = Ours(source, target, Path(scratch) / "ours")
         keep(ours=described(ours.search(options.minutes)) | ours.told)
-        keep(build_throughput=build_throughput(ours.candidates(BUILDS), target))
-        built["ours"] = ours.built(options.minutes)
+        keep(build_throughput=build_throughput(ours.candidates(options.builds), target))
+        built["ours"] = ours.built(options.minutes, options.fractions)
         if not options.only_ours:
             stock = Stock(source, target, Path(scratch) / "stock", options)
             keep(stock=described(stock.search(options.minutes)) | stock.told)
-            built["stock"] = stock.built(options.minutes)
+            built["stock"] = stock.built(options.minutes, options.fractions)
         for name, found in measured(built, source, target, options.seconds).items():
             keep(**{name: result[name] | {"measured": found}})
     (options.out / "tuning.md").write_text(table(result))
@@ -91,6 +89,13 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=20.0, help="of each search")
     parser.add_argument("--seconds", type=float, default=5.0, help="of timing for each dot")
     parser.add_argument("--build-seconds", type=float, default=120.0, help="what TVM's builder may take a candidate")
+    parser.add_argument(
+        "--fractions",
+        type=lambda text: [float(part) for part in text.split(",")],
+        default=[0.1, 0.25, 0.5, 1.0],
+        help="of the minutes, at which the model is built and timed",
+    )
+    parser.add_argument("--builds", type=int, default=32, help="candidates that the throughput is measured with")
     parser.add_argument("--only-ours", action="store_true")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--stock-child", type=Path, help=argparse.SUPPRESS)
@@ -139,7 +144,7 @@ class Ours:
         self.told = {"kernels": found.tasks, "valid": found.valid, "guided": found.guided, "ended": found.ended}
         return self.curve
 
-    def built(self, minutes: float) -> dict[float, Any]:
+    def built(self, minutes: float, fractions: Sequence[float]) -> dict[float, Any]:
         """The model with the records that there were at each fraction of the time."""
         from stages import compiled
 
@@ -147,7 +152,7 @@ class Ours:
         from saevit_tvm.tuning.records import Records, Source
 
         made = {}
-        for fraction in FRACTIONS:
+        for fraction in fractions:
             store = self._at(self._began + timedelta(minutes=fraction * minutes))
             records = Records([Source(store, shipped=False, near=False)], self.target)
             regions = [*blocks(), *layers()]
@@ -233,12 +238,15 @@ class Stock:
             for number, task in enumerate(tasks)
         }
 
-    def built(self, minutes: float) -> dict[float, Any]:
-        made = {}
-        for fraction in FRACTIONS:
-            lines = max((n for seconds, n in self._marks if seconds <= 60 * fraction * minutes), default=0)
-            made[fraction] = stock_compiled(self.source, self.target, self._prefix(lines))
-        return made
+    def built(self, minutes: float, fractions: Sequence[float]) -> dict[float, Any]:
+        made: dict[int, Any] = {}  # by records: at first there may be none for long
+        counts = {
+            fraction: max((n for seconds, n in self._marks if seconds <= 60 * fraction * minutes), default=0)
+            for fraction in fractions
+        }
+        for count in set(counts.values()):
+            made[count] = stock_compiled(self.source, self.target, self._prefix(count))
+        return {fraction: made[count] for fraction, count in counts.items()}
 
     def _prefix(self, lines: int) -> Path:
         """The database as it was with so many records."""

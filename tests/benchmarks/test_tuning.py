@@ -40,10 +40,12 @@ def test_what_is_read_off_a_curve(tuning):
 @pytest.mark.slow
 def test_both_searches_from_start_to_finish(run, tmp_path):
     options = ("--model", "saevit_micro", "--image-size", "32", "--minutes", "0.1", "--seconds", "0.05")
+    options += ("--fractions", "1", "--builds", "4")
     done = run("tuning.py", *options)
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "tuning.json").read_text())
-    assert result["ours"]["valid"] > 0 and result["ours"]["trials"] == result["ours"]["curve"][-1][1]
+    # How far either comes in so little time depends on the machine; that it is told does not.
+    assert 0 <= result["ours"]["valid"] <= result["ours"]["trials"] == result["ours"]["curve"][-1][1]
     assert result["stock"]["ended"] == "the time is up"
     for name in ("ours", "stock"):
         assert [dot["fraction"] for dot in result[name]["measured"]] == result["fractions"]
