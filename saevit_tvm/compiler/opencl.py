@@ -94,6 +94,6 @@ class ScheduleByRule:
     def transform_module(self, mod: tvm.IRModule, _context: tvm.transform.PassContext) -> tvm.IRModule:
         mod = dlight.ApplyDefaultSchedule(*fallback_rules())(mod).clone()
         for name, func in list(mod.functions_items()):
-            if isinstance(func, tirx.PrimFunc) and IS_SCHEDULED in func.attrs:
+            if isinstance(func, tirx.PrimFunc) and IS_SCHEDULED in func.attrs and SCHEDULE not in func.attrs:
                 mod[name] = func.with_attr(SCHEDULE, "fallback")
         return mod
