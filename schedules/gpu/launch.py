@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from textwrap import indent
 
 import numpy as np
@@ -83,8 +84,14 @@ def kernel(
     lines.append(indent(body.strip("\n"), "    " * depth))
     attrs = {"tirx.noalias": True, "op_pattern": OPAQUE}
     text = f"@T.prim_func(private=True, s_tir=True)\ndef {name}({params}):\n    T.func_attr({attrs!r})\n"
-    func = from_source(text + indent("\n".join(lines), "    "), extra_vars={"T": script})
+    func = _parsed(text + indent("\n".join(lines), "    "))
     return Launch(name, func, tuple(reads), writes, tuple(shape))
+
+
+@cache
+def _parsed(text: str) -> tirx.PrimFunc:
+    """Blocks of one shape have the same text, and reading it is most of the work."""
+    return from_source(text, extra_vars={"T": script})
 
 
 def blocks(work: int, size: int) -> int:

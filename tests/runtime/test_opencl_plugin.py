@@ -202,9 +202,10 @@ def test_a_damaged_entry_is_made_again(
     (entry,) = entries(tmp_path)
     sound = entry.read_bytes()
     entry.write_bytes(damage(sound))
+    damaged = entry.stat().st_ino
     assert call().returncode == 0
-    assert entries(tmp_path) == [entry] and len(entry.read_bytes()) == len(sound)
-    assert entry.read_bytes()[:10] == sound[:10]
+    assert entries(tmp_path) == [entry] and entry.stat().st_ino != damaged
+    assert len(entry.read_bytes()) == len(sound)
 
 
 def test_binaries_that_the_driver_refuses_are_made_again(call: Callable[..., Any], tmp_path: Path) -> None:
@@ -212,10 +213,7 @@ def test_binaries_that_the_driver_refuses_are_made_again(call: Callable[..., Any
     assert call().returncode == 0
     (entry,) = entries(tmp_path)
     sound = entry.read_bytes()
-    import struct
-
-    name = b"scale_kernel"
-    body = struct.pack("<Q", len(name)) + name + struct.pack("<Q", 4) + b"junk"
+    body = (4).to_bytes(8, "little") + b"junk"
     entry.write_bytes(sound[:10] + digest(body).encode() + body)
     assert call().returncode == 0
     assert len(entry.read_bytes()) == len(sound)

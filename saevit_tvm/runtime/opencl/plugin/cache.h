@@ -30,7 +30,7 @@ inline std::string Digest(const std::string& text) {
   return hex;
 }
 
-using Binaries = std::vector<std::pair<std::string, std::string>>;  // kernel, binary
+using Binaries = std::vector<std::string>;
 
 class BinaryCache {
  public:
@@ -51,9 +51,9 @@ class BinaryCache {
     Binaries found;
     size_t at = 0;
     while (at < body.size()) {
-      std::string name, binary;
-      if (!Take(body, &at, &name) || !Take(body, &at, &binary)) return {};
-      found.emplace_back(std::move(name), std::move(binary));
+      std::string binary;
+      if (!Take(body, &at, &binary)) return {};
+      found.push_back(std::move(binary));
     }
     return found;
   }
@@ -62,10 +62,7 @@ class BinaryCache {
   void Store(const Binaries& binaries) const {
     if (path_.empty()) return;
     std::string body;
-    for (const auto& each : binaries) {
-      Put(&body, each.first);
-      Put(&body, each.second);
-    }
+    for (const std::string& binary : binaries) Put(&body, binary);
     std::string all = kMagic + Digest(body) + body, temporary = path_ + "." + std::to_string(getpid()) + ".tmp";
     FILE* file = fopen(temporary.c_str(), "wb");
     if (file == nullptr) return;

@@ -161,60 +161,82 @@ class OpenCLModule final : public ffi::ModuleObj {
     std::vector<cl_kernel>& kernels = compiled_[device];
     if (!kernels.empty()) return kernels;
     BinaryCache cache(gpu.Identity(), source_);
-    kernels = FromBinaries(gpu, cache.Load());
+    kernels = Kernels(FromBinaries(gpu, cache.Load()));
     if (!kernels.empty()) return kernels;
+    std::vector<cl_program> programs = FromSource(gpu);
     Binaries binaries;
-    kernels = FromSource(gpu, &binaries);
+    for (cl_program program : programs) binaries.push_back(Binary(gpu, program));
+    kernels = Kernels(programs);
+    gpu.Check(kernels.empty() ? CL_INVALID_KERNEL_NAME : CL_SUCCESS, "find its kernels in what it compiled");
     cache.Store(binaries);
     return kernels;
   }
 
-  // Nothing unless every kernel is there and the driver takes it.
-  std::vector<cl_kernel> FromBinaries(Gpu& gpu, const Binaries& binaries) {
+  // The kernels of one program for all, or of one program each; nothing unless all are there. Takes the programs.
+  std::vector<cl_kernel> Kernels(const std::vector<cl_program>& programs) {
     std::vector<cl_kernel> kernels;
-    if (binaries.size() != signatures_.size()) return kernels;
-    for (size_t i = 0; i < binaries.size(); ++i) {
-      const auto* start = reinterpret_cast<const unsigned char*>(binaries[i].second.data());
-      size_t size = binaries[i].second.size();
-      cl_int status, accepted = CL_SUCCESS;
-      cl_program program =
-          Cl().clCreateProgramWithBinary(gpu.context, 1, &gpu.id, &size, &start, &accepted, &status);
-      if (status == CL_SUCCESS && accepted == CL_SUCCESS && binaries[i].first == signatures_[i].name &&
-          Cl().clBuildProgram(program, 1, &gpu.id, "", nullptr, nullptr) == CL_SUCCESS) {
+    if (programs.size() == 1 || programs.size() == signatures_.size()) {
+      for (size_t i = 0; i < signatures_.size(); ++i) {
+        cl_int status;
+        cl_program program = programs[programs.size() == 1 ? 0 : i];
         cl_kernel kernel = Cl().clCreateKernel(program, signatures_[i].name.c_str(), &status);
-        if (status == CL_SUCCESS) kernels.push_back(kernel);
+        if (status != CL_SUCCESS) break;
+        kernels.push_back(kernel);
       }
-      if (program != nullptr) Cl().clReleaseProgram(program);
-      if (kernels.size() == i + 1) continue;
-      for (cl_kernel kernel : kernels) Cl().clReleaseKernel(kernel);
-      return {};
     }
-    return kernels;
+    for (cl_program program : programs) Cl().clReleaseProgram(program);  // a kernel keeps its own
+    if (kernels.size() == signatures_.size()) return kernels;
+    for (cl_kernel kernel : kernels) Cl().clReleaseKernel(kernel);
+    return {};
   }
 
-  std::vector<cl_kernel> FromSource(Gpu& gpu, Binaries* binaries) {
-    std::map<std::string, std::string> sections = Sections();
-    std::vector<cl_kernel> kernels;
-    for (const Signature& signature : signatures_) {
-      const std::string& text = sections[signature.name];
-      const char* start = text.data();
-      size_t size = text.size();
-      cl_int status;
-      cl_program program = Cl().clCreateProgramWithSource(gpu.context, 1, &start, &size, &status);
-      gpu.Check(status, "take the source of '" + signature.name + "'");
-      status = Cl().clBuildProgram(program, 1, &gpu.id, "", nullptr, nullptr);
-      if (status != CL_SUCCESS) {
-        TVM_FFI_THROW(OpenCLError) << "the OpenCL driver of '" << gpu.name << "' could not compile the kernel '"
-                                   << signature.name << "' (" << StatusName(status)
-                                   << "): " << BuildLog(program, gpu.id).substr(0, 1000);
-      }
-      cl_kernel kernel = Cl().clCreateKernel(program, signature.name.c_str(), &status);
-      gpu.Check(status, "make the kernel '" + signature.name + "'");
-      kernels.push_back(kernel);
-      binaries->emplace_back(signature.name, Binary(gpu, program));
-      Cl().clReleaseProgram(program);  // the kernel keeps it
+  // Nothing unless the driver takes every one.
+  static std::vector<cl_program> FromBinaries(Gpu& gpu, const Binaries& binaries) {
+    std::vector<cl_program> programs;
+    for (const std::string& binary : binaries) {
+      const auto* start = reinterpret_cast<const unsigned char*>(binary.data());
+      size_t size = binary.size();
+      cl_int status, accepted = CL_SUCCESS;
+      cl_program program = Cl().clCreateProgramWithBinary(gpu.context, 1, &gpu.id, &size, &start, &accepted, &status);
+      if (status == CL_SUCCESS) programs.push_back(program);
+      if (status == CL_SUCCESS && accepted == CL_SUCCESS && Build(gpu, program) == CL_SUCCESS) continue;
+      for (cl_program each : programs) Cl().clReleaseProgram(each);
+      return {};
     }
-    return kernels;
+    return programs;
+  }
+
+  static cl_int Build(Gpu& gpu, cl_program program) {
+    return Cl().clBuildProgram(program, 1, &gpu.id, "", nullptr, nullptr);
+  }
+
+  static cl_program Program(Gpu& gpu, const std::string& source) {
+    const char* start = source.data();
+    size_t size = source.size();
+    cl_int status;
+    cl_program program = Cl().clCreateProgramWithSource(gpu.context, 1, &start, &size, &status);
+    gpu.Check(status, "take the source of its kernels");
+    return program;
+  }
+
+  // All kernels at once where the driver can, which is many times faster, else one by one to know which one fails.
+  std::vector<cl_program> FromSource(Gpu& gpu) {
+    cl_program whole = Program(gpu, source_);
+    if (Build(gpu, whole) == CL_SUCCESS) return {whole};
+    Cl().clReleaseProgram(whole);
+    std::map<std::string, std::string> sections = Sections();
+    std::vector<cl_program> programs;
+    for (const Signature& signature : signatures_) {
+      cl_program program = Program(gpu, sections[signature.name]);
+      programs.push_back(program);
+      cl_int status = Build(gpu, program);
+      if (status == CL_SUCCESS) continue;
+      std::string log = BuildLog(program, gpu.id).substr(0, 1000);
+      for (cl_program each : programs) Cl().clReleaseProgram(each);
+      TVM_FFI_THROW(OpenCLError) << "the OpenCL driver of '" << gpu.name << "' could not compile the kernel '"
+                                 << signature.name << "' (" << StatusName(status) << "): " << log;
+    }
+    return programs;
   }
 
   static std::string Binary(Gpu& gpu, cl_program program) {
