@@ -71,7 +71,7 @@ def compile_for_opencl(source: ModelSource, target: Target, dump_ir: Path | None
     mod = dump("regions", pipeline.run(mod, regions(layers(), limits), tvm_target))
     for name, passes in [("kernels", kernels(limits)), ("schedules", schedules())]:
         mod = dump(name, pipeline.run(mod, passes, tvm_target))
-    counts = pipeline.count_kernels(mod)
+    counts, scheduled = pipeline.count_kernels(mod), mod
     mod = dump("library", pipeline.run(mod, pipeline.virtual_machine(), tvm_target))
     try:
         with tvm.transform.PassContext(opt_level=3):
@@ -79,7 +79,7 @@ def compile_for_opencl(source: ModelSource, target: Target, dump_ir: Path | None
     except RuntimeError as error:
         lines = [line for line in str(error).splitlines() if line.strip()]
         raise CompileError(f"TVM cannot make OpenCL kernels of {source.name}: {lines[-1]}") from error
-    return pipeline.Compiled(executable, target, counts, found, None, warnings)
+    return pipeline.Compiled(executable, scheduled, target, counts, found, None, warnings)
 
 
 def _limits(target: Target) -> Limits:

@@ -20,6 +20,7 @@ from schedules.gpu.reduce import PARTS, SIDE
 TAPS = 9
 STATISTICS = 2 + TAPS  # mean, 1 / deviation, and a share for each neighbour
 GROUP = 128
+NO_SHARE = -1e30  # the saliency of positions beyond the image
 MOST_WINDOW = 128  # positions of a window: one for each work-item
 
 
@@ -39,8 +40,12 @@ class SAAShape:
         return self.h * self.w
 
     @property
+    def columns(self) -> int:
+        return -(-self.w // self.r)
+
+    @property
     def tokens(self) -> int:
-        return self.area // self.r**2
+        return -(-self.h // self.r) * self.columns
 
     @property
     def dim(self) -> int:
@@ -73,6 +78,7 @@ def _constants(shape: SAAShape, weights: dict[str, np.ndarray]) -> dict[str, np.
         taps = weights["sal_w"].reshape(TAPS, shape.c).astype("float64")
         found["sal_w"] = taps * weights["ln_g"]
         found["sal_b"] = taps @ weights["ln_b"].astype("float64")
+        found["in_window"] = np.broadcast_to(weights["sal_b"], (shape.r, shape.r)).reshape(-1)
         found["up_w"], found["up_b"] = weights["up_w"], weights["up_b"]
     return {name: np.ascontiguousarray(value, "float32") for name, value in found.items()}
 
@@ -146,21 +152,26 @@ if {position} < {shape.area} and ty > 0 and ty <= {TAPS}:
 
 
 def _sample(shape: SAAShape) -> Launch:
-    window, columns = shape.r**2, shape.w // shape.r
+    window, columns = shape.r**2, shape.columns
     row, column = f"(bx // {columns} * {shape.r} + tx // {shape.r})", f"(bx % {columns} * {shape.r} + tx % {shape.r})"
     inside = f"{row} + dy >= 1 and {row} + dy <= {shape.h} and {column} + dx >= 1 and {column} + dx <= {shape.w}"
     here = f"{row} * {shape.w} + {column}"
     stat = f"by * {STATISTICS} * {shape.area}"
     neighbour = f"{stat} + (2 + dy * 3 + dx) * {shape.area} + {here} + (dy - 1) * {shape.w}"
     channel = f"(i * {GROUP} + tx)"
-    each = f"(bx // {columns} * {shape.r} + p // {shape.r}) * {shape.w} + bx % {columns} * {shape.r} + p % {shape.r}"
+    each_row = f"(bx // {columns} * {shape.r} + p // {shape.r})"
+    each_column = f"(bx % {columns} * {shape.r} + p % {shape.r})"
+    each = f"(by * {shape.c} + {channel}) * {shape.area} + {each_row} * {shape.w} + {each_column}"
+    norm = {"ln_g": (shape.c,), "ln_b": (shape.c,)}
     body = f"""
-if tx < {window}:
-    acc[0] = T.float32(0)
+acc[0] = T.float32({NO_SHARE})
+if tx < {window} and {row} < {shape.h} and {column} < {shape.w}:
+    acc[0] = in_window[tx]
     for dy in T.unroll(3):
         for dx in T.unroll(3):
             if {inside}:
                 acc[0] = acc[0] + stats[{neighbour} + dx - 1]
+if tx < {window}:
     salience[tx] = acc[0]
 top[0] = salience[0]
 for p in range({window}):
@@ -169,18 +180,22 @@ total[0] = T.float32(0)
 for p in range({window}):
     total[0] = total[0] + T.exp(salience[p] - top[0])
 if tx < {window}:
+    share[tx] = T.float32(0)
+    means[tx] = T.float32(0)
+if tx < {window} and {row} < {shape.h} and {column} < {shape.w}:
     share[tx] = T.exp(acc[0] - top[0]) / total[0] * stats[{stat} + {shape.area} + {here}]
     means[tx] = stats[{stat} + {here}]
 for i in range({blocks(shape.c, GROUP)}):
     if {channel} < {shape.c}:
         acc[0] = T.float32(0)
         for p in range({window}):
-            acc[0] = acc[0] + share[p] * (x[(by * {shape.c} + {channel}) * {shape.area} + {each}] - means[p])
+            if {each_row} < {shape.h} and {each_column} < {shape.w}:
+                acc[0] = acc[0] + share[p] * (x[{each}] - means[p])
         tokens[(by * {shape.tokens} + bx) * {shape.c} + {channel}] = acc[0] * ln_g[{channel}] + ln_b[{channel}]
 """
     return kernel(
         "saa_sample",
-        {"x": _image(shape), "stats": (shape.n, STATISTICS, shape.area), "ln_g": (shape.c,), "ln_b": (shape.c,)},
+        {"x": _image(shape), "stats": (shape.n, STATISTICS, shape.area), "in_window": (window,)} | norm,
         "tokens",
         (shape.n, shape.tokens, shape.c),
         grid=(shape.tokens, shape.n),
@@ -275,11 +290,12 @@ for i in range({blocks(tokens, GROUP)}):
 
 
 def _recover(shape: SAAShape) -> Launch:
-    c, window, columns = shape.c, shape.r**2, shape.w // shape.r
+    c, window, columns = shape.c, shape.r**2, shape.columns
     at = f"(i * {GROUP} + tx)"
     channel, p = f"({at} // {window})", f"({at} % {window})"
     row = f"(bx // {columns} * {shape.r} + {p} // {shape.r})"
-    image = f"(by * {c} + {channel}) * {shape.area} + {row} * {shape.w} + bx % {columns} * {shape.r} + {p} % {shape.r}"
+    column = f"(bx % {columns} * {shape.r} + {p} % {shape.r})"
+    image = f"(by * {c} + {channel}) * {shape.area} + {row} * {shape.w} + {column}"
     spread = f"whole[{channel}] * up_w[{p} * {c} + {channel}] + up_b[{channel}]" if shape.r > 1 else f"whole[{channel}]"
     body = f"""
 for i in range({blocks(c, GROUP)}):
@@ -292,7 +308,7 @@ for i in range({blocks(c, GROUP)}):
             acc[0] = acc[0] + row[k] * pr_w[k * {c} + {at}]
         whole[{at}] = acc[0]
 for i in range({blocks(c * window, GROUP)}):
-    if {at} < {c * window}:
+    if {at} < {c * window} and {row} < {shape.h} and {column} < {shape.w}:
         out[{image}] = x[{image}] + {spread}
 """
     reads: dict[str, tuple[int, ...]] = {

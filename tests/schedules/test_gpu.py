@@ -80,10 +80,13 @@ def doubles(values: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
 def saa(x: torch.Tensor, w: dict[str, torch.Tensor], heads: int, r: int, eps: float, scale: float) -> torch.Tensor:
     n, c, height, width = x.shape
     y = F.layer_norm(x.permute(0, 2, 3, 1), (c,), w["ln_g"], w["ln_b"], eps)
-    rows, columns = height // r, width // r
+    rows, columns = -(-height // r), -(-width // r)
     tokens = y.reshape(n, -1, c)
     if r > 1:
         saliency = F.conv2d(y.permute(0, 3, 1, 2), w["sal_w"].permute(2, 0, 1)[None], padding=1)
+        saliency = saliency + w["sal_b"].expand(r, r).repeat(rows, columns)[:height, :width]
+        beyond = (0, columns * r - width, 0, rows * r - height)
+        saliency, y = F.pad(saliency, beyond, value=-1e30), F.pad(y, (0, 0, *beyond))
 
         def windows(z: torch.Tensor) -> torch.Tensor:
             split = z.reshape(n, rows, r, columns, r, -1).permute(0, 1, 3, 2, 4, 5)
@@ -99,7 +102,7 @@ def saa(x: torch.Tensor, w: dict[str, torch.Tensor], heads: int, r: int, eps: fl
     spread = (mixed @ w["pr_w"] + w["pr_b"]).reshape(n, rows, columns, c).permute(0, 3, 1, 2)
     if r > 1:
         spread = F.conv_transpose2d(spread, w["up_w"].permute(2, 0, 1)[:, None], w["up_b"], r, groups=c)
-    return x + spread
+    return x + spread[:, :, :height, :width]
 
 
 def depthwise(x: torch.Tensor, w: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -115,14 +118,20 @@ def pointwise(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torc
 
 @on_a_device
 @pytest.mark.parametrize(
-    ("n", "h", "w", "c", "heads", "r"),
-    [(1, 16, 24, 32, 2, 8), (2, 14, 14, 48, 3, 2), (1, 7, 7, 64, 4, 1), (1, 9, 6, 20, 2, 3), (1, 1, 1, 16, 1, 1)],
+    ("n", "h", "w", "c", "heads", "r", "by_position"),
+    [
+        (1, 16, 24, 32, 2, 8, False),
+        (2, 14, 14, 48, 3, 2, False),
+        (1, 7, 7, 64, 4, 1, False),
+        (1, 9, 6, 20, 2, 3, True),
+        (2, 7, 9, 16, 1, 4, True),  # partly filled windows below and on the right
+        (1, 1, 1, 16, 1, 1, False),
+    ],
 )
-def test_saa(n: int, h: int, w: int, c: int, heads: int, r: int, folder: Path) -> None:
+def test_saa(n: int, h: int, w: int, c: int, heads: int, r: int, by_position: bool, folder: Path) -> None:
     given = weights(ln_g=(c,), ln_b=(c,), qkv_w=(c, 3 * c), qkv_b=(3 * c,), pr_w=(c, c), pr_b=(c,))
     if r > 1:
-        given |= weights(sal_w=(3, 3, c), sal_b=(1,), up_w=(r, r, c), up_b=(c,))
-        given["sal_b"][:] = 0
+        given |= weights(sal_w=(3, 3, c), sal_b=(r, r) if by_position else (1,), up_w=(r, r, c), up_b=(c,))
     shape = {"n": n, "h": h, "w": w, "c": c, "heads": heads, "r": r, "eps": 1e-5, "scale": 0.25}
     x = image(n, c, h, w)
     expected = saa(torch.from_numpy(x).double(), doubles(given), heads, r, 1e-5, 0.25)

@@ -14,7 +14,7 @@ import pytest
 
 import saevit_tvm
 from saevit_tvm import targets
-from saevit_tvm.errors import ArtifactError, CompileError
+from saevit_tvm.errors import ArtifactError, CompileError, TargetError
 from saevit_tvm.runtime import artifact, opencl
 
 TARGET = "generic-opencl"
@@ -48,6 +48,28 @@ def test_the_target_is_data() -> None:
     assert targets.runs_here(target)[0]
     assert "opencl" in target.fingerprint
     assert TARGET in targets.names()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mali", "adreno"])
+def test_mobile_gpus_get_an_arm_library(name: str, tmp_path: Path) -> None:
+    """Not run here, and the manifest says so; only that it is what the device would load."""
+    from saevit_tvm.runtime import elf
+    from saevit_tvm.targets import toolchain
+    from saevit_tvm.verbs.build import BuildOptions, build
+
+    target = targets.get(name)
+    try:
+        toolchain.linker(target)
+    except TargetError as error:
+        pytest.skip(str(error))
+    options = BuildOptions(model="saevit_micro", image_size=64, target=name, out=tmp_path)
+    result = build(options, say=lambda _line: None)
+    data = result.artifact.read_bytes()
+    assert elf.machine(data[: elf.HEADER_SIZE]) == "aarch64"
+    assert data.count(b"// Function: ") == result.manifest["kernels"]["total"]
+    proof = result.manifest["verification"]
+    assert not proof["passed"] and proof["proof"] == "none"
 
 
 def test_it_computes_what_pytorch_computes(built: Path) -> None:
