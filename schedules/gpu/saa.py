@@ -162,7 +162,13 @@ def _sample(shape: SAAShape) -> Launch:
     each_row = f"(bx // {columns} * {shape.r} + p // {shape.r})"
     each_column = f"(bx % {columns} * {shape.r} + p % {shape.r})"
     each = f"(by * {shape.c} + {channel}) * {shape.area} + {each_row} * {shape.w} + {each_column}"
-    norm = {"ln_g": (shape.c,), "ln_b": (shape.c,)}
+    reads: dict[str, tuple[int, ...]] = {
+        "x": _image(shape),
+        "stats": (shape.n, STATISTICS, shape.area),
+        "in_window": (window,),
+        "ln_g": (shape.c,),
+        "ln_b": (shape.c,),
+    }
     body = f"""
 acc[0] = T.float32({NO_SHARE})
 if tx < {window} and {row} < {shape.h} and {column} < {shape.w}:
@@ -195,7 +201,7 @@ for i in range({blocks(shape.c, GROUP)}):
 """
     return kernel(
         "saa_sample",
-        {"x": _image(shape), "stats": (shape.n, STATISTICS, shape.area), "in_window": (window,)} | norm,
+        reads,
         "tokens",
         (shape.n, shape.tokens, shape.c),
         grid=(shape.tokens, shape.n),

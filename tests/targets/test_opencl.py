@@ -111,6 +111,7 @@ def test_the_command_line(built: Path, cli: Callable[..., Any], tmp_path: Path) 
     assert len(json.loads(ran.stdout)["results"][0]["top"]) == 5
 
 
+@pytest.mark.slow
 def test_it_is_measured_like_any_artifact(built: Path, cli: Callable[..., Any]) -> None:
     done = cli("bench", built, "--against", "none", "--runs", "3", "--threads", "1", "--json")
     assert done.returncode == 0, done.stderr
