@@ -68,7 +68,7 @@ def answers(
 
 def machine(target: Mapping[str, Any], how: str | None) -> str:
     """What the artifact was run on, in words; `target` is its manifest's."""
-    if target["tvm"]["kind"] == "opencl":
+    if how == "host" and target["tvm"]["kind"] == "opencl":
         device = opencl.devices()[0]
         return f"{device.name}, driven by {device.platform} {device.driver}"
     if how != "qemu":
@@ -79,7 +79,8 @@ def machine(target: Mapping[str, Any], how: str | None) -> str:
 
 def kind(target: Mapping[str, Any], how: str | None) -> str | None:
     """What such a run proves, in the manifest's words."""
-    return opencl.devices()[0].proof if target["tvm"]["kind"] == "opencl" else how
+    here = how == "host" and target["tvm"]["kind"] == "opencl"
+    return opencl.devices()[0].proof if here else how
 
 
 def _main(artifact: str, asked: str, answered: str) -> None:
