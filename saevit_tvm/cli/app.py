@@ -57,7 +57,7 @@ target_option = click.option(
     "--target", default="native", show_default=True, help="A name that 'targets' lists, or TVM's target JSON."
 )
 cut_option = click.option(
-    "--threads", type=click.IntRange(1, 256), help="Cut the work for so many threads; by default for the target's cores."
+    "--threads", type=click.IntRange(1, 256), help="Cut the work for so many threads; by default for all cores."
 )
 _MODEL_OPTIONS = (
     click.option(

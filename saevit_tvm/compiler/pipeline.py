@@ -169,6 +169,10 @@ def compile_model(
     """The whole street: from a PyTorch model to an executable for the target."""
     if dtype != "float32":
         raise CompileError(f"dtype '{dtype}' cannot be compiled: only float32 is supported.")
+    if target.kind == "opencl":
+        from saevit_tvm.compiler.opencl import compile_for_opencl
+
+        return compile_for_opencl(source, target, dump_ir)
     opened = _open_records(records, target) if use_tuned else None
     dump = _Dump(dump_ir)
     tvm_target, isa = tvm.target.Target(target.tvm), isa_of(target.tvm)
@@ -195,6 +199,8 @@ def kernels_to_tune(source: ModelSource, target: Target, dtype: str = "float32")
     """Every distinct kernel that the model needs on the target, most used first."""
     if dtype != "float32":
         raise CompileError(f"dtype '{dtype}' cannot be tuned: only float32 is supported.")
+    if target.kind == "opencl":
+        raise CompileError(f"target '{target.name}' cannot be tuned: its kernels are scheduled by rule.")
     tvm_target = tvm.target.Target(target.tvm)
     mod = import_model(source)
     isa = isa_of(target.tvm)

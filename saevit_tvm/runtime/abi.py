@@ -117,7 +117,19 @@ class Function(Object):
 
 
 class Tensor(Object):
-    """A dense tensor on the CPU; NumPy sees its memory through `__array_interface__` and keeps it alive."""
+    """A dense tensor. On the CPU, NumPy sees its memory through `__array_interface__` and keeps it alive."""
+
+    @property
+    def device(self) -> int:
+        return self._cell(_DLTensor).device_type
+
+    def fetch(self) -> np.ndarray:
+        """A copy of the values, from whatever device they are on."""
+        cell = self._cell(_DLTensor)
+        kind = {code: letter for letter, code in _DTYPE_CODES.items()}[cell.code]
+        array = np.empty(tuple(cell.shape[: cell.ndim]), f"<{kind}{cell.bits // 8}")
+        copy(self, lend(array))
+        return array
 
     @property
     def __array_interface__(self) -> dict[str, Any]:
@@ -175,14 +187,30 @@ def _give_back(address: int) -> None:
     del _lent[address]
 
 
+def copy(source: Tensor, destination: Tensor) -> None:
+    """Copy the values of one tensor into another of its shape, from any device to any."""
+    global_function("runtime.TVMTensorCopyFromTo")(source, destination)
+
+
+def to_device(tensor: Tensor, device: int) -> Tensor:
+    """A copy on the first device of a kind."""
+    return global_function("vm.builtin.to_device")(tensor, device, 0)
+
+
 def global_function(name: str) -> Function:
     """A function that TVM's runtime registers under this name."""
+    function = find_global_function(name)
+    if function is None:
+        raise ArtifactError(f"the installed TVM runtime has no '{name}': reinstall apache-tvm.")
+    return function
+
+
+def find_global_function(name: str) -> Function | None:
+    """The same, or None where nothing has this name."""
     text = ctypes.create_string_buffer(name.encode())
     key, handle = _Bytes(ctypes.addressof(text), len(name)), ctypes.c_void_p()
     status = _ffi().TVMFFIFunctionGetGlobal(ctypes.byref(key), ctypes.byref(handle))
-    if status or not handle.value:
-        raise ArtifactError(f"the installed TVM runtime has no '{name}': reinstall apache-tvm.")
-    return Function(handle.value)
+    return None if status or not handle.value else Function(handle.value)
 
 
 def module_function(module: Object, name: str) -> Function:
@@ -223,4 +251,7 @@ def _raised() -> ArtifactError:
         ctypes.string_at(part.data, part.size).decode(errors="replace")
         for part in error._cell(_Bytes * 2)  # the error cell begins with its kind and its message
     )
-    return ArtifactError(f"TVM's runtime failed with {kind}: {' '.join(message.split())}")
+    sentence = " ".join(message.split())
+    if kind == "OpenCLError":  # our own plugin's, and meant for the user
+        return ArtifactError(sentence)
+    return ArtifactError(f"TVM's runtime failed with {kind}: {sentence}")

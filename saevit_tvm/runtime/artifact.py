@@ -27,6 +27,7 @@ import saevit_tvm
 from saevit_tvm.errors import ArtifactError
 from saevit_tvm.runtime import elf
 from saevit_tvm.runtime import manifest as manifests
+from saevit_tvm.runtime.opencl.driver import available
 from saevit_tvm.targets.base import cpu_features
 
 MAGIC = b"SAEVIT1\n"
@@ -221,10 +222,14 @@ def check_runnable(manifest: dict[str, Any], path: str | os.PathLike[str]) -> No
             f"'{path}' is built for {machine} (target {target['name']}), and this machine is "
             f"{platform.machine()}: run it there, or build with --target native."
         )
-    if target["tvm"]["kind"] != "llvm":
+    if target["tvm"]["kind"] == "opencl":
+        there, reason = available()
+        if not there:
+            raise ArtifactError(f"'{path}' needs an OpenCL device (target {target['name']}), and {reason}.")
+    elif target["tvm"]["kind"] != "llvm":
         raise ArtifactError(
             f"'{path}' is built for a device of kind {target['tvm']['kind']} (target {target['name']}), and "
-            "this saevit-tvm runs CPU artifacts: build with --target native."
+            "this saevit-tvm runs those for CPUs and OpenCL: build with --target native."
         )
     missing = sorted(set(target["features"]) - cpu_features())
     if missing:

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from saevit_tvm.errors import ArtifactError, UsageError
-from saevit_tvm.runtime import abi
+from saevit_tvm.runtime import abi, opencl
 from saevit_tvm.runtime.artifact import check_runnable, opened
 
 _ALIGNMENT = 64  # what TVM's kernels may assume of a tensor's memory
@@ -96,6 +96,10 @@ class _Library:
 
     def __init__(self, file: BinaryIO, manifest: dict[str, Any]) -> None:
         self.manifest = manifest
+        self.devices = [abi.CPU]
+        if manifest["target"]["tvm"]["kind"] == "opencl":
+            opencl.activate()
+            self.devices.insert(0, opencl.OPENCL)
         load_library = abi.global_function("ffi.Module.load_from_file.so")
         self.module = load_library(_fresh_name(file), "so")
 
@@ -151,10 +155,13 @@ class _Machine:
     def __init__(self, library: _Library, spec: TensorSpec, threads: int) -> None:
         _configure_thread_pool(threads)
         machine = abi.module_function(library.module, "vm_load_executable")()
-        abi.module_function(machine, "vm_initialization")(abi.CPU, 0, _POOLED_ALLOCATOR)
+        devices = [number for device in library.devices for number in (device, 0, _POOLED_ALLOCATOR)]
+        abi.module_function(machine, "vm_initialization")(*devices)
         self._main = abi.module_function(machine, "main")
         self._staging = _aligned(spec)
         self._staged = abi.lend(self._staging)
+        device = library.devices[0]
+        self._on_device = None if device == abi.CPU else abi.to_device(self._staged, device)
 
     def run(self, array: np.ndarray) -> list[np.ndarray]:
         if array.flags.c_contiguous and array.ctypes.data % _ALIGNMENT == 0:
@@ -162,6 +169,9 @@ class _Machine:
         else:
             np.copyto(self._staging, array)
             array, argument = self._staging, self._staged
+        if self._on_device is not None:
+            abi.copy(argument, self._on_device)
+            argument = self._on_device
         result = self._main(argument)
         tensors = result.items() if isinstance(result, abi.Array) else [result]
         return [_owned(tensor, array) for tensor in tensors]
@@ -172,6 +182,8 @@ def _owned(tensor: abi.Tensor, given: np.ndarray) -> np.ndarray:
 
     The virtual machine remembers its last result, so a fresh one has two holders.
     """
+    if tensor.device != abi.CPU:
+        return tensor.fetch()
     output = np.asarray(tensor)
     shared = tensor.references > 2 or np.may_share_memory(output, given)
     return output.copy() if shared else output

@@ -13,6 +13,7 @@ from typing import Any
 from saevit_tvm.errors import UsageError, unknown
 from saevit_tvm.targets import arm, llvm, riscv
 from saevit_tvm.targets.base import Target, runs_here
+from saevit_tvm.targets.opencl import OPENCL_NAMES, opencl_targets
 from saevit_tvm.targets.x86 import X86_TARGETS, native
 
 __all__ = ["Target", "all_targets", "get", "how_to_run", "linkers_for", "names", "native", "runs_here", "why_not"]
@@ -25,11 +26,11 @@ _FOREIGN = {"aarch64": (arm.LINKERS, "max"), "riscv64": (riscv.LINKERS, "rv64")}
 
 def all_targets() -> list[Target]:
     """Every named target, the machine at hand first."""
-    return [native(), *_NAMED]
+    return [native(), *_NAMED, *opencl_targets()]
 
 
 def names() -> list[str]:
-    return ["native", *(target.name for target in _NAMED)]
+    return ["native", *(target.name for target in _NAMED), *OPENCL_NAMES]
 
 
 def get(name_or_json: str, threads: int | None = None) -> Target:
@@ -43,6 +44,8 @@ def _find(name_or_json: str) -> Target:
         return _from_json(name_or_json)
     if name_or_json == "native":
         return native()
+    if name_or_json in OPENCL_NAMES:
+        return next(target for target in opencl_targets() if target.name == name_or_json)
     for target in _NAMED:
         if target.name == name_or_json:
             return target

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from saevit_tvm.runtime.opencl.driver import available
+
 
 @dataclass(frozen=True)
 class Target:
@@ -51,6 +53,8 @@ def runs_here(target: Target) -> tuple[bool, str]:
     missing = sorted(set(target.features) - cpu_features())
     if missing:
         return False, f"needs CPU features this machine lacks: {', '.join(missing)}"
+    if target.kind == "opencl":
+        return available()
     return True, "runs on this machine"
 
 

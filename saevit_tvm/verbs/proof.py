@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from saevit_tvm.errors import ArtifactError, SaevitError
+from saevit_tvm.runtime import opencl
 from saevit_tvm.verbs.child import die_with_parent, import_path
 
 REFUSED = 3
@@ -67,10 +68,19 @@ def answers(
 
 def machine(target: Mapping[str, Any], how: str | None) -> str:
     """What the artifact was run on, in words; `target` is its manifest's."""
+    if how == "host" and target["tvm"]["kind"] == "opencl":
+        device = opencl.devices()[0]
+        return f"{device.name}, driven by {device.platform} {device.driver}"
     if how != "qemu":
         return "this machine"
     libc = ", glibc in place of Android's libc" if "android" in target["tvm"].get("mtriple", "") else ""
     return f"qemu, {target['emulator']} model{libc}"
+
+
+def kind(target: Mapping[str, Any], how: str | None) -> str | None:
+    """What such a run proves, in the manifest's words."""
+    here = how == "host" and target["tvm"]["kind"] == "opencl"
+    return opencl.devices()[0].proof if here else how
 
 
 def _main(artifact: str, asked: str, answered: str) -> None:

@@ -51,7 +51,7 @@ def verify(path: Path, weights: str | None = None, device: str | None = None) ->
         "passed": deviation.within(result["tolerance"]),
         "max_abs_error": _finite(deviation.max_abs_error),
         "max_rel_error": _finite(deviation.max_rel_error),
-        "proof": how,
+        "proof": proof.kind(manifest["target"], how),
         "machine": f"the device {device}" if device else proof.machine(manifest["target"], how),
         "reference": origin,
         "inputs": len(inputs),

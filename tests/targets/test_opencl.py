@@ -1,0 +1,153 @@
+"""The smallest model for an OpenCL device, run for real on PoCL, from the build to the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import saevit_tvm
+from saevit_tvm import targets
+from saevit_tvm.errors import ArtifactError, CompileError, TargetError
+from saevit_tvm.runtime import artifact, opencl
+
+TARGET = "generic-opencl"
+pytestmark = pytest.mark.skipif(not opencl.available()[0], reason=opencl.available()[1])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    before = os.environ.get("SAEVIT_TVM_CACHE")
+    os.environ["SAEVIT_TVM_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    yield
+    os.environ.pop("SAEVIT_TVM_CACHE")
+    if before is not None:
+        os.environ["SAEVIT_TVM_CACHE"] = before
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from saevit_tvm.verbs.build import BuildOptions, build
+
+    folder = tmp_path_factory.mktemp("opencl")
+    options = BuildOptions(model="saevit_micro", image_size=64, target=TARGET, out=folder)
+    return build(options, say=lambda _line: None).artifact
+
+
+def test_the_target_is_data() -> None:
+    target = targets.get(TARGET)
+    assert target.tvm["kind"] == target.kind == "opencl"
+    assert target.tvm["host"]["kind"] == "llvm"
+    assert target.proof == opencl.devices()[0].proof
+    assert targets.runs_here(target)[0]
+    assert "opencl" in target.fingerprint
+    assert TARGET in targets.names()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mali", "adreno"])
+def test_mobile_gpus_get_an_arm_library(name: str, tmp_path: Path) -> None:
+    """Not run here, and the manifest says so; only that it is what the device would load."""
+    from saevit_tvm.runtime import elf
+    from saevit_tvm.targets import toolchain
+    from saevit_tvm.verbs.build import BuildOptions, build
+
+    target = targets.get(name)
+    try:
+        toolchain.linker(target)
+    except TargetError as error:
+        pytest.skip(str(error))
+    options = BuildOptions(model="saevit_micro", image_size=64, target=name, out=tmp_path)
+    result = build(options, say=lambda _line: None)
+    data = result.artifact.read_bytes()
+    assert elf.machine(data[: elf.HEADER_SIZE]) == "aarch64"
+    assert data.count(b"// Function: ") == result.manifest["kernels"]["total"]
+    proof = result.manifest["verification"]
+    assert not proof["passed"] and proof["proof"] == "none"
+
+
+def test_it_computes_what_pytorch_computes(built: Path) -> None:
+    manifest = artifact.read_manifest(built)
+    proof = manifest["verification"]
+    assert proof["passed"] and proof["proof"] == opencl.devices()[0].proof
+    assert proof["max_rel_error"] < 2e-5
+    assert manifest["target"]["name"] == TARGET
+    kernels = manifest["kernels"]
+    assert kernels["total"] == kernels["scheduled"] + kernels["fallback"] and kernels["tuned"] == 0
+    assert kernels["scheduled"] > kernels["fallback"]
+    assert all(count["found"] == count["expected"] for count in manifest["regions"].values())
+
+
+def test_engines_agree_from_any_thread(built: Path) -> None:
+    engine, other = saevit_tvm.load(built), saevit_tvm.load(built, threads=1)
+    shape = engine.inputs[0].shape
+    inputs = [np.random.RandomState(seed).standard_normal(shape).astype("float32") for seed in range(4)]
+    expected = [engine(x) for x in inputs]
+    assert not np.array_equal(expected[0], expected[1])
+    with ThreadPoolExecutor(4) as pool:
+        for again in pool.map(lambda work: work[0](work[1]), [(e, x) for x in inputs for e in (engine, other)]):
+            assert any(np.array_equal(again, one) for one in expected)
+    strided = np.repeat(inputs[0], 2, axis=3)[:, :, :, ::2]
+    np.testing.assert_array_equal(engine(strided), expected[0])
+
+
+def test_the_command_line(built: Path, cli: Callable[..., Any], tmp_path: Path) -> None:
+    verified = cli("verify", built, "--json")
+    assert verified.returncode == 0, verified.stderr
+    result = json.loads(verified.stdout)
+    assert result["passed"] and result["proof"] == opencl.devices()[0].proof
+    from PIL import Image
+
+    picture = tmp_path / "noise.png"
+    Image.fromarray(np.random.RandomState(0).randint(0, 255, (80, 100, 3), np.uint8)).save(picture)
+    ran = cli("run", built, picture, "--json")
+    assert ran.returncode == 0, ran.stderr
+    assert len(json.loads(ran.stdout)["results"][0]["top"]) == 5
+
+
+@pytest.mark.slow
+def test_it_is_measured_like_any_artifact(built: Path, cli: Callable[..., Any]) -> None:
+    done = cli("bench", built, "--against", "none", "--runs", "3", "--threads", "1", "--json")
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads(done.stdout)["results"]
+    assert row["median_ms"] > 0 and row["max_abs_error"] < 1e-4
+
+
+def test_without_opencl_it_says_so(built: Path, cli: Callable[..., Any], tmp_path: Path) -> None:
+    nowhere = tmp_path / "vendors"
+    nowhere.mkdir()
+    blind = os.environ | {"OCL_ICD_VENDORS": str(nowhere)}
+    done = cli("run", built, tmp_path / "x.png", env=blind)
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
+    assert "needs an OpenCL device" in done.stderr and "install the GPU's driver" in done.stderr
+    result = json.loads(cli("verify", built, "--json", env=blind).stdout)
+    assert not result["passed"] and result["proof"] == "none" and "needs an OpenCL device" in result["note"]
+    listed = json.loads(cli("targets", "--json", env=blind).stdout)["targets"]
+    (row,) = [row for row in listed if row["name"] == TARGET]
+    assert not row["runs_here"] and row["proof"] == "none"
+
+
+def test_damaged_kernels_are_a_sentence(built: Path, tmp_path: Path) -> None:
+    """An artifact whose kernels are not what was compiled, by the letter of the file format."""
+    data = bytearray(built.read_bytes())
+    start = data.index(b"// Function: ")
+    manifest = artifact.read_manifest(built)
+    data[start - 8 : start] = (1 << 40).to_bytes(8, "little")  # the length of the source
+    library, forged = tmp_path / "library.so", tmp_path / "forged.so"
+    library.write_bytes(data[: manifest["size"]])
+    artifact.seal(library, manifest, forged)
+    with pytest.raises(ArtifactError, match="OpenCL kernels of this library cannot be read"):
+        saevit_tvm.load(forged)
+
+
+def test_it_cannot_be_tuned_yet() -> None:
+    from saevit_tvm.verbs.tune import tune
+
+    with pytest.raises(CompileError, match=f"target '{TARGET}' cannot be tuned"):
+        tune(model="saevit_micro", image_size=64, target=TARGET, trials=1)
