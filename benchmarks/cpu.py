@@ -6,8 +6,8 @@
 
 Nothing is installed. Runtimes that do not fit beside this package may live in another environment: name its Python in
 SAEVIT_TVM_PEERS_PYTHON. Every comparison is `saevit-tvm bench`: all runtimes in turns, warm, on the same number of
-threads, each one's answer checked before it is timed. Results are written after each comparison, and --resume goes on
-after the last one. Run it on an idle machine.
+threads (ours built with --threads for it), each one's answer checked before it is timed. Results are written after each
+comparison, and --resume goes on after the last one. Run it on an idle machine.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -103,11 +104,12 @@ def comparisons(model: str, scenario: str, threads: Sequence[int], options: argp
     left = list(threads)
     try:
         with tempfile.TemporaryDirectory() as folder:
-            artifact = build(BuildOptions(model=model, out=Path(folder), **wanted), say).artifact
-            with prepared(artifact, against=options.against, weights=None, say=say) as comparison:
+            ours = BuildOptions(model=model, out=Path(folder), **wanted)
+            cut = {count: build(replace(ours, threads=count), say).artifact for count in left}
+            with prepared(cut[left[0]], against=options.against, weights=None, say=say) as comparison:
                 while left:
                     say(f"{model}, {scenario}, {left[0]} threads")
-                    told = comparison.measure(threads=left[0], runs=None, seconds=options.seconds)
+                    told = comparison.of(cut[left[0]]).measure(threads=left[0], runs=None, seconds=options.seconds)
                     left.pop(0)
                     yield rows_of(model, scenario, told)
     except SaevitError as error:

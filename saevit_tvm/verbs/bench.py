@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,11 @@ class Comparison:
     note: str | None
     scratch: Path
     say: Callable[[str], None]
+
+    def of(self, path: Path) -> Comparison:
+        """The same with another build of the same model in our place."""
+        shutil.copy(path, self.runtimes[0].folder / "artifact.so")
+        return replace(self, path=path, manifest=read_manifest(path))
 
     def measure(self, *, threads: int | None, runs: int | None, seconds: float) -> dict[str, Any]:
         """Everyone in turns, in fresh processes."""

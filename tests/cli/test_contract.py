@@ -55,7 +55,7 @@ def test_unknown_option_points_at_the_nearest(cli, refused):
     ("args", "words"),
     [
         (["verify"], ["Missing argument 'ARTIFACT'", "saevit-tvm verify --help"]),
-        (["run", "a.so"], ["Missing argument 'IMAGE...'"]),
+        (["run", __file__], ["Missing argument 'IMAGE...'"]),
         (["build", "--batch", "two"], ["'two' is not a valid integer"]),
         (["tune", "--trials", "0"], ["--trials"]),
         (["bench", "a.so", "--seconds", "0"], ["--seconds"]),
