@@ -28,6 +28,8 @@ NAME = "saevit.region"
 SHAPE = "saevit.shape"
 TILING = "saevit.tiling"
 OPAQUE = 8  # TVM's code for an operator that nothing may be fused into
+DTYPE = "dtype"  # in a shape: what activations and weights are stored in, where that is not float32
+WIDE = ("head",)  # computed in float32 whatever is stored: the mean of all positions, and a product that loads bind
 DIVISION = ("bands", "groups", "chunk")  # the knobs, of any generator, that depend on the number of threads
 
 Shape = dict[str, Any]
@@ -73,9 +75,17 @@ def lower(
     threads: int = 1,
 ) -> Lowered | None:
     """The loops of a region and its packed weights, or None where its generator declines."""
-    module, shape_class = GENERATORS[region]
+    module, ready, unit = _generator(region, shape, isa)
     chosen = module.Tiling(**tiling) if tiling else None
-    return module.lower(shape_class(**shape), dict(weights), isa, chosen, threads)
+    return module.lower(ready, dict(weights), unit, chosen, threads)
+
+
+def _generator(region: str, shape: Shape, isa: Isa) -> tuple[Any, Any, Isa]:
+    """Who generates a region, its shape for them, and the vectors to use."""
+    module, shape_class = GENERATORS[region]
+    unit = isa.storing(shape.get(DTYPE, "float32"))
+    ready = shape_class(**{name: value for name, value in shape.items() if name != DTYPE})
+    return module, ready, unit.wide() if region in WIDE else unit
 
 
 def declare(
@@ -85,10 +95,17 @@ def declare(
     weights: Mapping[str, np.ndarray],
     result: tuple[int, ...],
 ) -> tirx.PrimFunc:
-    """The declaration of a region, from the extents of its input, weights and output."""
+    """The declaration of a region, from the extents of its input, weights and output.
+
+    Weights are in float32, so that packing rounds them only once; a picture is as it comes from outside.
+    """
     names = ["x", *weights, "out"]
     buffers = [data, *(weight.shape for weight in weights.values()), result]
-    params = ", ".join(f'{name}: T.Buffer({extents}, "float32")' for name, extents in zip(names, buffers, strict=True))
+    stored = shape.get(DTYPE, "float32")
+    dtypes = ["float32" if shape.get("channels_first") else stored, *["float32"] * len(weights), stored]
+    params = ", ".join(
+        f'{name}: T.Buffer({extents}, "{dtype}")' for name, extents, dtype in zip(names, buffers, dtypes, strict=True)
+    )
     whole = [
         f"{name}[{', '.join(f'0:{extent}' for extent in extents)}]"
         for name, extents in zip(names, buffers, strict=True)
@@ -126,8 +143,8 @@ def tilings(mod: tvm.IRModule, isa: Isa) -> list[Schedule]:
     """The search space of a declared kernel: one schedule for each tiling that its generator offers."""
     found = declared(mod["main"])
     assert found is not None
-    module, shape_class = GENERATORS[found.region]
-    offered = module.tilings(shape_class(**found.shape), isa)
+    module, shape, unit = _generator(found.region, found.shape, isa)
+    offered = module.tilings(shape, unit)
     return [_tiled(mod, dataclasses.asdict(tiling)) for tiling in offered]
 
 
@@ -142,8 +159,8 @@ def cut_for(mod: tvm.IRModule, tiling: Mapping[str, int], isa: Isa, threads: int
     """A declared kernel with the register tiles of a tiling, but its work divided among `threads`."""
     found = declared(mod["main"])
     assert found is not None
-    module, shape_class = GENERATORS[found.region]
-    default = dataclasses.asdict(module.default_tiling(shape_class(**found.shape), isa, threads))
+    module, shape, unit = _generator(found.region, found.shape, isa)
+    default = dataclasses.asdict(module.default_tiling(shape, unit, threads))
     return _tiled(mod, {name: default[name] if name in DIVISION else value for name, value in tiling.items()})
 
 

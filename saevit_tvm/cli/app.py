@@ -59,6 +59,12 @@ target_option = click.option(
 cut_option = click.option(
     "--threads", type=click.IntRange(1, 256), help="Cut the work for so many threads; by default for all cores."
 )
+dtype_option = click.option(
+    "--dtype",
+    default="float32",
+    show_default=True,
+    help="What it computes in: float32, or float16 where the target can ('targets' lists them).",
+)
 _MODEL_OPTIONS = (
     click.option(
         "--model",

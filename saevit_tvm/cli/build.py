@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from saevit_tvm.cli.app import common, cut_option, folder, model_options, target_option
+from saevit_tvm.cli.app import common, cut_option, dtype_option, folder, model_options, target_option
 from saevit_tvm.cli.console import Console
 
 
@@ -19,7 +19,7 @@ from saevit_tvm.cli.console import Console
 @target_option
 @cut_option
 @model_options
-@click.option("--dtype", default="float32", show_default=True, help="What it computes in.")
+@dtype_option
 @click.option("--classes", "num_classes", type=int, help="Number of classes of the head.")
 @click.option("--features-only", is_flag=True, help="Give the maps of the four stages, not class scores.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the random weights, without --weights.")

@@ -23,8 +23,11 @@ def command(as_json: bool) -> None:
     listing = targets()
     console.object(listing)
     console.table(
-        ["target", "what it is", "verified here"],
-        [[target["name"], target["summary"], _verified(target)] for target in listing["targets"]],
+        ["target", "what it is", "computes in", "verified here"],
+        [
+            [target["name"], target["summary"], ", ".join(target["dtypes"]), _verified(target)]
+            for target in listing["targets"]
+        ],
     )
     console.line("Also: TVM's own target JSON.")
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from saevit_tvm.cli.app import common, cut_option, folder, model_options, target_option
+from saevit_tvm.cli.app import common, cut_option, dtype_option, folder, model_options, target_option
 from saevit_tvm.cli.console import Console
 from saevit_tvm.cli.guard import Guard
 
@@ -22,6 +22,7 @@ PATIENCE = 20.0  # a stop has to wait for the measurements that are under way
 @target_option
 @cut_option
 @model_options
+@dtype_option
 @click.option("--trials", type=click.IntRange(1), help="Measurements in all, those of earlier runs included.")
 @click.option("--minutes", type=click.FloatRange(min=0, min_open=True), help="How long to search from now.")
 @click.option("--store", type=folder, help="Where tuned records are kept.")

@@ -2,6 +2,7 @@
 
     simplify    the same
     regions     SAA, CIFFN, DWSConv and convolutions become a few kernels each, made for GPUs
+    precision   the same: regions compute in float32 whatever lies in memory
     kernels     operators become loops, neighbours become one kernel; images stay channels first
     schedules   every kernel gets work-groups and work-items
     library     the same; the kernels go into it as OpenCL C, which the device's own driver compiles
@@ -60,7 +61,9 @@ def schedules() -> list[Pass]:
     return [ScheduleByRule()]
 
 
-def compile_for_opencl(source: ModelSource, target: Target, dump_ir: Path | None) -> pipeline.Compiled:
+def compile_for_opencl(
+    source: ModelSource, target: Target, dump_ir: Path | None, dtype: str = "float32"
+) -> pipeline.Compiled:
     """From a PyTorch model to an executable whose kernels are OpenCL C."""
     dump = pipeline._Dump(dump_ir)
     tvm_target, limits = tvm.target.Target(target.tvm), _limits(target)
@@ -69,7 +72,8 @@ def compile_for_opencl(source: ModelSource, target: Target, dump_ir: Path | None
     mod = pipeline.run(mod, regions(blocks(), limits), tvm_target)
     found, warnings = pipeline._count_regions(mod, source.regions)
     mod = dump("regions", pipeline.run(mod, regions(layers(), limits), tvm_target))
-    for name, passes in [("kernels", kernels(limits)), ("schedules", schedules())]:
+    lowered = [("precision", pipeline.precision(dtype))] if dtype != "float32" else []
+    for name, passes in [*lowered, ("kernels", kernels(limits)), ("schedules", schedules())]:
         mod = dump(name, pipeline.run(mod, passes, tvm_target))
     counts, scheduled = pipeline.count_kernels(mod), mod
     mod = dump("library", pipeline.run(mod, pipeline.virtual_machine(), tvm_target))

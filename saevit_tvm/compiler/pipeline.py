@@ -2,6 +2,7 @@
 
     simplify    inference only: BatchNorm folded, constants folded, nothing that moves no data
     regions     SAA, CIFFN, DWSConv (and convolutions, and the head) become one call each
+    precision   with another dtype than float32: casts where what lies in memory is smaller than what is computed in
     layout      channels last
     kernels     operators become loops, neighbours become one kernel
     records     kernels that were tuned take their best schedule; the rest take a generator's default or a rule
@@ -32,6 +33,7 @@ from saevit_tvm.compiler.passes import (
     DeclareRegions,
     ExpandRegions,
     FoldBatchNorm,
+    LowerPrecision,
     RemoveNoOps,
     ScheduleTheRest,
 )
@@ -65,9 +67,13 @@ def regions(candidates: list[Region], isa: Isa) -> list[Pass]:
     return [fuse_regions(candidates, generated)]
 
 
-def layout() -> list[Pass]:
+def precision(dtype: str) -> list[Pass]:
+    return [] if dtype == "float32" else [LowerPrecision(dtype), RemoveNoOps(), transform.DeadCodeElimination()]
+
+
+def layout(dtype: str = "float32") -> list[Pass]:
     return [
-        DeclareRegions(),
+        DeclareRegions(dtype),
         transform.ConvertLayout(CHANNELS_LAST),
         transform.Normalize(),
         RemoveNoOps(),
@@ -167,12 +173,11 @@ def compile_model(
     dtype: str = "float32",
 ) -> Compiled:
     """The whole street: from a PyTorch model to an executable for the target."""
-    if dtype != "float32":
-        raise CompileError(f"dtype '{dtype}' cannot be compiled: only float32 is supported.")
+    target.require(dtype)
     if target.kind == "opencl":
         from saevit_tvm.compiler.opencl import compile_for_opencl
 
-        return compile_for_opencl(source, target, dump_ir)
+        return compile_for_opencl(source, target, dump_ir, dtype)
     opened = _open_records(records, target) if use_tuned else None
     dump = _Dump(dump_ir)
     tvm_target, isa = tvm.target.Target(target.tvm), isa_of(target.tvm)
@@ -182,7 +187,8 @@ def compile_model(
     found, warnings = _count_regions(mod, source.regions)
     mod = dump("regions", run(mod, regions(layers(), isa), tvm_target))
     for name, passes in [
-        ("layout", layout()),
+        *([("precision", precision(dtype))] if dtype != "float32" else []),
+        ("layout", layout(dtype)),
         ("kernels", kernels()),
         ("records", apply_records(opened and opened.database, isa, _threads(target))),
     ]:
@@ -197,14 +203,14 @@ def compile_model(
 
 def kernels_to_tune(source: ModelSource, target: Target, dtype: str = "float32") -> list[Kernel]:
     """Every distinct kernel that the model needs on the target, most used first."""
-    if dtype != "float32":
-        raise CompileError(f"dtype '{dtype}' cannot be tuned: only float32 is supported.")
+    target.require(dtype)
     if target.kind == "opencl":
         raise CompileError(f"target '{target.name}' cannot be tuned: its kernels are scheduled by rule.")
     tvm_target = tvm.target.Target(target.tvm)
     mod = import_model(source)
     isa = isa_of(target.tvm)
-    for passes in (simplify(), regions([*blocks(), *layers()], isa), layout(), kernels()):
+    street = simplify(), regions([*blocks(), *layers()], isa), precision(dtype), layout(dtype), kernels()
+    for passes in street:
         mod = run(mod, passes, tvm_target)
     from tvm.s_tir.meta_schedule.relax_integration import extract_tasks
 

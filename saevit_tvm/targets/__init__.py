@@ -12,7 +12,7 @@ from typing import Any
 
 from saevit_tvm.errors import UsageError, unknown
 from saevit_tvm.targets import arm, llvm, riscv
-from saevit_tvm.targets.base import Target, runs_here
+from saevit_tvm.targets.base import Target, dtypes_with, runs_here
 from saevit_tvm.targets.opencl import OPENCL_NAMES, opencl_targets
 from saevit_tvm.targets.x86 import X86_TARGETS, native
 
@@ -83,12 +83,14 @@ def _custom(description: dict[str, Any]) -> Target:
     emulator = None if arch == here else _FOREIGN[arch][1]
     if emulator == "max" and description.get("mcpu") in {target.emulator for target in arm.ARM_TARGETS}:
         emulator = description["mcpu"]
+    features = llvm.code_features(description)
     return Target(
         name="custom",
         summary="given as TVM target JSON",
         tvm=description,
         arch=arch,
-        features=llvm.code_features(description),
+        features=features,
+        dtypes=dtypes_with(features),
         emulator=emulator,
         linkers=linkers_for(arch),
     )

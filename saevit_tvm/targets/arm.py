@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from saevit_tvm.targets.base import Target
+from saevit_tvm.targets.base import Target, dtypes_with
 
 LINKERS = ("aarch64-linux-gnu-gcc", "clang", "zig")
 
@@ -46,6 +46,7 @@ ARM_TARGETS = (
         tvm=_linux("cortex-a76", **{"num-cores": 4}),
         arch="aarch64",
         features=V8_2,
+        dtypes=dtypes_with(V8_2),
         emulator="cortex-a76",
         linkers=LINKERS,
     ),
@@ -55,6 +56,7 @@ ARM_TARGETS = (
         tvm=_linux("neoverse-v1"),
         arch="aarch64",
         features=V8_4_SVE,
+        dtypes=dtypes_with(V8_4_SVE),
         emulator="max",
         linkers=LINKERS,
     ),
@@ -64,6 +66,7 @@ ARM_TARGETS = (
         tvm=_linux("cortex-a78ae"),
         arch="aarch64",
         features=V8_2,
+        dtypes=dtypes_with(V8_2),
         emulator="cortex-a76",
         linkers=LINKERS,
     ),
@@ -86,5 +89,6 @@ ARM_TARGETS = (
         arch="arm64",
         linkers=(),
         output="objects",
+        dtypes=dtypes_with(V8_2),
     ),
 )

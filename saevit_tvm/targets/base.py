@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import platform
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from saevit_tvm.errors import UsageError
 from saevit_tvm.runtime.opencl.driver import available
 
 
@@ -17,7 +19,8 @@ class Target:
 
     `features` are what the code needs of a CPU, in the names of /proc/cpuinfo. `proof` is what a run on the real
     thing is called, `emulator` the CPU model of qemu that stands in for it. `linkers` are C compilers for it, the
-    best first, and `link_flags` what they must be told. `output` is what they make.
+    best first, and `link_flags` what they must be told. `output` is what they make. `dtypes` are what models can be
+    built in.
     """
 
     name: str
@@ -31,6 +34,15 @@ class Target:
     linkers: tuple[str, ...] = ("cc",)
     link_flags: tuple[str, ...] = ()
     output: str = "library"
+    dtypes: tuple[str, ...] = ("float32",)
+
+    def require(self, dtype: str) -> None:
+        """Raise UsageError for a type that the target cannot compute in."""
+        if dtype not in self.dtypes:
+            raise UsageError(
+                f"target '{self.name}' cannot compute in {dtype}: give --dtype {' or '.join(self.dtypes)}, "
+                "or a target that can ('saevit-tvm targets' says what each computes in)."
+            )
 
     @property
     def fingerprint(self) -> str:
@@ -44,6 +56,11 @@ class Target:
     def cut_for(self, threads: int) -> Target:
         """The same target, its work cut for so many threads, whatever the cores it has."""
         return replace(self, tvm=self.tvm | {"num-cores": threads})
+
+
+def dtypes_with(features: Iterable[str]) -> tuple[str, ...]:
+    """What a CPU computes in: float16 asks for arithmetic in it (arm64) or for its conversion (x86)."""
+    return ("float32", "float16") if {"asimdhp", "f16c"} & set(features) else ("float32",)
 
 
 def runs_here(target: Target) -> tuple[bool, str]:

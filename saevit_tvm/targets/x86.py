@@ -6,7 +6,7 @@ import os
 import platform
 from typing import Any
 
-from saevit_tvm.targets.base import Target, cpu_features
+from saevit_tvm.targets.base import Target, cpu_features, dtypes_with
 from saevit_tvm.targets.llvm import code_features, hidden_features
 
 V2 = ("pni", "popcnt", "sse4_1", "sse4_2", "ssse3")
@@ -20,6 +20,7 @@ X86_TARGETS = (
         tvm={"kind": "llvm", "mtriple": "x86_64-linux-gnu", "mcpu": "x86-64-v3"},
         arch="x86_64",
         features=V3,
+        dtypes=dtypes_with(V3),
     ),
     Target(
         name="x86-64-v4",
@@ -33,6 +34,7 @@ X86_TARGETS = (
         },
         arch="x86_64",
         features=V4,
+        dtypes=dtypes_with(V4),
     ),
 )
 
@@ -57,10 +59,12 @@ def native() -> Target:
     if hidden:
         description["mattr"] = [f"-{feature}" for feature in hidden]
     without = f", without {', '.join(hidden)}" if hidden else ""
+    features = code_features(description)
     return Target(
         name="native",
         summary=f"this machine: {cpu}{without}, {cores} cores",
         tvm=description,
         arch=platform.machine(),
-        features=code_features(description),
+        features=features,
+        dtypes=dtypes_with(features),
     )

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from saevit_tvm.models.sources import ModelSource
     from saevit_tvm.targets import Target
 
-DTYPES = ("float32",)
+DTYPES = ("float32", "float16")
 Say = Callable[[str], None]
 
 
@@ -59,14 +59,14 @@ class BuildResult:
 def build(options: BuildOptions, say: Say) -> BuildResult:
     """Build, prove and place one artifact."""
     start = time.monotonic()
-    if options.dtype not in DTYPES:
-        raise unknown("dtype", options.dtype, DTYPES)
+    check_dtype(options.dtype)
     if options.dump_ir is not None and options.dump_ir.exists() and not options.dump_ir.is_dir():
         raise UsageError(f"'{options.dump_ir}' is not a directory: give --dump-ir a folder.")
     if options.name is not None:
         _check_name(options.name)
     with workspace.staging(options.out) as staged, workspace.scratch() as scratch:
         target = _target(options.target, options.threads)
+        target.require(options.dtype)
         stem = options.name.removesuffix(".so") if options.name else _default_stem(options, target)
         suffix = ".so" if target.output == "library" else ".tar"
         artifact, manifest_path = options.out / f"{stem}{suffix}", options.out / f"{stem}.json"
@@ -84,6 +84,11 @@ def build(options: BuildOptions, say: Say) -> BuildResult:
     return BuildResult(artifact, manifest_path, manifest, compiled.warnings, time.monotonic() - start)
 
 
+def check_dtype(dtype: str) -> None:
+    if dtype not in DTYPES:
+        raise unknown("dtype", dtype, DTYPES)
+
+
 def _check_name(name: str) -> None:
     if not re.fullmatch(r"[A-Za-z0-9_+-][A-Za-z0-9_.+-]{0,199}", name.removesuffix(".so")):
         raise UsageError(
@@ -96,6 +101,7 @@ def _default_stem(options: BuildOptions, target: Target) -> str:
     """A name that tells the artifacts of one model apart."""
     path = Path(options.model)
     parts = [path.stem if path.suffix in (".pt2", ".onnx") else options.model, target.name]
+    parts += [options.dtype] if options.dtype != "float32" else []
     parts += [f"{options.threads}t"] if options.threads is not None else []
     parts += [f"b{options.batch}"] if options.batch != 1 else []
     parts += [f"{options.image_size}px"] if options.image_size is not None else []
@@ -223,18 +229,21 @@ def _manifest(
     inputs: list[Any],
     expected: list[list[Any]],
 ) -> dict[str, Any]:
-    """Everything but the proof. No time, no date, no path: the same inputs give the same bytes."""
+    """Everything but the proof. No time, no date, no path: the same inputs give the same bytes.
+
+    `dtype` is what is computed in. What a program gives and gets is float32 in any case.
+    """
     from saevit_tvm.runtime.artifact import installed_versions
     from saevit_tvm.verbs import parity
 
     outputs = zip(source.output_names, expected[0], strict=True)
     return {
         "model": source.recipe["model"],
-        "recipe": source.recipe,
+        "recipe": source.recipe | {"dtype": dtype},
         "weights": source.weights,
         "weights_digest": source.weights_digest,
-        "inputs": [{"name": "input", "shape": list(source.input_shape), "dtype": dtype}],
-        "outputs": [{"name": n, "shape": list(value.shape), "dtype": dtype} for n, value in outputs],
+        "inputs": [{"name": "input", "shape": list(source.input_shape), "dtype": "float32"}],
+        "outputs": [{"name": n, "shape": list(value.shape), "dtype": "float32"} for n, value in outputs],
         "preprocessing": source.preprocessing,
         "labels": list(source.labels) if source.labels else None,
         "target": {

@@ -25,6 +25,7 @@ def targets() -> dict[str, Any]:
                 "summary": target.summary,
                 "arch": target.arch,
                 "features": list(target.features),
+                "dtypes": list(target.dtypes),
                 "proof": {"host": target.proof, None: "none"}.get(how, how),
                 "runs_here": how == "host",
                 "emulator": target.emulator,

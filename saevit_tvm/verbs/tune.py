@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from saevit_tvm import targets
 from saevit_tvm.errors import TargetError
+from saevit_tvm.verbs.build import check_dtype
 
 if TYPE_CHECKING:
     from saevit_tvm.tuning.progress import Show
@@ -30,6 +31,7 @@ def tune(
     weights: str | None = None,
     image_size: int | None = None,
     batch: int = 1,
+    dtype: str = "float32",
     measure: str = "local",
     cluster: str | None = None,
     say: Say = lambda _line: None,
@@ -40,7 +42,9 @@ def tune(
     from saevit_tvm.tuning import measurers
 
     open_measurer = measurers.parse(measure, cluster)
+    check_dtype(dtype)
     chosen = targets.get(target, threads)
+    chosen.require(dtype)
     if measure == "local" and cluster is None:
         _require_runnable(chosen)
     from saevit_tvm.compiler.pipeline import kernels_to_tune
@@ -56,8 +60,9 @@ def tune(
     records.repair()
     _report_damage(records, say)
     source = open_model(model, weights=weights, batch=batch, image_size=image_size)
-    kernels = kernels_to_tune(source, chosen)
-    say(f"tuning {len(kernels)} kernels of {source.name} for {chosen.name}, records in {records.path.parent}")
+    kernels = kernels_to_tune(source, chosen, dtype)
+    what = source.name if dtype == "float32" else f"{source.name} in {dtype}"
+    say(f"tuning {len(kernels)} kernels of {what} for {chosen.name}, records in {records.path.parent}")
     session = Session(
         kernels,
         chosen,
@@ -90,6 +95,7 @@ def tune(
         "ended": result.ended,
         "measured": "modelled" if records.modelled else "time",
         "target": records.fingerprint,
+        "dtype": dtype,
         "store": str(records.path),
     }
 

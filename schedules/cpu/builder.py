@@ -2,6 +2,8 @@
 
 A `Builder` holds the statement list of the scope being written; loops and branches are context managers. Buffers are
 flat, so that every address is an explicit sum; vectors are loads and stores of several lanes at one address.
+
+Arithmetic has one type, and what lies in memory may have another: loads and stores convert between them.
 """
 
 from __future__ import annotations
@@ -19,34 +21,42 @@ _KINDS = {"serial": tirx.ForKind.SERIAL, "parallel": tirx.ForKind.PARALLEL}
 
 
 class Builder:
-    """Builds one PrimFunc over float32 buffers."""
+    """Builds one PrimFunc that computes in `dtype` on parameters that are `stored` in the same type or in another."""
 
-    def __init__(self) -> None:
+    def __init__(self, dtype: str = "float32", stored: str = "float32") -> None:
+        self.dtype, self.stored = dtype, stored
         self._scopes: list[list[tirx.Stmt]] = [[]]
         self._params: list[Buffer] = []
 
-    def param(self, name: str, shape: Sequence[int]) -> Buffer:
+    def param(self, name: str, shape: Sequence[int], dtype: str | None = None) -> Buffer:
         """A parameter of the function, and a flat view of it to load from and store to."""
+        dtype = dtype or self.stored
         size = 1
         for extent in shape:
             size *= extent
-        whole = tirx.decl_buffer(tuple(shape), "float32", name)
+        whole = tirx.decl_buffer(tuple(shape), dtype, name)
         self._params.append(whole)
-        flat = tirx.decl_buffer((size,), "float32", f"{name}_flat", data=whole.data)
+        flat = tirx.decl_buffer((size,), dtype, f"{name}_flat", data=whole.data)
         self._emit(tirx.DeclBuffer(flat, data=whole.data))
         return flat
 
-    def alloc(self, name: str, size: int, scope: str = "global") -> Buffer:
+    def alloc(self, name: str, size: int, scope: str = "global", dtype: str | None = None) -> Buffer:
         """Scratch memory that lives as long as the scope being written; small ones end up in registers."""
-        buffer = tirx.decl_buffer((size,), "float32", name, scope=scope)
+        buffer = tirx.decl_buffer((size,), dtype or self.dtype, name, scope=scope)
         self._emit(tirx.AllocBuffer(buffer))
         return buffer
 
-    def load(self, buffer: Buffer, index: Expr, lanes: int = 1) -> Expr:
-        return tirx.BufferLoad(buffer, [_span(index, lanes)])
+    def load(self, buffer: Buffer, index: Expr, lanes: int = 1, dtype: str | None = None) -> Expr:
+        """Some neighbours, in the type of the arithmetic or in another."""
+        return cast(tirx.BufferLoad(buffer, [_span(index, lanes)]), dtype or self.dtype)
 
     def store(self, buffer: Buffer, index: Expr, value: Expr) -> None:
+        value = cast(value, str(buffer.dtype))
         self._emit(tirx.BufferStore(buffer, value, [_span(index, lanes_of(value))]))
+
+    def splat(self, value: Expr, lanes: int) -> Expr:
+        """One number in every lane."""
+        return splat(value, lanes, self.dtype)
 
     def bind(self, name: str, value: Expr) -> Expr:
         """A name for a value that is computed once."""
@@ -108,10 +118,17 @@ def lanes_of(value: Expr) -> int:
     return int(value.ty.dtype.lanes) if hasattr(value, "ty") else 1
 
 
-def splat(value: Expr, lanes: int) -> Expr:
+def cast(value: Expr, dtype: str) -> Expr:
+    """The same numbers, lane by lane, in another type."""
+    lanes = lanes_of(value)
+    wanted = dtype if lanes == 1 else f"{dtype}x{lanes}"
+    return value if str(value.ty.dtype) == wanted else tirx.Cast(wanted, value)
+
+
+def splat(value: Expr, lanes: int, dtype: str = "float32") -> Expr:
     """One number in every lane."""
     if isinstance(value, (int, float)):
-        value = tirx.const(value, "float32")
+        value = tirx.const(value, dtype)
     return value if lanes == 1 else tirx.Broadcast(value, lanes)
 
 
@@ -126,7 +143,7 @@ def round_up(value: int, multiple: int) -> int:
 
 def fill(b: Builder, lanes: int, buffer: Buffer, start: Expr, count: int) -> None:
     """Zeros in `count` elements."""
-    _sweep(b, lanes, count, lambda i, width: b.store(buffer, start + i, splat(0.0, width)))
+    _sweep(b, lanes, count, lambda i, width: b.store(buffer, start + i, b.splat(0.0, width)))
 
 
 def copy(b: Builder, lanes: int, source: Buffer, at: Expr, target: Buffer, to: Expr, count: int) -> None:

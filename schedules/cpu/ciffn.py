@@ -20,7 +20,7 @@ import numpy as np
 from tvm import tirx
 
 from schedules.cpu import depthwise, microkernel
-from schedules.cpu.builder import Buffer, Builder, Expr, copy, fill, lanes_of, maximum, minimum, round_up, splat
+from schedules.cpu.builder import Buffer, Builder, Expr, cast, copy, fill, lanes_of, maximum, minimum, round_up
 from schedules.cpu.isa import Isa
 from schedules.cpu.lowered import generator
 from schedules.cpu.math import gelu, gelus
@@ -109,7 +109,7 @@ class _Kernel:
         self.block = tiling.expand_vectors * isa.lanes
         self.blocks = microkernel.panels(shape.e, self.expand, isa)
         self.e = self.blocks * self.block
-        self.b = Builder()
+        self.b = Builder(isa.dtype, isa.stored)
 
     def constants(self, weights: dict[str, np.ndarray]) -> list[np.ndarray]:
         shape = self.shape
@@ -164,7 +164,7 @@ class _Kernel:
         hidden = b.alloc("hidden", (chunk + 3) * line)
         # The first chunk's extra row: a band's end has one more row of results than a chunk has expanded rows.
         z = b.alloc("z", self.blocks * (chunk + 1) * line)
-        score = b.alloc("score", round_up((chunk + 1) * shape.w, lanes) * lanes)
+        score = b.alloc("score", round_up((chunk + 1) * shape.w, lanes) * lanes, dtype="float32")
         carried = None
         if not once:
             carried = b.alloc("carried", self.blocks * 2 * line)
@@ -237,8 +237,8 @@ class _Kernel:
             factor = b.bind("factor", b.load(self.depth_w, taps + DECOMPOSE * self.block + channel, lanes))
             for i, result in enumerate(gelus(b, values)):
                 b.store(z, (place + x + i) * self.block + channel, result)
-                total = b.load(score, (sums + x + i) * lanes, lanes)
-                b.store(score, (sums + x + i) * lanes, total + result * factor)
+                total = b.load(score, (sums + x + i) * lanes, lanes, "float32")
+                b.store(score, (sums + x + i) * lanes, total + cast(result * factor, "float32"))
 
         top = b.settle("above", row * shape.w * self.block)
         depthwise.depthwise_row(
@@ -266,20 +266,20 @@ class _Kernel:
             lanes = lanes_of(value)
             place = b.settle("place", (position + row) * shape.c + column)
             bias = b.load(self.project_b, column, lanes)
-            away = splat(b.load(s, row), lanes) * b.load(self.project_b, shape.c + column, lanes)
+            away = b.splat(b.load(s, row), lanes) * b.load(self.project_b, shape.c + column, lanes)
             b.store(self.out, place, b.load(self.x, place, lanes) + bias - away + value)
 
         microkernel.gemm(b, self.isa, self.project, a, self.project_w, rows, shape.c, finish, some)
 
     def _scores(self, score: Buffer, at: Expr, groups: int, pitch: int, rows: Expr) -> Buffer:
-        """s = gelu(z . decompose + b) of every position, from sums that are spread over lanes and groups."""
+        """s = gelu(z . decompose + b) of every position, from float32 sums that are spread over lanes and groups."""
         b, lanes = self.b, self.isa.lanes
         s = b.alloc("s", round_up(pitch, lanes))
         with b.loop("row", rows) as row:
-            total = b.load(self.decompose_b, 0)
+            total = b.load(self.decompose_b, 0, dtype="float32")
             for group in range(groups):
                 for lane in range(lanes):
-                    total = total + b.load(score, (at + group * pitch + row) * lanes + lane)
+                    total = total + b.load(score, (at + group * pitch + row) * lanes + lane, dtype="float32")
             b.store(s, row, total)
         with b.loop("vector", (rows + lanes - 1) // lanes) as vector:
             b.store(s, vector * lanes, gelu(b, b.load(s, vector * lanes, lanes)))
@@ -290,7 +290,7 @@ class _Kernel:
         shape, b, lanes, groups = self.shape, self.b, self.isa.lanes, self.tiling.groups
         whole = shape.h * shape.w
         z = b.alloc("z", shape.n * self.blocks * whole * self.block)
-        score = b.alloc("score", shape.n * groups * whole * lanes)
+        score = b.alloc("score", shape.n * groups * whole * lanes, dtype="float32")
         with b.loop("task", shape.n * groups, "parallel") as task:
             image, group = b.settle("image", task // groups), b.settle("group", task % groups)
             hidden = b.alloc("hidden", (shape.h + 3) * shape.w * self.block)

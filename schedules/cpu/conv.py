@@ -34,7 +34,7 @@ class ConvShape:
     stride: int
     padding: int
     activation: str | None = None
-    channels_first: bool = False  # the input is a picture, as it comes from outside
+    channels_first: bool = False  # the input is a picture, as it comes from outside: of float32 in any case
 
     @property
     def image(self) -> tuple[int, ...]:
@@ -96,7 +96,7 @@ class _Kernel:
         self.depth = shape.kernel**2 * shape.c
         self.panels = microkernel.panels(shape.k, self.tile, isa)
         self.line = (shape.w + 2 * shape.padding) * shape.c
-        self.b = Builder()
+        self.b = Builder(isa.dtype, isa.stored)
 
     def constants(self, weights: dict[str, np.ndarray]) -> list[np.ndarray]:
         flat = weights["w"].reshape(self.depth, self.shape.k)
@@ -104,7 +104,7 @@ class _Kernel:
 
     def function(self) -> tirx.PrimFunc:
         shape, b, tiling = self.shape, self.b, self.tiling
-        self.x = b.param("x", shape.image)
+        self.x = b.param("x", shape.image, "float32" if shape.channels_first else None)
         self.weight = b.param("weight", (self.panels, self.depth, self.tile.vectors * self.isa.lanes))
         self.bias = b.param("bias", (shape.k,))
         self.out = b.param("out", (shape.n, shape.out_h, shape.out_w, shape.k))

@@ -68,7 +68,8 @@ class _Kernel:
         return [microkernel.pack(summed, self.tile, self.isa), np.asarray(weights["b"], np.float32)]
 
     def function(self) -> tirx.PrimFunc:
-        shape, isa, tile, groups, b = self.shape, self.isa, self.tile, self.groups, Builder()
+        shape, isa, tile, groups = self.shape, self.isa, self.tile, self.groups
+        b = Builder(isa.dtype, isa.stored)
         panels = microkernel.panels(shape.k, tile, isa)
         x = b.param("x", (shape.n, shape.h, shape.w, shape.c))
         weight = b.param("weight", (panels, shape.c, tile.vectors * isa.lanes))

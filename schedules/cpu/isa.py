@@ -1,9 +1,9 @@
-"""What a kernel has to know of the CPU it is generated for: how wide its vectors are and how many it has."""
+"""What a kernel has to know of the CPU it is generated for: how wide its vectors are, how many, and of which type."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tvm.target import Target, codegen
@@ -11,11 +11,29 @@ from tvm.target import Target, codegen
 
 @dataclass(frozen=True)
 class Isa:
-    """A vector unit, in float32 lanes and architectural registers."""
+    """A vector unit, in lanes of the type that it computes in, and in architectural registers.
+
+    `stored` is the type of activations and weights between kernels. float16 there is half the traffic; where the unit
+    also computes in it, a register has twice the lanes.
+    """
 
     name: str
     lanes: int
     registers: int
+    dtype: str = "float32"
+    stored: str = "float32"
+
+    def storing(self, dtype: str) -> Isa:
+        """The unit for a model of the type: NEON computes in it, x86 widens on every load."""
+        if dtype == self.stored:
+            return self
+        if self.name != "neon":
+            return replace(self, stored=dtype)
+        return replace(self, lanes=2 * self.lanes, dtype=dtype, stored=dtype)
+
+    def wide(self) -> Isa:
+        """The unit for kernels that need float32's accuracy throughout, whatever is stored."""
+        return self if self.dtype == "float32" else replace(self, lanes=self.lanes // 2, dtype="float32")
 
 
 AVX512 = Isa("avx512", lanes=16, registers=32)

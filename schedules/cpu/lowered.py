@@ -29,6 +29,12 @@ class Kernel(Protocol):
     def constants(self, weights: dict[str, np.ndarray]) -> list[np.ndarray]: ...
 
 
+def stored(func: tirx.PrimFunc, constants: list[np.ndarray]) -> list[np.ndarray]:
+    """The packed weights in the types that the function reads them in, rounded once."""
+    params = func.params[1:-1]
+    return [np.asarray(value, str(param.dtype)) for value, param in zip(constants, params, strict=True)]
+
+
 def generator(kernel: Callable[[Any, Isa, Any], Kernel], default_tiling: Callable[..., Any]) -> Callable[..., Lowered]:
     """lower(shape, weights, isa, tiling=None, threads=1): how every region becomes loops."""
 
@@ -36,6 +42,7 @@ def generator(kernel: Callable[[Any, Isa, Any], Kernel], default_tiling: Callabl
         shape: Any, weights: dict[str, np.ndarray], isa: Isa, tiling: Any | None = None, threads: int = 1
     ) -> Lowered:
         generated = kernel(shape, isa, tiling or default_tiling(shape, isa, threads))
-        return Lowered(generated.function(), generated.constants(weights), shape.flops)
+        func = generated.function()
+        return Lowered(func, stored(func, generated.constants(weights)), shape.flops)
 
     return lower

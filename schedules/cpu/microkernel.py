@@ -3,6 +3,9 @@
 B is packed as [panels, depth, panel width], a panel being what the tile covers of N, so that a tile reads it straight
 through. A may be any matrix whose rows start anywhere and whose depth is a nest of strides: activations in NHWC, a
 channel-blocked scratch buffer, or the windows of a convolution. What happens to a result is the caller's `finish`.
+
+In float16 only some PART of the depth is accumulated, where the error stays near that of the operands' own rounding;
+the parts are added up in float32. Every step in float32 would take twice the instructions and more.
 """
 
 from __future__ import annotations
@@ -15,7 +18,9 @@ import numpy as np
 from schedules.cpu.builder import Buffer, Builder, Expr, minimum, splat
 from schedules.cpu.isa import Isa
 
-# finish(row, column, value): value holds one or more neighbouring columns of the result.
+PART = 64  # steps of the depth whose sum may stay in float16: its error grows as their square root
+
+# finish(row, column, value): value holds one or more neighbouring columns of the result, in the builder's type.
 Finish = Callable[[Expr, Expr, Expr], None]
 
 
@@ -147,25 +152,68 @@ def _tile(
     finish: Finish,
 ) -> None:
     lanes = isa.lanes
-    sums = [[b.alloc(f"sum{i}_{j}", lanes, "local") for j in range(tile.vectors)] for i in range(tile.rows)]
-    for line in sums:
-        for total in line:
-            b.store(total, 0, splat(0.0, lanes))
+    sums = _cleared(b, tile, lanes, "sum", isa.dtype)
     starts = [b.settle(f"start{i}", a.start(row + i)) for i in range(tile.rows)]
 
     def step(offset: Expr, k: Expr) -> None:
-        factors = [b.bind(f"w{j}", b.load(weight, base + k * pitch + j * lanes, lanes)) for j in range(tile.vectors)]
+        places = [base + k * pitch + j * lanes for j in range(tile.vectors)]
+        factors = [b.bind(f"w{j}", b.load(weight, place, lanes, isa.dtype)) for j, place in enumerate(places)]
         for start, line in zip(starts, sums, strict=True):
-            value = b.bind("a", splat(b.load(a.buffer, start + offset), lanes))
+            value = b.bind("a", splat(b.load(a.buffer, start + offset, dtype=isa.dtype), lanes))
             for total, factor in zip(line, factors, strict=True):
-                b.store(total, 0, b.load(total, 0, lanes) + value * factor)
+                b.store(total, 0, b.load(total, 0, lanes, isa.dtype) + value * factor)
 
-    _reduce(b, a.depth, tile.unroll, 0, 0, step)
-    for i, line in enumerate(sums):
+    totals = sums
+    if isa.dtype == "float32" or int(np.prod([extent for extent, _ in a.depth])) <= PART:
+        _reduce(b, a.depth, tile.unroll, 0, 0, step)
+    else:
+        totals = _cleared(b, tile, lanes, "total", "float32")
+
+        def part(inner: tuple[tuple[int, int], ...], offset: Expr, k: Expr) -> None:
+            _reduce(b, inner, tile.unroll, offset, k, step)
+            for line, wide in zip(sums, totals, strict=True):
+                for each, total in zip(line, wide, strict=True):
+                    more = b.load(each, 0, lanes, "float32")
+                    b.store(total, 0, b.load(total, 0, lanes, "float32") + more)
+                    b.store(each, 0, splat(0.0, lanes, isa.dtype))
+
+        _in_parts(b, a.depth, 0, 0, part)
+    for i, line in enumerate(totals):
         for j, total in enumerate(line):
             wanted = min(lanes, columns - j * lanes)
             for start, width in pieces(wanted, lanes):
                 finish(row + i, column + j * lanes + start, b.load(total, start, width))
+
+
+def _cleared(b: Builder, tile: Tile, lanes: int, name: str, dtype: str) -> list[list[Buffer]]:
+    """An accumulator for each vector of the tile, all zeros."""
+    sums = [[b.alloc(f"{name}{i}_{j}", lanes, "local", dtype) for j in range(tile.vectors)] for i in range(tile.rows)]
+    for line in sums:
+        for total in line:
+            b.store(total, 0, splat(0.0, lanes, dtype))
+    return sums
+
+
+def _in_parts(
+    b: Builder,
+    depth: tuple[tuple[int, int], ...],
+    offset: Expr,
+    k: Expr,
+    body: Callable[[tuple[tuple[int, int], ...], Expr, Expr], None],
+) -> None:
+    """Call `body` for even parts of the depth of about PART points."""
+    (extent, stride), *inner = depth
+    below = int(np.prod([size for size, _ in inner]))
+    if below > PART:
+        with b.loop("k", extent) as outer:
+            _in_parts(b, tuple(inner), offset + outer * stride, k + outer * below, body)
+        return
+    size = -(-extent // -(-extent * below // PART))
+    whole, rest = divmod(extent, size)
+    with b.loop("part", whole) as part:
+        body(((size, stride), *inner), offset + part * (size * stride), k + part * (size * below))
+    if rest:
+        body(((rest, stride), *inner), offset + whole * size * stride, k + whole * size * below)
 
 
 def _reduce(

@@ -8,6 +8,8 @@
 What can be folded into weights is: the affine terms of the layer norm into qkv and saliency (whose share of the bias
 differs at the edges of the image: hence a map), and scale and log2(e) into the query, so that a softmax is one of
 powers of two.
+
+The two large products compute in the type of the model, everything between them in float32.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from schedules.cpu import microkernel
 from schedules.cpu.builder import Buffer, Builder, Expr, lanes_of, minimum, round_up, splat
 from schedules.cpu.isa import Isa
 from schedules.cpu.lanes import across, exp2, power_of_two, transposed
-from schedules.cpu.lowered import Lowered
+from schedules.cpu.lowered import Lowered, stored
 from schedules.cpu.microkernel import Rows, Tile
 
 NO_SHARE = -1e30  # the saliency of positions beyond the image
@@ -97,13 +99,14 @@ def tilings(shape: SAAShape, isa: Isa) -> list[Tiling]:
 
 def _tiles(shape: SAAShape, isa: Isa, threads: int) -> tuple[list[Tile], ...]:
     """Register tiles, best first, for qkv, projection, scores and mixed values."""
+    wide = isa.wide()
     head = -(-3 * shape.dim // isa.lanes)
     qkv = microkernel.tiles(isa, shape.tokens, 3 * shape.dim)
     return (
         [tile for tile in qkv if head % tile.vectors == 0],  # a head's panels are filled up
         microkernel.tiles(isa, _projected_at_least(shape, threads), shape.c),
-        microkernel.tiles(isa, shape.tokens, round_up(shape.tokens, isa.lanes)),
-        microkernel.tiles(isa, shape.tokens, shape.dim),
+        microkernel.tiles(wide, shape.tokens, round_up(shape.tokens, wide.lanes)),
+        microkernel.tiles(wide, shape.tokens, shape.dim),
     )
 
 
@@ -117,7 +120,8 @@ def lower(
     if shape.c % shape.heads:
         return None
     kernel = _Kernel(shape, isa, tiling or default_tiling(shape, isa, threads), threads)
-    return Lowered(kernel.function(), kernel.constants(weights), shape.flops)
+    func = kernel.function()
+    return Lowered(func, stored(func, kernel.constants(weights)), shape.flops)
 
 
 def _groups(shape: SAAShape, threads: int) -> int:
@@ -131,26 +135,27 @@ def _projected_at_least(shape: SAAShape, threads: int) -> int:
 
 
 class _Kernel:
-    def __init__(self, shape: SAAShape, isa: Isa, tiling: Tiling, threads: int) -> None:
-        self.shape, self.isa, self.tiling, self.threads = shape, isa, tiling, threads
+    def __init__(self, shape: SAAShape, products: Isa, tiling: Tiling, threads: int) -> None:
+        self.shape, self.products, self.tiling, self.threads = shape, products, tiling, threads
+        self.isa = isa = products.wide()
         self.groups = _groups(shape, threads)
         self.vector = math.gcd(shape.c, isa.lanes)  # lanes where channels are the lanes
         self.vectors = shape.c // self.vector
         self.qkv = Tile(min(tiling.qkv_rows, shape.tokens), tiling.qkv_vectors, tiling.unroll)
         rows = min(tiling.project_rows, _projected_at_least(shape, threads))
         self.project = Tile(rows, tiling.project_vectors, tiling.unroll)
-        self.head_panels = microkernel.panels(3 * shape.dim, self.qkv, isa)
-        self.head_width = self.head_panels * self.qkv.vectors * isa.lanes
+        self.head_panels = microkernel.panels(3 * shape.dim, self.qkv, products)
+        self.head_width = self.head_panels * self.qkv.vectors * products.lanes
         self.line = (shape.columns * shape.r + 2) * shape.c  # a row of the ring: a position more at both ends
         self.pitch = round_up(shape.columns * shape.r, isa.lanes) + isa.lanes  # a row of saliencies
-        self.b = Builder()
+        self.b = Builder(isa.dtype, isa.stored)
 
     def constants(self, weights: dict[str, np.ndarray]) -> list[np.ndarray]:
         wide = {name: weight.astype(np.float64) for name, weight in weights.items()}
-        packed = [*self._packed_qkv(wide), microkernel.pack(weights["pr_w"], self.project, self.isa), wide["pr_b"]]
+        packed = [*self._packed_qkv(wide), microkernel.pack(weights["pr_w"], self.project, self.products), wide["pr_b"]]
         if self.shape.r > 1:
             packed = [*self._packed_saliency(wide), *packed, wide["up_w"], wide["up_b"]]
-        return [np.ascontiguousarray(weight, np.float32) for weight in packed]
+        return [np.ascontiguousarray(weight) for weight in packed]
 
     def _packed_qkv(self, weights: dict[str, np.ndarray]) -> list[np.ndarray]:
         """Columns by head, each its query, key and value; layer norm's affine terms and the scale folded in."""
@@ -162,7 +167,7 @@ class _Kernel:
         by_head = np.zeros((shape.c + 1, shape.heads, self.head_width))
         by_head[:, :, : 3 * shape.dim] = both.transpose(0, 2, 1, 3).reshape(shape.c + 1, shape.heads, -1)
         flat = by_head.reshape(shape.c + 1, -1)
-        return [microkernel.pack(flat[:-1], self.qkv, self.isa), flat[-1]]
+        return [microkernel.pack(flat[:-1], self.qkv, self.products), flat[-1]]
 
     def _packed_saliency(self, weights: dict[str, np.ndarray]) -> list[np.ndarray]:
         """Taps over the normalised map, and what the biases add at each position."""
@@ -177,12 +182,13 @@ class _Kernel:
         return [blocks, biased]
 
     def function(self) -> tirx.PrimFunc:
-        shape, b, isa = self.shape, self.b, self.isa
+        shape, b, isa = self.shape, self.b, self.products
         image = (shape.n, shape.h, shape.w, shape.c)
         self.x = b.param("x", image)
         if shape.r > 1:
             self.taps = b.param("taps", (self.vectors, TAPS, self.vector))
-            self.biased = b.param("biased", (shape.rows * shape.r, self.pitch))
+            # In float32 in any case: NO_SHARE is beyond what a smaller type can hold.
+            self.biased = b.param("biased", (shape.rows * shape.r, self.pitch), "float32")
         width = self.qkv.vectors * isa.lanes
         self.qkv_w = b.param("qkv_w", (shape.heads * self.head_panels, shape.c, width))
         self.qkv_b = b.param("qkv_b", (shape.heads * self.head_width,))
@@ -203,8 +209,8 @@ class _Kernel:
         """Every task does whole images, which share nothing."""
         shape, b = self.shape, self.b
         with b.loop("image", shape.n, "parallel" if self.threads > 1 else "serial") as image:
-            tokens = b.alloc("tokens", shape.tokens * shape.c)
-            mixed = b.alloc("mixed", shape.tokens * shape.c)
+            tokens = self._operand("tokens", shape.tokens * shape.c)
+            mixed = self._operand("mixed", shape.tokens * shape.c)
             if shape.r > 1:
                 self._aggregate(image, 0, shape.rows, tokens, 0)
             else:
@@ -217,11 +223,11 @@ class _Kernel:
 
     def _by_phase(self) -> None:
         """Several tasks for an image: rows of windows, then heads, then tokens (or columns of the result)."""
-        shape, b = self.shape, self.b
+        shape = self.shape
         size = shape.tokens * shape.c
-        mixed = b.alloc("mixed", shape.n * size)
+        mixed = self._operand("mixed", shape.n * size)
         if shape.r > 1:
-            tokens = b.alloc("tokens", shape.n * size)
+            tokens = self._operand("tokens", shape.n * size)
             with self._tasks(shape.rows) as (image, first, last):
                 self._aggregate(image, first, last, tokens, image * size)
         with self._tasks(shape.heads) as (image, first, last):
@@ -229,16 +235,20 @@ class _Kernel:
                 self._attend(tokens, image * size, mixed, image * size, first, last - first)
             else:
                 # Every task normalises all tokens for itself: that costs less than to wait for others.
-                tokens = b.alloc("tokens", size)
+                tokens = self._operand("tokens", size)
                 self._normalised(image * shape.tokens, shape.tokens, tokens, 0)
                 self._attend(tokens, 0, mixed, image * size, first, last - first)
         if shape.r > 1:
             with self._tasks(shape.tokens) as (image, first, last):
                 self._recover(image, mixed, image * size, first, last)
         else:
-            with self._tasks(microkernel.panels(shape.c, self.project, self.isa)) as (image, first, last):
+            with self._tasks(microkernel.panels(shape.c, self.project, self.products)) as (image, first, last):
                 finish = self._add_input(image)
                 self._project(mixed, image * size, shape.tokens, finish, (first, last - first))
+
+    def _operand(self, name: str, size: int) -> Buffer:
+        """Scratch memory for the left side of a product."""
+        return self.b.alloc(name, size, dtype=self.products.dtype)
 
     def _tasks(self, count: int) -> _Tasks:
         return _Tasks(self.b, self.shape.n, min(self.groups, count), count)
@@ -440,7 +450,8 @@ class _Kernel:
                 b.store(qkv, row * self.head_width + column - head * self.head_width, value + bias)
 
             some = (head * self.head_panels, self.head_panels)
-            microkernel.gemm(b, self.isa, self.qkv, a, self.qkv_w, count, shape.heads * self.head_width, keep, some)
+            columns = shape.heads * self.head_width
+            microkernel.gemm(b, self.products, self.qkv, a, self.qkv_w, count, columns, keep, some)
             self._turn_keys(qkv, keys, pitch)
             with b.loop("block", -(-count // block)) as part:
                 query = b.bind("query", minimum(part * block, count - block))
@@ -615,7 +626,7 @@ class _Kernel:
     ) -> None:
         shape = self.shape
         a = Rows(mixed, lambda row: at + row * shape.c, ((shape.c, 1),))
-        microkernel.gemm(self.b, self.isa, self.project, a, self.project_w, rows, shape.c, finish, some)
+        microkernel.gemm(self.b, self.products, self.project, a, self.project_w, rows, shape.c, finish, some)
 
     def _add_input(self, image: Expr) -> microkernel.Finish:
         """At rate 1 a token is a position: out = x + token."""

@@ -29,7 +29,7 @@ def call() -> Callable[..., np.ndarray]:
 
     def run(func: Any, inputs: list[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
         kernel = compile_for(func, native().tvm).jit()[str(func.attrs["global_symbol"])]
-        out = tvm.runtime.tensor(np.full(shape, np.nan, np.float32))
+        out = tvm.runtime.tensor(np.full(shape, np.nan, str(func.params[-1].dtype)))
         for _ in range(2):  # nothing may be left over from the first time
             kernel(*map(tvm.runtime.tensor, inputs), out)
         return out.numpy()

@@ -3,6 +3,7 @@
 from saevit_tvm.compiler.passes.declare_regions import DeclareRegions
 from saevit_tvm.compiler.passes.expand_regions import ExpandRegions
 from saevit_tvm.compiler.passes.fold_batch_norm import FoldBatchNorm
+from saevit_tvm.compiler.passes.precision import LowerPrecision
 from saevit_tvm.compiler.passes.remove_no_ops import RemoveNoOps
 from saevit_tvm.compiler.passes.schedule import ApplyRecords, ScheduleTheRest
 
@@ -11,6 +12,7 @@ __all__ = [
     "DeclareRegions",
     "ExpandRegions",
     "FoldBatchNorm",
+    "LowerPrecision",
     "RemoveNoOps",
     "ScheduleTheRest",
 ]

@@ -10,7 +10,7 @@ from tvm import relax
 
 from relay_patterns import Reading, Region, read_composite
 from saevit_tvm.compiler.passes.rewriting import constant, shape_of
-from schedules.regions import declare
+from schedules.regions import DTYPE, declare
 
 PICTURE_CHANNELS = 4
 TO_CHANNELS_LAST, FROM_CHANNELS_LAST = [0, 2, 3, 1], [0, 3, 1, 2]
@@ -18,10 +18,13 @@ TO_CHANNELS_LAST, FROM_CHANNELS_LAST = [0, 2, 3, 1], [0, 3, 1, 2]
 
 @tvm.ir.transform.module_pass(opt_level=0, name="DeclareRegions")
 class DeclareRegions:
-    """Replace calls of grouped functions by calls of declared kernels."""
+    """Replace calls of grouped functions by calls of declared kernels, which read and give the model's type."""
+
+    def __init__(self, dtype: str = "float32") -> None:
+        self.dtype = dtype
 
     def transform_module(self, mod: tvm.IRModule, _context: tvm.transform.PassContext) -> tvm.IRModule:
-        rewriter = _Rewriter(mod)
+        rewriter = _Rewriter(mod, self.dtype)
         for name, func in list(mod.functions_items()):
             if isinstance(func, relax.Function) and rewriter.region_of(name) is None:
                 rewriter.builder_.update_func(name, rewriter.visit_expr(func))
@@ -30,9 +33,9 @@ class DeclareRegions:
 
 @relax.expr_functor.mutator
 class _Rewriter(relax.PyExprMutator):
-    def __init__(self, mod: tvm.IRModule) -> None:
+    def __init__(self, mod: tvm.IRModule, dtype: str) -> None:
         super().__init__(mod)
-        self._mod = mod
+        self._mod, self._dtype = mod, dtype
 
     def region_of(self, name: tvm.ir.GlobalVar) -> tuple[Region, Reading] | None:
         func = self._mod[name]
@@ -51,12 +54,24 @@ class _Rewriter(relax.PyExprMutator):
         if self._reads_pictures(region, data):
             shape = {**shape, "channels_first": True}
         else:
-            data = self.builder_.emit(relax.op.permute_dims(data, TO_CHANNELS_LAST))
+            data = self.builder_.emit(relax.op.permute_dims(self._stored(data), TO_CHANNELS_LAST))
+        shape = shape if self._dtype == "float32" else {**shape, DTYPE: self._dtype}
         declaration = declare(region.name, shape, shape_of(data), reading.weights, result)
         kernel = self.builder_.add_func(declaration, region.name)
         arguments = [data, *(constant(weight) for weight in reading.weights.values())]
-        out = relax.call_tir(kernel, arguments, out_ty=relax.TensorType(result, "float32"))
-        return relax.op.permute_dims(self.builder_.emit(out), FROM_CHANNELS_LAST) if image else out
+        out = relax.call_tir(kernel, arguments, out_ty=relax.TensorType(result, self._dtype))
+        out = relax.op.permute_dims(self.builder_.emit(out), FROM_CHANNELS_LAST) if image else out
+        return out if self._dtype == "float32" else relax.op.astype(self.builder_.emit(out), "float32")
+
+    def _stored(self, data: relax.Expr) -> relax.Expr:
+        """What the region reads, in the type in which it lies in memory: the kernel widens it itself."""
+        if data.ty.dtype == self._dtype:
+            return data
+        cast = self.lookup_binding(data) if isinstance(data, relax.Var) else None
+        widened = isinstance(cast, relax.Call) and cast.op == tvm.ir.Op.get("relax.astype")
+        if widened and cast.args[0].ty.dtype == self._dtype:
+            return cast.args[0]
+        return self.builder_.emit(relax.op.astype(data, self._dtype))
 
     def _reads_pictures(self, region: Region, data: relax.Expr) -> bool:
         """The first convolution takes the model's input as it is: it copies its few channels in any case."""

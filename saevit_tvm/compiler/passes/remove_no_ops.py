@@ -1,4 +1,7 @@
-"""Importing leaves operators that move nothing, or move twice: broadcasts, reshapes, permutes and slices."""
+"""Importing leaves operators that move nothing, or move twice: broadcasts, reshapes, permutes and slices.
+
+Half precision leaves casts to float32 and back, between regions that both speak float16.
+"""
 
 from __future__ import annotations
 
@@ -98,10 +101,21 @@ def _moved_constant(op: str, *others: DFPattern) -> Rule:
 
     def replace(expr: relax.Expr, matched: Matched) -> relax.Expr:
         value = array(matched[data])
-        if value.dtype != "float32":
+        if value.dtype not in ("float32", "float16"):
             return expr
         moved = value.reshape(shape_of(expr)) if others else value.transpose(_axes(expr))
         return constant(moved)
+
+    return pattern, replace
+
+
+def _widened_and_back() -> Rule:
+    data = wildcard()
+    pattern = is_op("relax.astype")(is_op("relax.astype")(data))
+
+    def replace(expr: relax.Expr, matched: Matched) -> relax.Expr:
+        same = matched[data].ty.dtype == expr.ty.dtype == "float16"
+        return matched[data] if same and matched[pattern].args[0].ty.dtype == "float32" else expr
 
     return pattern, replace
 
@@ -123,5 +137,6 @@ class RemoveNoOps:
                 _matmul_of_broadcast(),
                 _moved_constant("relax.permute_dims"),
                 _moved_constant("relax.reshape", wildcard()),
+                _widened_and_back(),
             ],
         )

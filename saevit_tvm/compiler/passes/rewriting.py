@@ -22,7 +22,9 @@ def array(constant: relax.Expr) -> np.ndarray:
 
 
 def constant(value: np.ndarray) -> relax.Constant:
-    return relax.const(np.ascontiguousarray(value, dtype="float32"), "float32")
+    """A constant of float32, or of float16 where the value is."""
+    dtype = "float16" if value.dtype == np.float16 else "float32"
+    return relax.const(np.ascontiguousarray(value, dtype=dtype), dtype)
 
 
 def shape_of(expr: relax.Expr) -> tuple[int, ...]:

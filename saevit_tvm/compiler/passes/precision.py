@@ -1,0 +1,90 @@
+"""Half precision: what lies in memory is of the smaller type, and what asks for more bits is computed in float32.
+
+* A region reads and gives the smaller type. What is between is its kernel's affair.
+* Operators that only move numbers, or whose sums can be kept in float32, work in the smaller type.
+* All others (normalisation, softmax, means, transcendental functions) are computed in float32.
+
+The input and the outputs of the model stay float32: casts to and from the smaller type are part of the graph.
+"""
+
+from __future__ import annotations
+
+import tvm
+from tvm import relax
+
+from saevit_tvm.compiler.passes.rewriting import array, constant
+
+# Sums of products: operands of the smaller type, accumulated in float32.
+PRODUCTS = {"relax.matmul", "relax.nn.conv2d"}
+NARROW = {
+    f"relax.{name}"
+    for name in [
+        *("add", "subtract", "multiply", "maximum", "minimum", "nn.relu", "nn.max_pool2d", "nn.pad"),
+        *("reshape", "permute_dims", "broadcast_to", "expand_dims", "squeeze", "flatten", "flip", "tile", "repeat"),
+        *("concat", "stack", "split", "strided_slice", "take"),
+    ]
+}
+WIDE = "float32"
+
+
+@tvm.ir.transform.module_pass(opt_level=0, name="LowerPrecision")
+class LowerPrecision:
+    """Turn the graph and its constants into a smaller type, with casts where float32 begins and ends."""
+
+    def __init__(self, dtype: str) -> None:
+        self.dtype = dtype
+
+    def transform_module(self, mod: tvm.IRModule, _context: tvm.transform.PassContext) -> tvm.IRModule:
+        rewriter = _Rewriter(mod, self.dtype)
+        rewriter.builder_.update_func(mod.get_global_var("main"), rewriter.visit_expr(mod["main"]))
+        return relax.transform.DeadCodeElimination()(rewriter.builder_.finalize())
+
+
+@relax.expr_functor.mutator
+class _Rewriter(relax.PyExprMutator):
+    def __init__(self, mod: tvm.IRModule, dtype: str) -> None:
+        super().__init__(mod)
+        self._dtype = dtype
+        self._casts: dict[tuple[relax.Var, str], relax.Expr] = {}
+
+    def visit_var_binding_(self, binding: relax.VarBinding) -> None:
+        """A variable of the graph takes whatever type its value has now; an output has the type it always had."""
+        if isinstance(binding.var, relax.DataflowVar):
+            return super().visit_var_binding_(binding)
+        value = self.builder_.emit(self.visit_expr(binding.value))
+        result = self.builder_.emit_output(self._as(value, WIDE))
+        return self.set_var_remap(binding.var, result)
+
+    def visit_call_(self, call: relax.Call) -> relax.Expr:
+        if isinstance(call.op, tvm.ir.GlobalVar):
+            return self._as(self.builder_.emit(self._computed(call, WIDE)), self._dtype)
+        narrow = call.op.name in NARROW | PRODUCTS
+        return self._computed(call, self._dtype if narrow else WIDE)
+
+    def _computed(self, call: relax.Call, dtype: str) -> relax.Expr:
+        """The call with operands of the type."""
+        operands = [self._as(self.visit_expr(operand), dtype) for operand in call.args]
+        attrs = call.attrs
+        if dtype != WIDE and call.op.name in PRODUCTS:
+            fields = {each.name: getattr(attrs, each.name) for each in type(attrs).__tvm_ffi_type_info__.fields}
+            attrs = type(attrs)(**fields | {"out_dtype": WIDE})
+        return relax.Call(call.op, operands, attrs, call.ty_args)
+
+    def _as(self, value: relax.Expr, dtype: str) -> relax.Expr:
+        """The value in the type, if it is of floating point; all of them, if it is a tuple."""
+        if isinstance(value.ty, relax.TupleType):
+            items = value.fields if isinstance(value, relax.Tuple) else _items(value)
+            return relax.Tuple([self._as(item, dtype) for item in items])
+        if not isinstance(value.ty, relax.TensorType) or str(value.ty.dtype) not in (WIDE, self._dtype):
+            return value
+        if str(value.ty.dtype) == dtype:
+            return value
+        if isinstance(value, tvm.ir.GenericConst):
+            return constant(array(value).astype(dtype))
+        if (value, dtype) not in self._casts:
+            self._casts[value, dtype] = self.builder_.emit(relax.op.astype(value, dtype))
+        return self._casts[value, dtype]
+
+
+def _items(value: relax.Expr) -> list[relax.Expr]:
+    return [relax.TupleGetItem(value, index) for index in range(len(value.ty.fields))]

@@ -1,0 +1,166 @@
+"""Kernels in float16, held against float64: where it is only stored, and where it is computed in as well.
+
+NEON's kernels run here too: LLVM computes in float16 on any CPU, if slowly, and rounds after every step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from tvm import tirx
+
+from saevit_tvm.targets import native
+from schedules.cpu import microkernel
+from schedules.cpu.builder import Builder
+from schedules.cpu.isa import AVX2, NEON, Isa, isa_of
+from schedules.cpu.math import gelu
+from schedules.cpu.microkernel import Rows, Tile
+from schedules.regions import GENERATORS, declare, lower, tilings
+
+HALF = {"stored": isa_of(native().tvm), "computed": NEON}
+ROUNDING = 2**-11  # of one number in float16
+Call = Callable[..., np.ndarray]
+
+
+def region(name: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """A shape, small but with partly filled vectors and sums longer than one part, and weights for it."""
+    random = np.random.RandomState(0)
+
+    def normal(*size: int) -> np.ndarray:
+        fan_in = np.prod(size[:-1]) if len(size) > 1 else 4
+        return (random.standard_normal(size) / fan_in**0.5).astype("float32")
+
+    image = {"n": 1, "h": 10, "w": 6}
+    if name == "ciffn":
+        weights = {"ex_w": normal(20, 84), "ex_b": normal(84), "dw_w": normal(3, 3, 84), "dw_b": normal(84)}
+        weights |= {
+            "dec_w": normal(84),
+            "dec_b": normal(1),
+            "g": normal(84),
+            "pr_w": normal(84, 20),
+            "pr_b": normal(20),
+        }
+        return {**image, "c": 20, "e": 84}, weights
+    if name == "dwsconv":
+        return {**image, "c": 76}, {
+            "dw_w": normal(3, 3, 76),
+            "dw_b": normal(76),
+            "pw_w": normal(76, 76),
+            "pw_b": normal(76),
+        }
+    if name == "conv":
+        shape = {**image, "c": 9, "k": 20, "kernel": 3, "stride": 2, "padding": 1, "activation": "gelu"}
+        return shape, {"w": normal(3, 3, 9, 20), "b": normal(20)}
+    if name == "head":
+        return {**image, "c": 84, "k": 10}, {"w": normal(84, 10), "b": normal(10)}
+    weights = {"ln_g": 1 + normal(32), "ln_b": normal(32), "sal_w": normal(3, 3, 32), "sal_b": normal(1)}
+    weights |= {"qkv_w": normal(32, 96), "qkv_b": normal(96), "pr_w": normal(32, 32), "pr_b": normal(32)}
+    weights |= {"up_w": normal(4, 4, 32), "up_b": normal(32)}
+    return {**image, "c": 32, "heads": 2, "r": 4}, weights
+
+
+@pytest.mark.parametrize("how", HALF)
+@pytest.mark.parametrize("name", GENERATORS)
+def test_region(call: Call, name: str, how: str) -> None:
+    shape, weights = region(name)
+    random = np.random.RandomState(1)
+    x = random.standard_normal((shape["n"], shape["h"], shape["w"], shape["c"])).astype("float16")
+    module, shape_class = GENERATORS[name]
+    expected = module.reference(x.astype("float64"), weights, shape_class(**shape))
+    lowered = lower(name, {**shape, "dtype": "float16"}, weights, HALF[how], threads=2)
+    assert lowered is not None
+    found = call(lowered.func, [x, *lowered.constants], expected.shape)
+    assert found.dtype == np.float16
+    error = np.abs(found - expected).max() / np.abs(expected).max()
+    assert ROUNDING / 100 < error < 4 * ROUNDING
+
+
+def test_a_picture_comes_as_float32(call: Call) -> None:
+    shape, weights = region("conv")
+    x = np.random.RandomState(1).standard_normal((1, 9, 10, 6)).astype("float32")
+    shape |= {"channels_first": True}
+    module, shape_class = GENERATORS["conv"]
+    expected = module.reference(x, weights, shape_class(**shape))
+    lowered = lower("conv", {**shape, "dtype": "float16"}, weights, NEON)
+    found = call(lowered.func, [x, *lowered.constants], expected.shape)
+    assert np.abs(found - expected).max() < 4 * ROUNDING * np.abs(expected).max()
+
+
+@pytest.mark.parametrize(
+    "depth", [((64, 1),), ((4096, 1),), ((3, 1100), (1000, 1)), ((50, 70), (70, 1)), ((130, 9), (9, 1))]
+)
+def test_long_sums_lose_no_more_than_short_ones(call: Call, depth: tuple[tuple[int, int], ...]) -> None:
+    """Sums of 64 and of 4096 products are as accurate: what one part loses does not grow with their number."""
+    isa, tile = NEON.storing("float16"), Tile(3, 2)
+    extents = [extent for extent, _ in depth]
+    length = sum((extent - 1) * step for extent, step in depth) + 1
+    b = Builder(isa.dtype, isa.stored)
+    a, weight = b.param("a", (5, length)), b.param("weight", (1, int(np.prod(extents)), 16))
+    out = b.param("out", (5, 16))
+    rows = Rows(a, lambda row: row * length, depth)
+    microkernel.gemm(b, isa, tile, rows, weight, 5, 16, lambda row, at, value: b.store(out, row * 16 + at, value))
+    random = np.random.RandomState(0)
+    left = random.standard_normal((5, length)).astype("float16")
+    right = random.standard_normal((1, int(np.prod(extents)), 16)).astype("float16")
+    places = sum(np.arange(extent).reshape([-1] + [1] * below) * step for below, (extent, step) in _from_inside(depth))
+    expected = left[:, places.reshape(-1)].astype("float64") @ right[0]
+    found = call(b.function("product"), [left, right], (5, 16))
+    error = np.sqrt(((found - expected) ** 2).mean() / (expected**2).mean())
+    assert ROUNDING / 4 < error < 4 * ROUNDING
+
+
+def _from_inside(depth: tuple[tuple[int, int], ...]) -> list[tuple[int, tuple[int, int]]]:
+    return [(len(depth) - 1 - index, each) for index, each in enumerate(depth)]
+
+
+def test_gelu(call: Call) -> None:
+    x = np.linspace(-8, 8, 16_000).astype("float16")
+    b = Builder("float16", "float16")
+    source, target = b.param("x", x.shape), b.param("y", x.shape)
+    with b.loop("i", x.size // 8) as i:
+        b.store(target, i * 8, gelu(b, b.load(source, i * 8, 8)))
+    from schedules.cpu.reference import gelu as exact
+
+    error = np.abs(call(b.function("through"), [x], x.shape) - exact(x.astype("float64")))
+    assert error[np.abs(x) < 2].max() < 1e-3 and error.max() < 4.5 * ROUNDING
+
+
+@pytest.mark.parametrize("name", ["ciffn", "dwsconv", "conv"])
+def test_neon_computes_eight_at_a_time(assembly: Callable[..., str], name: str) -> None:
+    """The products are multiply-adds of float16, and float32 appears only where parts of sums meet."""
+    shape, weights = region(name)
+    target = {"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": "cortex-a76"}
+    lowered = lower(name, {**shape, "dtype": "float16"}, weights, isa_of(target))
+    assert lowered is not None
+    lines = [line for line in assembly(lowered.func, target).splitlines() if line.strip().startswith("fmla\tv")]
+    assert len(lines) > 100
+    assert sum(".8h" in line for line in lines) > 0.95 * len(lines)
+
+
+def test_declarations_of_both_types_differ() -> None:
+    """So that a record of one is never taken for the other."""
+    shape, weights = region("dwsconv")
+    x = (shape["n"], shape["h"], shape["w"], shape["c"])
+    single = declare("dwsconv", shape, x, weights, x)
+    half = declare("dwsconv", {**shape, "dtype": "float16"}, x, weights, x)
+    assert [str(param.dtype) for param in single.params] == ["float32"] * 6
+    assert [str(param.dtype) for param in half.params] == ["float16", *["float32"] * 4, "float16"]
+
+
+def test_tilings_are_those_of_the_type() -> None:
+    import tvm
+
+    shape, weights = region("dwsconv")
+    x = (shape["n"], shape["h"], shape["w"], shape["c"])
+
+    def vectors(dtype: dict[str, str], isa: Isa) -> list[str]:
+        func = declare("dwsconv", shape | dtype, x, weights, x)
+        offered = tilings(tvm.IRModule({"main": func.with_attr("global_symbol", "main")}), isa)
+        return [str(schedule.mod["main"].body.block.body.block.annotations) for schedule in offered]
+
+    assert vectors({}, NEON) != vectors({"dtype": "float16"}, NEON)
+    assert vectors({}, AVX2) == vectors({"dtype": "float16"}, AVX2)
+    assert isinstance(lower("dwsconv", {**shape, "dtype": "float16"}, weights, NEON).func, tirx.PrimFunc)
