@@ -68,9 +68,10 @@ class _Rewriter(relax.PyExprMutator):
         if data.ty.dtype == self._dtype:
             return data
         cast = self.lookup_binding(data) if isinstance(data, relax.Var) else None
-        widened = isinstance(cast, relax.Call) and cast.op == tvm.ir.Op.get("relax.astype")
-        if widened and cast.args[0].ty.dtype == self._dtype:
-            return cast.args[0]
+        if isinstance(cast, relax.Call) and cast.op == tvm.ir.Op.get("relax.astype"):
+            (narrow,) = cast.args
+            if narrow.ty.dtype == self._dtype:
+                return narrow
         return self.builder_.emit(relax.op.astype(data, self._dtype))
 
     def _reads_pictures(self, region: Region, data: relax.Expr) -> bool:
