@@ -38,6 +38,39 @@ def rpi5_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def opencl_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The smallest model at 32x32 for an OpenCL device, verified on whatever driver there is."""
+    from saevit_tvm.runtime import opencl
+    from saevit_tvm.verbs.build import BuildOptions, build
+
+    if not opencl.available()[0]:
+        pytest.skip(opencl.available()[1])
+    out = tmp_path_factory.mktemp("opencl")
+    options = BuildOptions(model="saevit_micro", image_size=32, target="generic-opencl", out=out, name="micro")
+    return build(options, say=lambda _line: None).artifact
+
+
+@pytest.fixture(scope="session")
+def failing_opencl(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment in which the machine's own OpenCL library can be made to fail: see runtime/failing_opencl.c."""
+    folder = tmp_path_factory.mktemp("failing")
+    maps = "import ctypes; ctypes.CDLL('libOpenCL.so.1'); print(open('/proc/self/maps').read())"
+    mapped = subprocess.run([sys.executable, "-c", maps], capture_output=True, text=True, check=False).stdout
+    found = [line.split()[-1] for line in mapped.splitlines() if "/libOpenCL.so" in line]
+    if not found:
+        pytest.skip("there is no OpenCL library")
+    real, shim = folder / "libreal.so", folder / "libOpenCL.so.1"
+    for line in (
+        ["-Wl,-soname,libreal.so", "-x", "c", "/dev/null", "-o", real],
+        [ROOT / "tests" / "runtime" / "failing_opencl.c", "-Wl,--no-as-needed", real, "-Wl,-rpath,$ORIGIN", "-o", shim],
+    ):
+        subprocess.run(["cc", "-O1", "-Wall", "-Werror", "-shared", "-fPIC", *map(str, line)], check=True)
+    real.unlink()
+    real.symlink_to(found[0])
+    return {"LD_LIBRARY_PATH": str(folder)}
+
+
+@pytest.fixture(scope="session")
 def cli() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs the command line in a process of its own."""
 

@@ -45,6 +45,11 @@ class Target:
             )
 
     @property
+    def triple(self) -> str:
+        """What the code of the CPU is for, in LLVM's words; beside a device it is the host's."""
+        return str(self.tvm.get("host", self.tvm).get("mtriple", f"{self.arch}-linux-gnu"))
+
+    @property
     def fingerprint(self) -> str:
         """The folder of this target's tuning records: what changes the best schedule, nothing else."""
         cpu = self.tvm.get("mcpu", "generic")

@@ -44,9 +44,33 @@ def linker(target: Target) -> Toolchain:
             return replace(found, link_flags=target.link_flags)
     ways = [_PACKAGES[name] for name in target.linkers if name in _PACKAGES]
     raise TargetError(
-        f"target '{target.name}' needs a C compiler for {_triple(target)}, and there is none: "
+        f"target '{target.name}' needs a C compiler for {target.triple}, and there is none: "
         f"install one ({' or '.join(ways)})."
     )
+
+
+def cxx(target: Target) -> tuple[str, ...]:
+    """A C++ compiler with the C++ library of TVM's runtime, which errors of one must pass through: not zig's."""
+    if "android" not in target.triple:
+        for name in target.linkers:
+            found = _find(name, target) if name != "zig" else None
+            path = found and shutil.which(_cxx_name(found.cc_argv[0]))
+            if found and path:
+                return (path, *found.cc_argv[1:])
+    package = _PACKAGES[target.linkers[0]].replace("gcc", "g++")
+    way = "build for a board with Linux" if "android" in target.triple else f"install one ({package})"
+    raise TargetError(
+        f"OpenCL support for target '{target.name}' needs a C++ compiler with libstdc++ for {target.triple}, "
+        f"and there is none: {way}."
+    )
+
+
+def _cxx_name(cc: str) -> str:
+    """gcc's is g++, cc's is c++, clang's is clang++."""
+    for suffix, name in (("clang", "clang++"), ("gcc", "g++"), ("cc", "c++")):
+        if cc.endswith(suffix):
+            return cc.removesuffix(suffix) + name
+    return cc
 
 
 def require(target: Target) -> None:
@@ -86,11 +110,7 @@ def _zig(target: Target) -> Toolchain | None:
         start = (sys.executable, "-m", "ziglang")
     else:
         return None
-    triple = _triple(target)
+    triple = target.triple
     triple += f".{_GLIBC}" if triple.endswith("-gnu") else ""
     # Left to itself, zig makes slow code with checks in it.
     return Toolchain((*start, "cc", "-target", triple, "-O2", "-fno-sanitize=undefined"), "zig")
-
-
-def _triple(target: Target) -> str:
-    return str(target.tvm.get("mtriple", f"{target.arch}-linux-gnu"))

@@ -88,7 +88,7 @@ class LocalMeasurer:
     def __init__(self, target: Target, builders: int | None = None) -> None:
         cores = len(os.sched_getaffinity(0))
         threads = int(target.tvm.get("num-cores", cores))
-        self.machine = this_machine()
+        self.machine, self._kind = this_machine(), target.kind
         self._scratch = tempfile.TemporaryDirectory(prefix="saevit-tvm-tune-")
         folder = Path(self._scratch.name)
         self.builders = Builders(target, folder, builders or cores)
@@ -129,7 +129,7 @@ class LocalMeasurer:
         pool.drop()
 
     def _run(self, built: Built, best: float) -> Result:
-        self._runners.give(None, "run", (str(built.library), built.arguments, HOPELESS * best), RUN_SECONDS)
+        self._runners.give(None, "run", (str(built.library), built.arguments, self._kind, HOPELESS * best), RUN_SECONDS)
         while not (ended := list(self._runners.collect())):
             wait(self._runners.connections, POLL_SECONDS)
         ((_, _, outcome),) = ended

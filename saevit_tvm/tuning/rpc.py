@@ -54,6 +54,7 @@ class RpcMeasurer:
         self, target: Target, host: str, port: int, key: str, *, say: Callable[[str], None] = lambda _line: None
     ) -> None:
         self._tracker, self._key, self._say = Tracker(host, port), key, say
+        self._kind = target.kind
         devices = self._tracker.require(key).servers
         self.machine = _machine(target, self._tracker.name, key)
         self._scratch = tempfile.TemporaryDirectory(prefix="saevit-tvm-tune-")
@@ -168,7 +169,7 @@ class RpcMeasurer:
 
     def _run(self, worker: Worker, attempt: Attempt, hopeless: float) -> None:
         attempt.running = True
-        arguments = str(attempt.built.library), attempt.built.arguments, hopeless
+        arguments = str(attempt.built.library), attempt.built.arguments, self._kind, hopeless
         seconds = REACH_SECONDS + RUN_SECONDS + GRACE_SECONDS
         self.runners.give(attempt, "run_remotely", arguments, seconds, to=worker)
 

@@ -44,7 +44,7 @@ def build(module_json: str, target_json: str, library: str, linker: list[str]) -
     module = _with_loops(tvm.ir.load_json(module_json), target)
     module = RemoveWeightLayoutRewriteBlock(skip_tensor_rewrite=True)(module)
     link = cc.cross_compiler(linker[0], options=linker[1:])
-    with generating_code(module):
+    with tvm.transform.PassContext(opt_level=3) if target["kind"] == "opencl" else generating_code(module):
         tvm.tirx.build(module, target=tvm.target.Target(target)).export_library(library, fcompile=link)
     arguments = [argument.as_json() for argument in ArgInfo.from_entry_func(module, remove_preproc=False)]
     return [(str(dtype), [int(extent) for extent in shape]) for _, dtype, shape in arguments]
@@ -60,15 +60,24 @@ def _with_loops(module: Any, target: dict[str, Any]) -> Any:
     return expanded(module, isa_of(target), int(target.get("num-cores", 4)))
 
 
-def run(library: str, arguments: list[Argument], hopeless: float) -> list[float]:
+def run(library: str, arguments: list[Argument], kind: str, hopeless: float) -> list[float]:
     """Time a kernel in seconds a call. One that takes longer than `hopeless` is timed only once."""
     import tvm
 
+    if kind == "opencl":
+        from saevit_tvm.runtime import opencl
+
+        opencl.activate()
     module = tvm.runtime.load_module(library)
     Path(library).unlink()
-    device = tvm.runtime.device("cpu", 0)
+    device = tvm.runtime.device(_device(kind), 0)
     tensors = random_tensors(arguments, device, tvm.get_global_func(FILL))
     return timed(module, device, tensors, hopeless)
+
+
+def _device(kind: str) -> str:
+    """TVM's name for the device that runs kernels of a target of this kind."""
+    return "cpu" if kind == "llvm" else kind
 
 
 def random_tensors(arguments: list[Argument], device: Any, fill: Callable[[Any], Any]) -> list[Any]:
@@ -103,13 +112,13 @@ def reach(host: str, port: int, match_key: str, library: str, seconds: float) ->
     return True
 
 
-def run_remotely(library: str, arguments: list[Argument], hopeless: float) -> list[float]:
+def run_remotely(library: str, arguments: list[Argument], kind: str, hopeless: float) -> list[float]:
     """Time a kernel on the device. What the device answers is the kernel's doing; no answer ends this process."""
     global _session
     session, _session = _session, None
     try:
         module = session.load_module(Path(library).name)
-        device = session.cpu()
+        device = session.device(_device(kind), 0)
         tensors = random_tensors(arguments, device, session.get_function(FILL))
         return timed(module, device, tensors, hopeless)
     except Exception as error:

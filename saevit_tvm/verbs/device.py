@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from saevit_tvm.errors import SaevitError, TargetError
+from saevit_tvm.runtime.artifact import read_manifest
 from saevit_tvm.tuning.measurers import rpc_address
 from saevit_tvm.tuning.tracker import Device, Tracker
 from saevit_tvm.verbs.child import die_with_parent, import_path
@@ -24,7 +25,8 @@ from saevit_tvm.verbs.child import die_with_parent, import_path
 REFUSED = 3
 SECONDS = 300
 QUEUE_SECONDS = 120.0
-_NAIVE_ALLOCATOR, _CPU = 1, 1
+_NAIVE_ALLOCATOR = 1
+_DEVICES = {"llvm": (1,), "opencl": (4, 1)}  # where a target's kernels run, and its host part
 
 
 def answers(address: str, artifact: Path, inputs: Sequence[np.ndarray], scratch: Path) -> list[list[np.ndarray]]:
@@ -93,7 +95,8 @@ def _run(address: str, artifact: str, asked: str, answered: str) -> None:
     session = rpc.connect(device.host, device.port, device.match_key, session_timeout=SECONDS)
     session.upload(artifact)
     machine = session.load_module(Path(artifact).name)["vm_load_executable"]()
-    machine["vm_initialization"](_CPU, 0, _NAIVE_ALLOCATOR)
+    devices = _DEVICES[read_manifest(artifact)["target"]["tvm"]["kind"]]
+    machine["vm_initialization"](*(number for device in devices for number in (device, 0, _NAIVE_ALLOCATOR)))
     cpu, outputs = session.cpu(), []
     with np.load(asked) as inputs:
         for name in inputs.files:

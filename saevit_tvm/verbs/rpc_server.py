@@ -16,12 +16,13 @@ from typing import Any
 from saevit_tvm import targets
 from saevit_tvm.errors import CompileError, TargetError
 from saevit_tvm.runtime import elf, emulator
+from saevit_tvm.runtime.opencl import plugin
 from saevit_tvm.targets import Target, toolchain
 from saevit_tvm.verbs import workspace
 
 PROGRAM = "rpc-server"
 README = """\
-An RPC server for saevit-tvm, target {target}. The board needs nothing else.
+An RPC server for saevit-tvm, target {target}. The board needs nothing else{driver}.
 
 1. Copy this folder to the board:       scp -r {folder} BOARD:rpc
 2. On your machine, start a tracker:    python -m tvm.exec.rpc_tracker --port 9190
@@ -40,20 +41,28 @@ def rpc_server(target: str, out: Path) -> dict[str, Any]:
     libraries = _libraries(chosen)
     with workspace.staging(out) as folder:
         files = [folder / PROGRAM, folder / "README.txt", *(folder / name for name in emulator.RUNTIME)]
+        files += [folder / plugin.NAME] if chosen.kind == "opencl" else []
         finished = [(file, out / file.name) for file in files]
         workspace.free(*(place for _, place in finished))
         for name, library in libraries.items():
             shutil.copyfile(library, folder / name)
         compiled(chosen, folder)
-        (folder / "README.txt").write_text(README.format(target=chosen.name, folder=out, program=PROGRAM))
+        if chosen.kind == "opencl":
+            plugin.compile_for(chosen, folder)
+        (folder / "README.txt").write_text(_readme(chosen, out))
         workspace.place(finished)
     return {
         "target": chosen.name,
         "program": str(out / PROGRAM),
         "readme": str(out / "README.txt"),
-        "libraries": [str(out / name) for name in libraries],
+        "libraries": [str(place) for _, place in finished if place.suffix == ".so"],
         "bytes": sum(place.stat().st_size for _, place in finished),
     }
+
+
+def _readme(target: Target, out: Path) -> str:
+    driver = " but its GPU's OpenCL driver" if target.kind == "opencl" else ""
+    return README.format(target=target.name, folder=out, program=PROGRAM, driver=driver)
 
 
 def compiled(target: Target, folder: Path) -> None:
@@ -62,7 +71,7 @@ def compiled(target: Target, folder: Path) -> None:
     line = [*chosen.cc_argv, "-std=gnu11", "-O2", "-Wall", f"-I{_package('tvm_ffi') / 'include'}"]
     line += [str(resources.files("saevit_tvm.runtime") / "rpc" / "server.c"), "-o", str(folder / PROGRAM)]
     line += ["-Wl,--no-as-needed", *(str(folder / name) for name in emulator.RUNTIME)]
-    line += ["-Wl,--as-needed", "-Wl,-rpath,$ORIGIN", "-Wl,--allow-shlib-undefined"]
+    line += ["-Wl,--as-needed", "-ldl", "-Wl,-rpath,$ORIGIN", "-Wl,--allow-shlib-undefined"]
     done = subprocess.run(line, capture_output=True, text=True, errors="replace", check=False)
     if done.returncode:
         words = [text for text in done.stderr.splitlines() if "error" in text] or ["no reason was given"]
@@ -74,7 +83,7 @@ def compiled(target: Target, folder: Path) -> None:
 
 def _libraries(target: Target) -> dict[str, Path]:
     """TVM's runtime for the target, by file name."""
-    if "android" in str(target.tvm.get("mtriple", "")) or target.output != "library":
+    if "android" in target.triple or target.output != "library":
         raise TargetError(
             f"there is no RPC server for target '{target.name}': TVM publishes its runtime for Linux only; "
             "use the RPC app of TVM's source tree there."

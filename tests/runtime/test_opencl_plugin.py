@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 
 from saevit_tvm.runtime import opencl
 from saevit_tvm.runtime.opencl.plugin import cache_folder
+from saevit_tvm.runtime.opencl.plugin import library as compiled_plugin
 
 pytestmark = pytest.mark.skipif(not opencl.available()[0], reason=opencl.available()[1])
 
@@ -50,6 +52,7 @@ def plugins(tmp_path_factory: pytest.TempPathFactory) -> Path:
     os.environ["SAEVIT_TVM_CACHE"] = str(folder)
     opencl.activate.cache_clear()
     opencl.activate()
+    compiled_plugin()  # also where another test has brought one into this process before
     yield folder
     os.environ.pop("SAEVIT_TVM_CACHE")
     if before is not None:
@@ -86,8 +89,12 @@ def call(plugins: Path, library: Path, tmp_path: Path) -> Callable[..., subproce
     """Runs the kernel in a fresh process, its kernel cache in `tmp_path`."""
     (tmp_path / "plugins").symlink_to(plugins / "plugins")
 
-    def run(do: str = f"call({str(library)!r})", **environment: str) -> subprocess.CompletedProcess[str]:
+    def run(
+        do: str = f"call({str(library)!r})", unprivileged: bool = False, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-c", CALL.format(length=LENGTH, do=do)]
+        if unprivileged and os.geteuid() == 0:  # whom permissions would not hold back
+            command = ["setpriv", "--bounding-set=-dac_override", "--inh-caps=-dac_override", *command]
         environment = {"SAEVIT_TVM_CACHE": str(tmp_path), **environment}
         return subprocess.run(
             command, capture_output=True, text=True, timeout=120, check=False, env=os.environ | environment
@@ -232,6 +239,35 @@ def digest(text: bytes) -> str:
 def test_without_a_place_for_the_cache_it_works_all_the_same(call: Callable[..., Any], tmp_path: Path) -> None:
     (tmp_path / "opencl").write_text("a file where the folder should be")
     assert call().returncode == 0
+
+
+def test_a_folder_that_cannot_be_written_is_read(
+    call: Callable[..., Any], tmp_path: Path, failing_opencl: dict[str, str]
+) -> None:
+    """As on a phone's system partition: what is there spares the compiler, and what is not there is not kept."""
+    uncompiled = failing_opencl | {"FAIL": "clCreateProgramWithSource -6"}
+    refused(call(**uncompiled), "could not take the source of its kernels")
+    assert call().returncode == 0
+    (entry,) = entries(tmp_path)
+    entry.parent.chmod(0o555)
+    try:
+        assert call(unprivileged=True, **uncompiled).returncode == 0
+        entry.parent.chmod(0o755)
+        entry.unlink()
+        entry.parent.chmod(0o555)
+        assert call(unprivileged=True).returncode == 0
+        assert entries(tmp_path) == []
+    finally:
+        entry.parent.chmod(0o755)
+
+
+def test_processes_that_start_at_once_leave_one_sound_entry(call: Callable[..., Any], tmp_path: Path) -> None:
+    with ThreadPoolExecutor(3) as pool:
+        assert [done.returncode for done in pool.map(lambda _: call(), range(3))] == [0, 0, 0]
+    (entry,) = entries(tmp_path)
+    before = entry.stat()
+    assert call().returncode == 0
+    assert entry.stat().st_ino == before.st_ino  # it was whole: else it would have been made again
 
 
 # What can be wrong --------------------------------------------------------------

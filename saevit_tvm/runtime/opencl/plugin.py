@@ -1,4 +1,4 @@
-"""Compiles the plugin once for this machine, and puts it into TVM's runtime.
+"""Compiles the plugin once for this machine, and puts it into TVM's runtime; or for another, to be copied there.
 
 The headers are those of the installed TVM, so the plugin always fits the runtime that will load it; its file name is
 the digest of all that it was made from, so nothing stale is ever used.
@@ -14,18 +14,24 @@ import platform
 import secrets
 import shutil
 import subprocess
+from collections.abc import Sequence
 from functools import cache
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from saevit_tvm.errors import ArtifactError
-from saevit_tvm.runtime import abi
+from saevit_tvm.errors import ArtifactError, TargetError
+from saevit_tvm.runtime import abi, elf
 from saevit_tvm.runtime.opencl.driver import available
+
+if TYPE_CHECKING:
+    from saevit_tvm.targets import Target
 
 OPENCL = 4  # TVM's number for this kind of device
 SOURCES = Path(__file__).with_name("plugin")
+NAME = "libsaevit_opencl.so"  # beside TVM's runtime on a board, where the C programs look for it
 COMPILERS = ("c++", "g++", "clang++")
-FLAGS = ("-std=c++17", "-O2", "-shared", "-fPIC", "-Wall", "-Wextra", "-Wno-unused-parameter")
+FLAGS = ("-std=c++17", "-O2", "-shared", "-fPIC", "-Wl,-rpath,$ORIGIN", "-Wall", "-Wextra", "-Wno-unused-parameter")
 
 
 @cache
@@ -69,17 +75,10 @@ def _compile(path: Path) -> None:
             "OpenCL support is compiled where it is first used, and this machine has no C++ compiler: "
             "install one (Debian: apt install g++)."
         )
-    tvm, tvm_ffi = _package("tvm"), _package("tvm_ffi")
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
-    includes = [f"-I{tvm / 'include'}", f"-I{tvm_ffi / 'include'}"]
-    libraries = [f"-L{tvm / 'lib'}", f"-L{tvm_ffi / 'lib'}", "-ltvm_runtime", "-ltvm_ffi", "-ldl"]
-    command = [compiler, *FLAGS, *includes, str(SOURCES / "plugin.cc"), "-o", str(temporary), *libraries]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
-        if done.returncode:
-            lines = [line for line in done.stderr.splitlines() if "error" in line] or [f"status {done.returncode}"]
-            raise ArtifactError(f"OpenCL support cannot be compiled with '{compiler}': {lines[0]}")
+        compile_plugin([compiler], [_package("tvm") / "lib", _package("tvm_ffi") / "lib"], temporary)
         temporary.replace(path)
     except OSError as error:
         raise ArtifactError(
@@ -88,6 +87,27 @@ def _compile(path: Path) -> None:
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def compile_for(target: Target, folder: Path) -> None:
+    """Put the plugin for a target's board into the folder that has TVM's runtime for it."""
+    from saevit_tvm.targets import toolchain
+
+    made = folder / NAME
+    compile_plugin(toolchain.cxx(target), [folder], made)
+    if elf.read(made)[1:] != ("shared library", target.arch):
+        raise TargetError(f"the compiler made {elf.read(made)} of {NAME}, not for {target.arch}: use another.")
+
+
+def compile_plugin(compiler: Sequence[str], libraries: Sequence[Path], path: Path) -> None:
+    """The plugin by a C++ compiler of any machine, against TVM's runtime for that machine in these folders."""
+    includes = [f"-I{_package(name) / 'include'}" for name in ("tvm", "tvm_ffi")]
+    runtime = [*(f"-L{folder}" for folder in libraries), "-ltvm_runtime", "-ltvm_ffi", "-ldl"]
+    line = [*compiler, *FLAGS, *includes, str(SOURCES / "plugin.cc"), "-o", str(path), *runtime]
+    done = subprocess.run(line, capture_output=True, text=True, errors="replace", check=False)
+    if done.returncode:
+        words = [text for text in done.stderr.splitlines() if "error" in text] or [f"status {done.returncode}"]
+        raise ArtifactError(f"OpenCL support cannot be compiled with '{compiler[0]}': {words[0]}")
 
 
 def _package(name: str) -> Path:

@@ -5,6 +5,7 @@
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
+#include <dlfcn.h>
 #include <errno.h>
 #include <ftw.h>
 #include <getopt.h>
@@ -335,6 +336,19 @@ static void provide(const char* name, TVMFFISafeCallType function) {
     }
 }
 
+/* OpenCL, where its plugin lies beside this program. It looks for a driver when a session first uses it. */
+static bool load_opencl(void) {
+    static const char name[] = "libsaevit_opencl.so";
+    char path[4096];
+    ssize_t length = readlink("/proc/self/exe", path, sizeof path - sizeof name);
+    while (length > 0 && path[length - 1] != '/') length--;
+    if (length <= 0) return false;
+    snprintf(path + length, sizeof path - (size_t)length, "%s", name);
+    if (access(path, F_OK)) return false;
+    if (!dlopen(path, RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE)) fail("the plugin for OpenCL cannot be loaded", dlerror());
+    return true;
+}
+
 /* Sessions ---------------------------------------------------------------- */
 
 static int remove_one(const char* path, const struct stat* status, int flag, struct FTW* base) {
@@ -484,8 +498,9 @@ int main(int count, char** arguments) {
     provide("tvm.rpc.server.workpath", work_path);
     provide("tvm.rpc.server.load_module", load_module);
     global_function("tvm.contrib.random.random_fill_for_measure");
+    bool opencl = load_opencl();
     int listener = listen_on(options.port);
-    say("serving on port %d with the key %s", options.port, options.key);
+    say("serving on port %d with the key %s%s", options.port, options.key, opencl ? ", with OpenCL" : "");
     while (!asked_to_end) {
         Session session;
         if (*options.tracker_host) tracker_find();

@@ -36,8 +36,8 @@ class BinaryCache {
  public:
   // `identity` tells device and driver apart.
   BinaryCache(const std::string& identity, const std::string& source) {
-    std::string folder = Folder();
-    if (!folder.empty()) path_ = folder + "/" + Digest(identity + '\0' + source) + ".bin";
+    folder_ = Folder();
+    if (!folder_.empty()) path_ = folder_ + "/" + Digest(identity + '\0' + source) + ".bin";
   }
 
   // Empty when there is no sound entry.
@@ -63,8 +63,11 @@ class BinaryCache {
     if (path_.empty()) return;
     std::string body;
     for (const std::string& binary : binaries) Put(&body, binary);
-    std::string all = kMagic + Digest(body) + body, temporary = path_ + "." + std::to_string(getpid()) + ".tmp";
-    FILE* file = fopen(temporary.c_str(), "wb");
+    MakeFolder();
+    // Not by the number of this process: another container that shares the folder may have the same.
+    std::string all = kMagic + Digest(body) + body, temporary = path_ + ".XXXXXX";
+    int descriptor = mkstemp(&temporary[0]);
+    FILE* file = descriptor < 0 ? nullptr : fdopen(descriptor, "wb");
     if (file == nullptr) return;
     bool whole = fwrite(all.data(), 1, all.size(), file) == all.size() && fflush(file) == 0 && fsync(fileno(file)) == 0;
     whole = fclose(file) == 0 && whole;
@@ -73,9 +76,9 @@ class BinaryCache {
 
  private:
   static constexpr char kMagic[] = "SAEVITCL1\n";
-  std::string path_;
+  std::string folder_, path_;
 
-  // $SAEVIT_TVM_CACHE or ~/.cache/saevit-tvm, and none where neither can be.
+  // In $SAEVIT_TVM_CACHE or ~/.cache/saevit-tvm; none where there is neither. It may well be read only.
   static std::string Folder() {
     const char* chosen = getenv("SAEVIT_TVM_CACHE");
     const char* home = getenv("HOME");
@@ -87,12 +90,14 @@ class BinaryCache {
     } else {
       return "";
     }
-    folder += "/opencl";
-    for (size_t slash = folder.find('/', 1);; slash = folder.find('/', slash + 1)) {
-      mkdir(folder.substr(0, slash).c_str(), 0700);
+    return folder + "/opencl";
+  }
+
+  void MakeFolder() const {
+    for (size_t slash = folder_.find('/', 1);; slash = folder_.find('/', slash + 1)) {
+      mkdir(folder_.substr(0, slash).c_str(), 0700);
       if (slash == std::string::npos) break;
     }
-    return access(folder.c_str(), W_OK) == 0 ? folder : "";
   }
 
   bool ReadFile(std::string* all) const {

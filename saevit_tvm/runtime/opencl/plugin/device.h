@@ -50,6 +50,8 @@ inline std::string Advice(cl_int status) {
       return "its memory does not suffice; use a smaller batch or image size";
     case CL_OUT_OF_RESOURCES:
       return "it is out of memory, or the system has reset it; use a smaller batch or image size, or start again";
+    case CL_DEVICE_NOT_AVAILABLE:
+      return "it is gone, or the system has reset it; start again, and look after the device if that does not help";
     case CL_INVALID_WORK_GROUP_SIZE:
     case CL_INVALID_WORK_ITEM_SIZE:
       return "the kernels were built for a larger device; build for a target with smaller work-groups";
@@ -108,9 +110,10 @@ struct Gpu {
     ++timers_;
   }
 
-  void StopTimer() {
+  // All that was timed is done, or has failed.
+  void EndTimer() {
     std::lock_guard<std::mutex> guard(lock);
-    Finish();
+    Cl().clFinish(timed_);
     if (--timers_ > 0) return;
     for (cl_event event : events_) Cl().clReleaseEvent(event);
     events_.clear();
@@ -172,6 +175,14 @@ class Gpus {
     return gpu;
   }
 
+  // One sentence where nothing can run.
+  void Require() {
+    if (found_.empty()) {
+      TVM_FFI_THROW(OpenCLError) << Shortage() << ": install the GPU's driver, or PoCL for the CPU.";
+    }
+    At(0);
+  }
+
   static int& Current() {
     static thread_local int index = 0;
     return index;
@@ -209,7 +220,7 @@ class Gpus {
 
   std::string Shortage() const {
     if (!Cl().missing.empty()) return Cl().missing;
-    return found_.empty() ? "no OpenCL driver offers one" : "there are " + std::to_string(found_.size());
+    return found_.empty() ? "no OpenCL driver offers a device" : "there are " + std::to_string(found_.size());
   }
 };
 
@@ -333,14 +344,21 @@ class OpenCLTimer final : public tvm::runtime::TimerNode {
  public:
   explicit OpenCLTimer(DLDevice device) : gpu_(Gpus::All().At(device.device_id)) {}
 
+  // What was timed may have failed, and then nobody stops the timer.
+  ~OpenCLTimer() {
+    if (runs_) gpu_.EndTimer();
+  }
+
   void Start() final {
     gpu_.StartTimer();
+    runs_ = true;
     first_ = gpu_.Events();
   }
 
   void Stop() final {
     nanoseconds_ = gpu_.Nanoseconds(first_);
-    gpu_.StopTimer();
+    gpu_.EndTimer();
+    runs_ = false;
   }
 
   int64_t SyncAndGetElapsedNanos() final { return nanoseconds_; }
@@ -349,6 +367,7 @@ class OpenCLTimer final : public tvm::runtime::TimerNode {
 
  private:
   Gpu& gpu_;
+  bool runs_ = false;
   size_t first_ = 0;
   int64_t nanoseconds_ = 0;
 };

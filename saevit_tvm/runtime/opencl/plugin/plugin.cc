@@ -269,6 +269,7 @@ TVM_FFI_STATIC_INIT_BLOCK() {
                     static auto* device = new OpenCLDevice();
                     *result = static_cast<void*>(static_cast<tvm::runtime::DeviceAPI*>(device));
                   })
+      .def("saevit.opencl.require", [] { Gpus::All().Require(); })
       .def("runtime.timer.opencl",
            [](DLDevice device) { return tvm::runtime::Timer(ffi::make_object<OpenCLTimer>(device)); })
       .def("ffi.Module.load_from_bytes.opencl", [](const ffi::Bytes& bytes) {
