@@ -53,6 +53,7 @@ def describe(manifest: dict[str, Any], artifact_digest: bytes) -> str:
         "    NULL,",
         "};",
         "",
+        f"const int saevit_needs_opencl = {int(manifest['target']['tvm']['kind'] == 'opencl')};",
         f"const uint8_t saevit_artifact_digest[32] = {{{', '.join(f'0x{byte:02x}' for byte in artifact_digest)}}};",
     ]
     return "\n".join(lines) + "\n"

@@ -24,8 +24,9 @@ from saevit_tvm import targets
 from saevit_tvm.errors import ArtifactError, CompileError, ParityError, TargetError, UsageError, unknown
 from saevit_tvm.runtime import elf
 from saevit_tvm.runtime.artifact import read_manifest
+from saevit_tvm.runtime.opencl import plugin
 from saevit_tvm.targets import Target, toolchain
-from saevit_tvm.verbs import parity, workspace
+from saevit_tvm.verbs import parity, proof, workspace
 
 if TYPE_CHECKING:
     from saevit_tvm.compiler.straight import Plan
@@ -71,6 +72,11 @@ def sdk(options: SdkOptions, say: Say) -> dict[str, Any]:
     _check_free(out)
     manifest = read_manifest(options.artifact)
     target = _target(manifest)
+    if target.kind == "opencl" and options.flavour != "shared":
+        raise UsageError(
+            f"the artifact is for an OpenCL device (target {target.name}), whose kernels need TVM's runtime: "
+            "give --flavour shared."
+        )
     compiler = toolchain.linker(target)
     with workspace.staging(out.parent) as staged, workspace.scratch() as scratch:
         workspace.reserve(staged, 3 * manifest["size"])
@@ -118,16 +124,20 @@ def _check_free(out: Path) -> None:
 def _target(manifest: dict[str, Any]) -> Target:
     """The target that the artifact was built for, which a machine of another kind knows under no name."""
     described = manifest["target"]
-    if described["tvm"]["kind"] != "llvm":
+    kind, features = described["tvm"]["kind"], tuple(described["features"])
+    if kind not in ("llvm", "opencl"):
         raise ArtifactError(
-            f"the artifact is built for a device of kind {described['tvm']['kind']}, and an SDK runs on the CPU: "
-            "build one for a CPU."
+            f"the artifact is built for a device of kind {kind}, and an SDK runs on a CPU or an OpenCL device: "
+            "build one for these."
         )
     named = targets.get(described["name"]) if described["name"] in targets.names() else None
     if named is not None and named.tvm == described["tvm"]:
         return named
+    if kind == "opencl":
+        linkers = targets.linkers_for(described["arch"])
+        return Target(described["name"], "", described["tvm"], described["arch"], features, kind, linkers=linkers)
     custom = targets.get(json.dumps(described["tvm"]))
-    return dataclasses.replace(custom, name=described["name"], features=tuple(described["features"]))
+    return dataclasses.replace(custom, name=described["name"], features=features)
 
 
 # Sources ----------------------------------------------------------------
@@ -227,6 +237,8 @@ def _make_shared(work: _Work) -> None:
     shutil.copyfile(work.options.artifact, lib / work.options.artifact.name)
     for path in _tvm_libraries(work):
         shutil.copyfile(path, lib / path.name)
+    if work.target.kind == "opencl":
+        plugin.compile_for(work.target, lib)
     _compile_runtime(work, "shared")
 
 
@@ -314,7 +326,7 @@ def _prove(work: _Work, flavour: str) -> dict[str, Any]:
             "written: please report the model."
         )
     found = {"max_abs_error": deviation.max_abs_error, "max_rel_error": deviation.max_rel_error}
-    return {"passed": True, **found, "proof": how}
+    return {"passed": True, **found, "proof": proof.kind(work.manifest["target"], how)}
 
 
 def _way(target: Target, flavour: str) -> str | None:

@@ -23,7 +23,8 @@ typedef enum {
     SAEVIT_NO_RUNTIME,    /* TVM's runtime libraries are missing or unfit (shared only) */
     SAEVIT_NO_MEMORY,     /* memory or threads ran out */
     SAEVIT_UNSUPPORTED,   /* this flavour, or this model, has no such thing */
-    SAEVIT_FAILED         /* the computation itself failed */
+    SAEVIT_FAILED,        /* the computation itself failed */
+    SAEVIT_NO_DEVICE      /* there is no OpenCL device, or no driver for it (shared only) */
 } saevit_status;
 
 /* An open model. One inference at a time runs on it; threads that come meanwhile wait for their turn. */
@@ -72,7 +73,8 @@ typedef struct {
     void *workspace;
     size_t workspace_size;
 
-    /* shared only: the artifact, and the folder of libtvm_ffi.so and libtvm_runtime.so. NULL: the artifact's own. */
+    /* shared only: the artifact, and the folder of libtvm_ffi.so, libtvm_runtime.so and, for a model that runs on an
+     * OpenCL device, libsaevit_opencl.so. NULL: the artifact's own. */
     const char *artifact;
     const char *runtime;
 } saevit_options;

@@ -22,6 +22,7 @@ extern HIDDEN const saevit_description saevit_model;
 extern HIDDEN const preprocessing saevit_preprocessing;
 extern HIDDEN const char *const saevit_needed_arch;
 extern HIDDEN const char *const saevit_needed_features[]; /* ends with NULL */
+extern HIDDEN const int saevit_needs_opencl;               /* whether its kernels are for an OpenCL device */
 extern HIDDEN const uint8_t saevit_artifact_digest[32];    /* the seal of the artifact that this describes */
 
 /* static.c or shared.c */

@@ -13,7 +13,7 @@
 #include "artifact.h"
 #include "tvm.h"
 
-enum { MAGIC = 0x53485244, CPU_DEVICE = 1, POOLED_MEMORY = 2, SHARE_ALL_CORES = -3 };
+enum { MAGIC = 0x53485244, CPU_DEVICE = 1, OPENCL_DEVICE = 4, POOLED_MEMORY = 2, SHARE_ALL_CORES = -3 };
 
 typedef enum { IDLE, OPEN, RUN, END } job;
 
@@ -30,7 +30,7 @@ struct saevit {
     const char *artifact;
     const saevit_buffer *outputs;
     tvm tvm;
-    tvm_value module, machine, main, input;
+    tvm_value module, machine, main, input, there; /* `there`: the input on the device, if that is not the CPU */
     tvm_managed_tensor lent;
     void *staging;
 };
@@ -107,16 +107,36 @@ static saevit_status lend_staging(saevit *model) {
     return SAEVIT_OK;
 }
 
+/* Whether there is a device, before the artifact is loaded; and the place of the input there. */
+static saevit_status require_device(saevit *model) {
+    tvm_value nothing;
+    if (saevit_tvm_call_global(&model->tvm, "saevit.opencl.require", NULL, 0, &nothing)) {
+        char reason[400];
+        snprintf(reason, sizeof reason, "%s", saevit_last_error());
+        return saevit_fail(SAEVIT_NO_DEVICE, "'%s' needs OpenCL: %s", model->artifact, reason);
+    }
+    return SAEVIT_OK;
+}
+
+static saevit_status place_input(saevit *model) {
+    const tvm_value where[] = {model->input, saevit_tvm_int(OPENCL_DEVICE), saevit_tvm_int(0)};
+    return saevit_tvm_call_global(&model->tvm, "vm.builtin.to_device", where, 3, &model->there);
+}
+
 static saevit_status start_machine(saevit *model) {
     const tvm_value file[] = {saevit_tvm_text(model->artifact), saevit_tvm_text("so")};
-    const tvm_value how[] = {saevit_tvm_int(CPU_DEVICE), saevit_tvm_int(0), saevit_tvm_int(POOLED_MEMORY)};
+    const tvm_value how[] = {saevit_tvm_int(OPENCL_DEVICE), saevit_tvm_int(0), saevit_tvm_int(POOLED_MEMORY),
+                             saevit_tvm_int(CPU_DEVICE),    saevit_tvm_int(0), saevit_tvm_int(POOLED_MEMORY)};
+    const int skipped = saevit_needs_opencl ? 0 : 3;
     tvm_value nothing;
     saevit_status status = configure_threads(model);
+    if (!status && saevit_needs_opencl) status = require_device(model);
     if (!status) status = saevit_tvm_call_global(&model->tvm, "ffi.Module.load_from_file.so", file, 2, &model->module);
     if (!status) status = call_of(model, &model->module, "vm_load_executable", NULL, 0, &model->machine);
-    if (!status) status = call_of(model, &model->machine, "vm_initialization", how, 3, &nothing);
+    if (!status) status = call_of(model, &model->machine, "vm_initialization", how + skipped, 6 - skipped, &nothing);
     if (!status) status = function_of(model, &model->machine, "main", &model->main);
     if (!status) status = lend_staging(model);
+    if (!status && saevit_needs_opencl) status = place_input(model);
     return status;
 }
 
@@ -126,21 +146,39 @@ static size_t bytes_of(const tvm_tensor *tensor) {
     return size;
 }
 
-static saevit_status compute(saevit *model) {
-    tvm_value result;
-    saevit_status status = saevit_tvm_call(&model->tvm, model->main.is.object, &model->input, 1, &result);
-    for (size_t i = 0; !status && i < saevit_model.output_count; i++) {
-        const tvm_tensor *tensor = saevit_tvm_tensor_at(&result, i);
-        if (!tensor || bytes_of(tensor) != model->outputs[i].size)
-            status = saevit_fail(SAEVIT_FAILED, "the library gave another output than '%s'", saevit_model.outputs[i].name);
-        else
-            memcpy(model->outputs[i].data, (const char *)tensor->data + tensor->byte_offset, model->outputs[i].size);
+static saevit_status send_input(saevit *model) {
+    const tvm_value both[] = {model->input, model->there};
+    tvm_value nothing;
+    return saevit_tvm_call_global(&model->tvm, "runtime.TVMTensorCopyFromTo", both, 2, &nothing);
+}
+
+static saevit_status take_output(saevit *model, const tvm_value *output, size_t index) {
+    const saevit_buffer *to = &model->outputs[index];
+    const tvm_tensor *tensor = output ? saevit_tvm_tensor(output) : NULL;
+    if (!tensor || bytes_of(tensor) != to->size)
+        return saevit_fail(SAEVIT_FAILED, "the library gave another output than '%s'", saevit_model.outputs[index].name);
+    if (tensor->device_type == CPU_DEVICE) {
+        memcpy(to->data, (const char *)tensor->data + tensor->byte_offset, to->size);
+        return SAEVIT_OK;
     }
+    const tvm_value copied[] = {*output, saevit_tvm_pointer(to->data), saevit_tvm_int((int64_t)to->size)};
+    tvm_value nothing;
+    return saevit_tvm_call_global(&model->tvm, "runtime.TVMTensorCopyToBytes", copied, 3, &nothing);
+}
+
+static saevit_status compute(saevit *model) {
+    tvm_value result = {0};
+    const tvm_value *input = saevit_needs_opencl ? &model->there : &model->input;
+    saevit_status status = saevit_needs_opencl ? send_input(model) : SAEVIT_OK;
+    if (!status) status = saevit_tvm_call(&model->tvm, model->main.is.object, input, 1, &result);
+    for (size_t i = 0; !status && i < saevit_model.output_count; i++)
+        status = take_output(model, saevit_tvm_item(&result, i), i);
     saevit_tvm_drop(&model->tvm, &result);
     return status;
 }
 
 static void stop_machine(saevit *model) {
+    saevit_tvm_drop(&model->tvm, &model->there);
     saevit_tvm_drop(&model->tvm, &model->input);
     saevit_tvm_drop(&model->tvm, &model->main);
     saevit_tvm_drop(&model->tvm, &model->machine);

@@ -11,6 +11,8 @@ typedef struct {
     size_t size;
 } bytes;
 
+#define OPENCL_ERROR "OpenCLError"
+
 /* Every object begins with its counts, its kind and its deleter. */
 enum { OBJECT_HEADER = 24 };
 
@@ -26,9 +28,10 @@ static saevit_status open_library(const char *folder, const char *name, void **l
 }
 
 saevit_status saevit_tvm_load(tvm *t, const char *folder) {
-    void *ffi = NULL, *runtime = NULL;
+    void *ffi = NULL, *runtime = NULL, *opencl = NULL;
     saevit_status status = open_library(folder, "libtvm_ffi.so", &ffi);
     if (!status) status = open_library(folder, "libtvm_runtime.so", &runtime);
+    if (!status && saevit_needs_opencl) status = open_library(folder, "libsaevit_opencl.so", &opencl);
     if (status) return status;
     const struct {
         const char *name;
@@ -58,7 +61,11 @@ saevit_status saevit_tvm_failure(const tvm *t) {
         if (c != ' ' || !used || line[used - 1] != ' ') line[used++] = c;
     }
     line[used] = '\0';
-    saevit_fail(SAEVIT_FAILED, "TVM's runtime failed with %.*s: %s", (int)text[0].size, text[0].data, line);
+    /* Our own plugin's errors are meant for the user. */
+    if (text[0].size == strlen(OPENCL_ERROR) && !memcmp(text[0].data, OPENCL_ERROR, text[0].size))
+        saevit_fail(SAEVIT_FAILED, "%s", line);
+    else
+        saevit_fail(SAEVIT_FAILED, "TVM's runtime failed with %.*s: %s", (int)text[0].size, text[0].data, line);
     t->forget(error);
     return SAEVIT_FAILED;
 }
@@ -85,14 +92,17 @@ void saevit_tvm_drop(const tvm *t, tvm_value *value) {
 }
 
 tvm_value saevit_tvm_int(int64_t number) { return (tvm_value){.kind = VALUE_INT, .is.number = number}; }
+tvm_value saevit_tvm_pointer(void *pointer) { return (tvm_value){.kind = VALUE_POINTER, .is.pointer = pointer}; }
 tvm_value saevit_tvm_text(const char *text) { return (tvm_value){.kind = VALUE_TEXT, .is.text = text}; }
 
-const tvm_tensor *saevit_tvm_tensor_at(const tvm_value *value, size_t index) {
-    if (value->kind == VALUE_TENSOR && index == 0) return inside(value->is.object);
+const tvm_value *saevit_tvm_item(const tvm_value *value, size_t index) {
+    if (value->kind == VALUE_TENSOR && index == 0) return value;
     if (value->kind != VALUE_ARRAY) return NULL;
     const struct {
         const tvm_value *items;
         int64_t size;
     } *array = inside(value->is.object);
-    return index < (size_t)array->size ? saevit_tvm_tensor_at(&array->items[index], 0) : NULL;
+    return index < (size_t)array->size ? saevit_tvm_item(&array->items[index], 0) : NULL;
 }
+
+const tvm_tensor *saevit_tvm_tensor(const tvm_value *value) { return inside(value->is.object); }

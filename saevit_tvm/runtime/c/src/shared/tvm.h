@@ -4,7 +4,7 @@
 
 #include "../internal.h"
 
-enum { VALUE_NONE = 0, VALUE_INT = 1, VALUE_TEXT = 8, VALUE_OBJECT = 64, VALUE_TENSOR = 70, VALUE_ARRAY = 71 };
+enum { VALUE_NONE = 0, VALUE_INT = 1, VALUE_POINTER = 4, VALUE_TEXT = 8, VALUE_OBJECT = 64, VALUE_TENSOR = 70, VALUE_ARRAY = 71 };
 
 /* TVMFFIAny. */
 typedef struct {
@@ -13,7 +13,7 @@ typedef struct {
     union {
         int64_t number;
         const char *text;
-        void *object;
+        void *object, *pointer;
     } is;
 } tvm_value;
 
@@ -42,7 +42,7 @@ typedef struct tvm {
     void (*take_error)(void **error);
 } tvm;
 
-/* Loads libtvm_ffi.so and libtvm_runtime.so from the folder. */
+/* Loads libtvm_ffi.so and libtvm_runtime.so from the folder, and libsaevit_opencl.so if OpenCL is needed. */
 HIDDEN saevit_status saevit_tvm_load(tvm *t, const char *folder);
 
 /* Calls a function; on failure the reason is saevit_last_error's. */
@@ -57,9 +57,11 @@ HIDDEN void saevit_tvm_drop(const tvm *t, tvm_value *value);
 HIDDEN saevit_status saevit_tvm_failure(const tvm *t);
 
 HIDDEN tvm_value saevit_tvm_int(int64_t number);
+HIDDEN tvm_value saevit_tvm_pointer(void *pointer);
 HIDDEN tvm_value saevit_tvm_text(const char *text);
 
-/* The tensor in a result, or that at an index of an array; NULL if there is none. */
-HIDDEN const tvm_tensor *saevit_tvm_tensor_at(const tvm_value *value, size_t index);
+/* The tensor that a result is, or that at an index of an array; NULL if there is none. And what it looks like. */
+HIDDEN const tvm_value *saevit_tvm_item(const tvm_value *value, size_t index);
+HIDDEN const tvm_tensor *saevit_tvm_tensor(const tvm_value *value);
 
 #endif
