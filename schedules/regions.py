@@ -22,6 +22,7 @@ from tvm.script import tirx as script
 
 from schedules.cpu import ciffn, conv, dwsconv, head, saa
 from schedules.cpu.isa import Isa
+from schedules.gpu.families import KERNELS
 
 BLOCK = "region"
 NAME = "saevit.region"
@@ -177,8 +178,12 @@ def chosen_tiling(func: tirx.PrimFunc) -> dict[str, int] | None:
     if found is None or TILING not in annotations:
         return None
     tiling = json.loads(str(annotations[TILING]))
-    knobs = {field.name for field in dataclasses.fields(GENERATORS[found.region][0].Tiling)}
+    knobs = {field.name for field in dataclasses.fields(_tiling_class(found.region))}
     return tiling if tiling.keys() == knobs else None
+
+
+def _tiling_class(region: str) -> Any:
+    return KERNELS[region].KNOBS if region in KERNELS else GENERATORS[region][0].Tiling
 
 
 def expanded(mod: tvm.IRModule, isa: Isa, threads: int) -> tvm.IRModule:

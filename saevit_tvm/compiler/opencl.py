@@ -1,10 +1,9 @@
 """The street to an OpenCL device, where it differs from that to a CPU.
 
     simplify    the same
-    regions     SAA, CIFFN, DWSConv and convolutions become a few kernels each, made for GPUs
-    precision   the same: regions compute in float32 whatever lies in memory
+    regions     SAA, CIFFN, DWSConv, convolutions and the head become a few kernels each, made for GPUs
     kernels     operators become loops, neighbours become one kernel; images stay channels first
-    schedules   every kernel gets work-groups and work-items
+    schedules   kernels that were tuned take their best tiling, all others the default one or a rule, within limits
     library     the same; the kernels go into it as OpenCL C, which the device's own driver compiles
 
 A region for which there are no kernels is left to the rules, operator by operator.
@@ -12,8 +11,10 @@ A region for which there are no kernels is left to the rules, operator by operat
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import tvm
 from tvm import relax, tirx
@@ -25,17 +26,20 @@ from relay_patterns import Reading, Region, blocks, fuse_regions, layers
 from saevit_tvm.compiler import pipeline
 from saevit_tvm.compiler.importer import import_model
 from saevit_tvm.compiler.legalize import OPERATORS
-from saevit_tvm.compiler.passes.launch_regions import LaunchRegions
-from saevit_tvm.compiler.passes.schedule import IS_SCHEDULED, SCHEDULE
+from saevit_tvm.compiler.passes.check_launches import check_launches
+from saevit_tvm.compiler.passes.launch_regions import ExpandLaunches, LaunchRegions
+from saevit_tvm.compiler.passes.schedule import IS_SCHEDULED, SCHEDULE, ApplyRecords
 from saevit_tvm.errors import CompileError
-from saevit_tvm.targets.opencl import OpenCLTarget
+from schedules.gpu.declare import kernel_of
+from schedules.gpu.devices import Limits, limits_of
 from schedules.gpu.fallback import fallback_rules
-from schedules.gpu.launch import Limits
 from schedules.gpu.regions import lower
 
 if TYPE_CHECKING:
     from saevit_tvm.models.sources import ModelSource
     from saevit_tvm.targets import Target
+
+_SOURCE_HOOK = "tvm_callback_opencl_postproc"  # what TVM calls with every kernel's source
 
 
 def regions(candidates: list[Region], limits: Limits) -> list[Pass]:
@@ -45,9 +49,9 @@ def regions(candidates: list[Region], limits: Limits) -> list[Pass]:
     return [fuse_regions(candidates, generated)]
 
 
-def kernels(limits: Limits) -> list[Pass]:
+def kernels(limits: Limits, dtype: str) -> list[Pass]:
     return [
-        LaunchRegions(limits),
+        LaunchRegions(limits, dtype),
         transform.LegalizeOps(OPERATORS),
         transform.AnnotateTIROpPattern(),
         transform.FoldConstant(),
@@ -57,38 +61,68 @@ def kernels(limits: Limits) -> list[Pass]:
     ]
 
 
-def schedules() -> list[Pass]:
-    return [ScheduleByRule()]
+def schedules(limits: Limits, database: Any | None) -> list[Pass]:
+    return [ApplyRecords(database), ExpandLaunches(limits), ScheduleByRule()]
 
 
 def compile_for_opencl(
-    source: ModelSource, target: Target, dump_ir: Path | None, dtype: str = "float32"
+    source: ModelSource, target: Target, records: Any | None, dump_ir: Path | None, dtype: str
 ) -> pipeline.Compiled:
     """From a PyTorch model to an executable whose kernels are OpenCL C."""
     dump = pipeline._Dump(dump_ir)
-    tvm_target, limits = tvm.target.Target(target.tvm), _limits(target)
+    tvm_target, limits = tvm.target.Target(target.tvm), limits_of(target.tvm)
     mod = dump("import", import_model(source))
     mod = dump("simplify", pipeline.run(mod, pipeline.simplify(), tvm_target))
     mod = pipeline.run(mod, regions(blocks(), limits), tvm_target)
     found, warnings = pipeline._count_regions(mod, source.regions)
     mod = dump("regions", pipeline.run(mod, regions(layers(), limits), tvm_target))
-    lowered = [("precision", pipeline.precision(dtype))] if dtype != "float32" else []
-    for name, passes in [*lowered, ("kernels", kernels(limits)), ("schedules", schedules())]:
-        mod = dump(name, pipeline.run(mod, passes, tvm_target))
-    counts, scheduled = pipeline.count_kernels(mod), mod
+    mod = dump("kernels", pipeline.run(mod, kernels(limits, dtype), tvm_target))
+    scheduling = schedules(limits, records and records.database)
+    mod = scheduled = dump("schedules", pipeline.run(mod, scheduling, tvm_target))
+    check_launches(mod, limits, target.name)
+    counts = pipeline.count_kernels(mod)
     mod = dump("library", pipeline.run(mod, pipeline.virtual_machine(), tvm_target))
     try:
-        with tvm.transform.PassContext(opt_level=3):
+        with generating_kernels(limits):
             executable = relax.build(mod, tvm_target, relax_pipeline=None)
     except RuntimeError as error:
         lines = [line for line in str(error).splitlines() if line.strip()]
         raise CompileError(f"TVM cannot make OpenCL kernels of {source.name}: {lines[-1]}") from error
-    return pipeline.Compiled(executable, scheduled, target, counts, found, None, warnings)
+    digest, used = (records.digest, records.used) if records else (None, [])
+    return pipeline.Compiled(executable, scheduled, target, counts, found, digest, warnings, used)
 
 
-def _limits(target: Target) -> Limits:
-    assert isinstance(target, OpenCLTarget)
-    return Limits(target.tvm["max_num_threads"], target.tvm["max_shared_memory_per_block"], target.wave)
+def kernels_to_tune(source: ModelSource, target: Target, dtype: str) -> list[pipeline.Kernel]:
+    """The declared kernels of a model. What is scheduled by rule has nothing to search."""
+    tvm_target, limits = tvm.target.Target(target.tvm), limits_of(target.tvm)
+    mod = import_model(source)
+    for passes in (pipeline.simplify(), regions([*blocks(), *layers()], limits), kernels(limits, dtype)):
+        mod = pipeline.run(mod, passes, tvm_target)
+    found = pipeline.extracted(mod, tvm_target)
+    return [kernel for kernel in found if kernel_of(kernel.module["main"]) is not None]
+
+
+@contextlib.contextmanager
+def generating_kernels(limits: Limits) -> Iterator[None]:
+    """The setting in which kernels become OpenCL C, for a library and for a measurement alike.
+
+    TVM lets every kernel that mentions float16 refuse to be compiled by a driver without arithmetic in it. For a
+    device without, ours only load and store such numbers, by functions that every driver has: the refusal goes.
+    """
+    import tvm_ffi
+
+    if not limits.half:
+        tvm_ffi.register_global_func(_SOURCE_HOOK, _without_refusal, override=True)
+    try:
+        with tvm.transform.PassContext(opt_level=3):
+            yield
+    finally:
+        if not limits.half:
+            tvm_ffi.remove_global_func(_SOURCE_HOOK)
+
+
+def _without_refusal(source: str, _target: Any) -> str:
+    return "\n".join(line for line in source.splitlines() if not line.startswith("#error")) + "\n"
 
 
 @tvm.ir.transform.module_pass(opt_level=0, name="ScheduleByRule")

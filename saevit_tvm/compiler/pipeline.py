@@ -174,11 +174,11 @@ def compile_model(
 ) -> Compiled:
     """The whole street: from a PyTorch model to an executable for the target."""
     target.require(dtype)
+    opened = _open_records(records, target) if use_tuned else None
     if target.kind == "opencl":
         from saevit_tvm.compiler.opencl import compile_for_opencl
 
-        return compile_for_opencl(source, target, dump_ir, dtype)
-    opened = _open_records(records, target) if use_tuned else None
+        return compile_for_opencl(source, target, opened, dump_ir, dtype)
     dump = _Dump(dump_ir)
     tvm_target, isa = tvm.target.Target(target.tvm), isa_of(target.tvm)
     mod = dump("import", import_model(source))
@@ -205,16 +205,23 @@ def kernels_to_tune(source: ModelSource, target: Target, dtype: str = "float32")
     """Every distinct kernel that the model needs on the target, most used first."""
     target.require(dtype)
     if target.kind == "opencl":
-        raise CompileError(f"target '{target.name}' cannot be tuned: its kernels are scheduled by rule.")
+        from saevit_tvm.compiler import opencl
+
+        return opencl.kernels_to_tune(source, target, dtype)
     tvm_target = tvm.target.Target(target.tvm)
     mod = import_model(source)
     isa = isa_of(target.tvm)
     street = simplify(), regions([*blocks(), *layers()], isa), precision(dtype), layout(dtype), kernels()
     for passes in street:
         mod = run(mod, passes, tvm_target)
+    return extracted(mod, tvm_target)
+
+
+def extracted(mod: tvm.IRModule, target: tvm.target.Target) -> list[Kernel]:
+    """The kernels of a module that have no schedule yet."""
     from tvm.s_tir.meta_schedule.relax_integration import extract_tasks
 
-    tasks = extract_tasks(mod, tvm_target)
+    tasks = extract_tasks(mod, target)
     found = [Kernel(task.task_name, int(task.weight), task.dispatched[0]) for task in tasks]
     return sorted(found, key=lambda kernel: (-kernel.weight, kernel.name))
 

@@ -1,6 +1,7 @@
 """Devices behind an OpenCL driver: the kernels are OpenCL C, which the driver compiles; the host part is a CPU's.
 
-Limits are what a kernel may take for granted; a device that has more runs it all the same.
+Which GPUs there are, and what a kernel may take for granted of each, is in `schedules/gpu/devices.py`. `mali` and
+`adreno` take for granted what all of their family have; a device that has more runs it all the same.
 """
 
 from __future__ import annotations
@@ -13,18 +14,16 @@ from typing import Any
 from saevit_tvm.runtime.opencl.driver import devices
 from saevit_tvm.targets.arm import ARM_TARGETS
 from saevit_tvm.targets.base import Target
+from schedules.gpu.devices import GPU, GPUS, LIMITS
 
-OPENCL_NAMES = ("generic-opencl", "mali", "adreno")
+GENERIC = "generic-opencl"
+DTYPES = ("float32", "float16")
+OPENCL_NAMES = tuple(LIMITS)
 
 
 @dataclass(frozen=True)
 class OpenCLTarget(Target):
-    """A target whose kernels run on the device and whose host part only calls them.
-
-    `wave` is how many work-items the device runs in lockstep, or a few times that.
-    """
-
-    wave: int = 64
+    """A target whose kernels run on the device and whose host part only calls them."""
 
     @property
     def fingerprint(self) -> str:
@@ -38,50 +37,60 @@ def opencl_targets() -> list[OpenCLTarget]:
 
 
 def _generic() -> OpenCLTarget:
-    """Any OpenCL 1.2 device: the work-group size and local memory that all GPUs of the last ten years have."""
     found = devices()
     return OpenCLTarget(
-        name=OPENCL_NAMES[0],
+        name=GENERIC,
         summary="any OpenCL 1.2 device" + (f", here {found[0].name}" if found else ""),
-        tvm=_description(f"{platform.machine()}-linux-gnu", work_group=256, local_memory=16384),
+        tvm=_description(GENERIC, f"{platform.machine()}-linux-gnu"),
         arch=platform.machine(),
         kind="opencl",
+        dtypes=DTYPES,
         proof=found[0].proof if found else "device",
     )
 
 
-def _mobile(name: str, summary: str, host: Target, wave: int) -> OpenCLTarget:
+def _mobile(name: str, summary: str, host: Target) -> OpenCLTarget:
     """A mobile GPU beside a 64-bit ARM CPU, which the host part is linked for as for that CPU alone."""
     return OpenCLTarget(
         name=name,
         summary=summary,
-        tvm=_description(host.tvm["mtriple"], work_group=256, local_memory=32768),
+        tvm=_description(name, host.tvm["mtriple"]),
         arch=host.arch,
         features=host.features,
         kind="opencl",
+        dtypes=DTYPES,
         proof="device",
         linkers=host.linkers,
         link_flags=host.link_flags,
-        wave=wave,
     )
 
 
-def _description(triple: str, work_group: int, local_memory: int) -> dict[str, Any]:
+def _description(name: str, triple: str) -> dict[str, Any]:
+    limits = LIMITS[name]
     return {
         "kind": "opencl",
-        "max_num_threads": work_group,
-        "max_threads_per_block": work_group,
-        "max_shared_memory_per_block": local_memory,
+        "device": name,
+        "max_num_threads": limits.work_group,
+        "max_threads_per_block": limits.work_group,
+        "max_shared_memory_per_block": limits.local_bytes,
         # The plainest CPU of its kind: the host part is a list of calls.
         "host": {"kind": "llvm", "mtriple": triple},
     }
 
 
-_HOSTS = {target.name: target for target in ARM_TARGETS}
+def _named() -> list[OpenCLTarget]:
+    """The families, with the system that most of their users have, and the GPUs, with the system of their chip."""
+    hosts = {target.name: target for target in ARM_TARGETS}
+    board, phone = hosts["arm64"], hosts["android-arm64"]
+    return [
+        _mobile("mali", "Mali GPUs (Bifrost, Valhall) of boards with 64-bit ARM Linux", board),
+        _mobile("adreno", "Adreno GPUs (6xx, 7xx, 8xx) of phones with Android", phone),
+        *(_mobile(gpu.name, _summary(gpu), phone if gpu.android else board) for gpu in GPUS),
+    ]
 
-MOBILE = (
-    # Warps of 4 (Bifrost) to 16 (Valhall) work-items: 64 make a work-group that every model fills evenly.
-    _mobile("mali", "Mali GPUs (Bifrost, Valhall) of boards with 64-bit ARM Linux", _HOSTS["arm64"], wave=64),
-    # Waves of 64 or 128 work-items: a smaller work-group would leave half of the wide ones idle.
-    _mobile("adreno", "Adreno GPUs (6xx, 7xx, 8xx) of phones with Android", _HOSTS["android-arm64"], wave=128),
-)
+
+def _summary(gpu: GPU) -> str:
+    return f"the {gpu.cores}-core GPU of {gpu.chip}, {'Android' if gpu.android else 'Linux'}"
+
+
+MOBILE = tuple(_named())

@@ -19,11 +19,13 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
+from saevit_tvm.runtime.opencl import devices, plugin
 from saevit_tvm.targets import Target, toolchain
 from saevit_tvm.tuning.pool import POLL_SECONDS, Failed, Pool
 
 BUILD_SECONDS = 30.0
 RUN_SECONDS = 20.0
+DRIVER_SECONDS = 60.0  # more, where the driver compiles a kernel when it is first run
 HOPELESS = 5.0
 
 
@@ -88,7 +90,9 @@ class LocalMeasurer:
     def __init__(self, target: Target, builders: int | None = None) -> None:
         cores = len(os.sched_getaffinity(0))
         threads = int(target.tvm.get("num-cores", cores))
-        self.machine, self._kind = this_machine(), target.kind
+        self.machine, self._kind = this_machine(target.kind), target.kind
+        if target.kind == "opencl":
+            plugin.library()  # compiled before any candidate's time runs
         self._scratch = tempfile.TemporaryDirectory(prefix="saevit-tvm-tune-")
         folder = Path(self._scratch.name)
         self.builders = Builders(target, folder, builders or cores)
@@ -129,7 +133,9 @@ class LocalMeasurer:
         pool.drop()
 
     def _run(self, built: Built, best: float) -> Result:
-        self._runners.give(None, "run", (str(built.library), built.arguments, self._kind, HOPELESS * best), RUN_SECONDS)
+        arguments = str(built.library), built.arguments, self._kind, HOPELESS * best
+        seconds = RUN_SECONDS + (DRIVER_SECONDS if self._kind == "opencl" else 0)
+        self._runners.give(None, "run", arguments, seconds)
         while not (ended := list(self._runners.collect())):
             wait(self._runners.connections, POLL_SECONDS)
         ((_, _, outcome),) = ended
@@ -148,7 +154,7 @@ def failure(stage: str, failed: Failed) -> Result:
 
 
 @cache
-def this_machine() -> dict[str, Any]:
+def this_machine(kind: str = "llvm") -> dict[str, Any]:
     """What measured: comparable, and tellable apart when stores are merged, but without the machine's name."""
     try:
         found = re.search(r"^model name\s*:\s*(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
@@ -156,4 +162,5 @@ def this_machine() -> dict[str, Any]:
         found = None
     cpu = found.group(1) if found else platform.machine()
     name = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
-    return {"id": name, "cpu": cpu, "cores": len(os.sched_getaffinity(0))}
+    device = {"device": devices()[0].name} if kind == "opencl" and devices() else {}
+    return {"id": name, "cpu": cpu, "cores": len(os.sched_getaffinity(0))} | device

@@ -127,8 +127,9 @@ def open_records(root: Path | None, target: Target) -> Records:
     """
     found = []
     for place, shipped in ((root or default_root(), False), (shipped_root(), True)):
-        # The architecture begins the fingerprint, so other folders need not be read to be passed over.
-        for name in (name for name in fingerprints(place) if name.startswith(f"{target.arch}-")):
+        # The architecture, or "opencl", begins the fingerprint: other folders need not be read to be passed over.
+        kind = target.fingerprint.split("-")[0]
+        for name in (name for name in fingerprints(place) if name.startswith(f"{kind}-")):
             exact = name.removesuffix(MODELLED) == target.fingerprint
             store = Store(place, name)
             if exact or (store.tvm is not None and near(store.tvm, target.tvm)):

@@ -16,6 +16,8 @@ from tvm.s_tir.meta_schedule.feature_extractor import PerStoreFeature, PyFeature
 from tvm.s_tir.meta_schedule.space_generator import ScheduleFn
 
 from schedules.cpu.isa import isa_of
+from schedules.gpu import declare
+from schedules.gpu.devices import limits_of
 from schedules.regions import chosen_tiling, declared, tilings
 
 if TYPE_CHECKING:
@@ -27,6 +29,9 @@ def space_for(kernel: Kernel, target: Target) -> Any | None:
     """The tilings of a declared kernel; None for any other, which has MetaSchedule's own space."""
     if declared(kernel.module["main"]) is None:
         return None
+    if target.kind == "opencl":
+        limits = limits_of(target.tvm)
+        return ScheduleFn(lambda schedule: declare.tilings(schedule.mod, limits), [], [], {})
     isa = isa_of(target.tvm)
     return ScheduleFn(lambda schedule: tilings(schedule.mod, isa), [], [], {})
 

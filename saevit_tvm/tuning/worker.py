@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -38,13 +39,11 @@ def build(module_json: str, target_json: str, library: str, linker: list[str]) -
     from tvm.s_tir.transform import RemoveWeightLayoutRewriteBlock
     from tvm.support import cc
 
-    from saevit_tvm.compiler.library import generating_code
-
     target = json.loads(target_json)
     module = _with_loops(tvm.ir.load_json(module_json), target)
     module = RemoveWeightLayoutRewriteBlock(skip_tensor_rewrite=True)(module)
     link = cc.cross_compiler(linker[0], options=linker[1:])
-    with tvm.transform.PassContext(opt_level=3) if target["kind"] == "opencl" else generating_code(module):
+    with _generating(module, target):
         tvm.tirx.build(module, target=tvm.target.Target(target)).export_library(library, fcompile=link)
     arguments = [argument.as_json() for argument in ArgInfo.from_entry_func(module, remove_preproc=False)]
     return [(str(dtype), [int(extent) for extent in shape]) for _, dtype, shape in arguments]
@@ -54,10 +53,27 @@ def _with_loops(module: Any, target: dict[str, Any]) -> Any:
     """The module itself, or the loops that its generator makes of it if it is a declaration."""
     if "saevit.region" not in module["main"].attrs:
         return module
+    if target["kind"] == "opencl":
+        from schedules.gpu import declare
+        from schedules.gpu.devices import limits_of
+
+        return declare.expanded(module, limits_of(target))
     from schedules.cpu.isa import isa_of
     from schedules.regions import expanded
 
     return expanded(module, isa_of(target), int(target.get("num-cores", 4)))
+
+
+def _generating(module: Any, target: dict[str, Any]) -> AbstractContextManager[None]:
+    """The setting in which a build of a model makes its kernels, too."""
+    if target["kind"] == "opencl":
+        from saevit_tvm.compiler.opencl import generating_kernels
+        from schedules.gpu.devices import limits_of
+
+        return generating_kernels(limits_of(target))
+    from saevit_tvm.compiler.library import generating_code
+
+    return generating_code(module)
 
 
 def run(library: str, arguments: list[Argument], kind: str, hopeless: float) -> list[float]:

@@ -1,21 +1,37 @@
 """Convolutions as products of matrices: every work-item keeps a tile of channels by positions in registers.
 
 Bias, GELU, a residual and a rank-one term ride along, so nothing is written that the next kernel would only add to.
-There is no staging through local memory: on most mobile GPUs that is main memory by another name, and the caches hold
-what neighbouring work-items share.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 
-from schedules.gpu.launch import Launch, Limits, blocks, gelu, kernel
+from schedules.gpu.launch import Buffer, Kernel, Limits, Memory, Program, blocks, gelu, nest
 
-POSITIONS = 16  # work-items side by side along the positions
+POSITIONS = 16  # work-items side by side along the positions, by default
+HALF_TERMS = 8  # products that float16 may sum up before float32 takes over
 
 
 @dataclass(frozen=True)
-class ConvShape:
+class Tiling:
+    """`lanes` positions by `channels` a work-item, in work-groups of `columns` by `rows`.
+
+    A work-group brings the weights of `staged` input channels at a time into local memory, unless that is 0.
+    """
+
+    lanes: int
+    channels: int
+    columns: int
+    rows: int
+    staged: int
+
+
+@dataclass(frozen=True)
+class Conv(Kernel):
+    """out = act(w * x + b - by_position (n, 1, h, w) * by_channel (k)) + residual, the last two where asked for."""
+
     n: int
     h: int
     w: int
@@ -25,118 +41,212 @@ class ConvShape:
     stride: int = 1
     padding: int = 0
     activation: str | None = None
+    residual: bool = False
+    rank_one: bool = False
+    dtype: str = "float32"
+    given: str = "float32"  # how x is stored
+
+    NAME = "conv"
+    KNOBS = Tiling
 
     @property
-    def out(self) -> tuple[int, int, int, int]:
-        height, width = ((side + 2 * self.padding - self.kernel) // self.stride + 1 for side in (self.h, self.w))
-        return self.n, self.k, height, width
+    def height(self) -> int:
+        return (self.h + 2 * self.padding - self.kernel) // self.stride + 1
+
+    @property
+    def width(self) -> int:
+        return (self.w + 2 * self.padding - self.kernel) // self.stride + 1
+
+    @property
+    def positions(self) -> int:
+        return self.height * self.width
+
+    @property
+    def pointwise(self) -> bool:
+        return self.kernel == 1 and self.stride == 1 and self.padding == 0
+
+    @property
+    def reads(self) -> dict[str, Buffer]:
+        taps = (self.kernel, self.kernel) if self.kernel > 1 else ()
+        found = {
+            "x": Buffer((self.n, self.c, self.h, self.w), self.given),
+            "w": Buffer((*taps, self.c, self.k), self.dtype),
+            "b": Buffer((self.k,)),
+        }
+        if self.rank_one:
+            found["by_position"] = Buffer((self.n, 1, self.height, self.width))
+            found["by_channel"] = Buffer((self.k,))
+        if self.residual:
+            found["residual"] = self.out
+        return found
+
+    @property
+    def out(self) -> Buffer:
+        return Buffer((self.n, self.k, self.height, self.width), self.dtype)
+
+    def offered(self, limits: Limits) -> list[Tiling]:
+        # Loads of four numbers are the widest everywhere.
+        lanes = [size for size in (4, 2, 1) if size == 1 or (self.pointwise and self.positions % size == 0)]
+        channels = [size for size in (8, 4, 2, 1) if self.k % size == 0]
+        # Through local memory only where that is not main memory by another name, as on Mali.
+        staged = [size for size in (8, 4) if self.c % size == 0] if limits.local_is_fast else []
+        # Tiles of 8 channels are half the loads of tiles of 4, but with them a Mali's 64 registers are full.
+        preferred = 8 if limits.registers_per_item > 64 else 4
+        default = Tiling(
+            lanes=lanes[0],
+            channels=next(size for size in channels if size <= preferred),
+            columns=POSITIONS,
+            rows=limits.wave // POSITIONS,
+            staged=staged[0] if staged else 0,
+        )
+        found = [default]
+        for lane, channel, columns, group, stage in product(
+            lanes, channels, (8, 16, 32), (32, 64, 128, 256), [0, *staged]
+        ):
+            found.append(Tiling(lane, channel, columns, group // columns, stage))
+        return found
+
+    def program(self, limits: Limits, tiling: Tiling) -> Program:
+        lanes, channels = tiling.lanes, tiling.channels
+        columns, rows = blocks(self.positions, lanes), self.k // channels
+        body = _Body(self, tiling, self.memory(limits), halves=self.dtype == "float16" and limits.half)
+        factors = {"xs": lanes, "ws": channels} | ({"part": lanes * channels} if body.halves else {})
+        sums = {"acc": lanes * channels, "more": lanes}
+        return Program(
+            grid=(blocks(columns, tiling.columns), blocks(rows, tiling.rows), self.n),
+            group=(tiling.columns, tiling.rows),
+            body=body.text(f"{body.column} < {columns} and {body.row} < {rows}"),
+            private=sums if body.halves else sums | factors,
+            halves=factors if body.halves else {},
+            shared={"near": tiling.staged * body.width} if tiling.staged else {},
+        )
 
 
-def conv(
-    shape: ConvShape,
-    limits: Limits,
-    *,
-    x: str = "x",
-    weights: str = "w",
-    residual: str | None = None,
-    rank_one: tuple[str, str] | None = None,
-    out: str = "out",
-) -> Launch:
-    """out = act(weights * x + bias - rank_one[0] (by position) * rank_one[1] (by channel)) + residual."""
-    n, k, height, width = shape.out
-    positions = height * width
-    pointwise = shape.kernel == 1 and shape.stride == 1 and shape.padding == 0
-    lanes = 4 if pointwise and positions % 4 == 0 else 1  # loads of four numbers are the widest everywhere
-    channels = next(size for size in (4, 2, 1) if k % size == 0)
-    columns, rows = blocks(positions, lanes), k // channels
-    ty = limits.wave // POSITIONS
-    reads = {x: (n, shape.c, shape.h, shape.w), f"{weights}_w": _weight_shape(shape), f"{weights}_b": (k,)}
-    if rank_one:
-        reads |= {rank_one[0]: (n, 1, height, width), rank_one[1]: (k,)}
-    if residual and residual not in reads:
-        reads[residual] = shape.out
-    body = f"""
-if bx * {POSITIONS} + tx < {columns} and by * {ty} + ty < {rows}:
-    for j in T.unroll({channels}):
-        for v in T.vectorized({lanes}):
-            acc[j * {lanes} + v] = {weights}_b[(by * {ty} + ty) * {channels} + j]
-{_product(shape, x, weights, lanes, channels, ty, pointwise)}
-    for j in T.unroll({channels}):
-        for v in T.vectorized({lanes}):
-            {_epilogue(shape, positions, lanes, channels, ty, rank_one)}
-            {out}[{_at(k, positions, lanes, channels, ty)}] = {_result(shape, residual, positions, lanes, channels, ty)}
-"""
-    return kernel(
-        "conv",
-        reads,
-        out,
-        shape.out,
-        grid=(blocks(columns, POSITIONS), blocks(rows, ty), n),
-        group=(POSITIONS, ty),
-        body=body,
-        private={"acc": lanes * channels, "xs": lanes, "ws": channels},
-    )
+@dataclass(frozen=True)
+class _Body:
+    """The statements of one convolution under one tiling; with `halves`, products are summed up in float16 at first."""
 
+    conv: Conv
+    tiling: Tiling
+    memory: Memory
+    halves: bool
 
-def _weight_shape(shape: ConvShape) -> tuple[int, ...]:
-    taps = (shape.kernel, shape.kernel) if shape.kernel > 1 else ()
-    return (*taps, shape.c, shape.k)
+    @property
+    def column(self) -> str:
+        return f"bx * {self.tiling.columns} + tx"
 
+    @property
+    def row(self) -> str:
+        return f"by * {self.tiling.rows} + ty"
 
-def _product(shape: ConvShape, x: str, weights: str, lanes: int, channels: int, ty: int, pointwise: bool) -> str:
-    area = shape.h * shape.w
-    update = f"""
-for j in T.vectorized({channels}):
-    ws[j] = {weights}_w[TAP * {shape.k} + (by * {ty} + ty) * {channels} + j]
-for j in T.unroll({channels}):
-    for v in T.vectorized({lanes}):
-        acc[j * {lanes} + v] = acc[j * {lanes} + v] + ws[j] * xs[v]
-"""
-    if pointwise:
-        load = f"""
-for v in T.vectorized({lanes}):
-    xs[v] = {x}[(bz * {shape.c} + i) * {area} + (bx * {POSITIONS} + tx) * {lanes} + v]
-"""
-        inner = (load + update.replace("TAP", "i")).strip("\n")
-        return _indented(f"for i in range({shape.c}):\n" + _indented(inner))
-    width = shape.out[3]
-    row = f"((bx * {POSITIONS} + tx) // {width} * {shape.stride} + dy - {shape.padding})"
-    column = f"((bx * {POSITIONS} + tx) % {width} * {shape.stride} + dx - {shape.padding})"
-    inside = f"{row} >= 0 and {row} < {shape.h} and {column} >= 0 and {column} < {shape.w}"
-    load = f"""
-xs[0] = T.float32(0)
-if {inside}:
-    xs[0] = {x}[(bz * {shape.c} + i) * {area} + {row} * {shape.w} + {column}]
-"""
-    tap = f"((dy * {shape.kernel} + dx) * {shape.c} + i)"
-    inner = (load + update.replace("TAP", tap)).strip("\n")
-    loops = (
-        f"for dy in range({shape.kernel}):\n    for dx in range({shape.kernel}):\n        for i in range({shape.c}):\n"
-    )
-    return _indented(loops + _indented(inner, 3))
+    @property
+    def position(self) -> str:
+        return f"({self.column}) * {self.tiling.lanes}"
 
+    @property
+    def channel(self) -> str:
+        return f"({self.row}) * {self.tiling.channels}"
 
-def _at(k: int, positions: int, lanes: int, channels: int, ty: int) -> str:
-    channel = f"bz * {k} + (by * {ty} + ty) * {channels} + j"
-    return f"({channel}) * {positions} + (bx * {POSITIONS} + tx) * {lanes} + v"
+    @property
+    def width(self) -> int:
+        """Output channels of a work-group."""
+        return self.tiling.rows * self.tiling.channels
 
+    @property
+    def factor(self) -> str:
+        return "float16" if self.halves else "float32"
 
-def _epilogue(
-    shape: ConvShape, positions: int, lanes: int, channels: int, ty: int, rank_one: tuple[str, str] | None
-) -> str:
-    acc = f"acc[j * {lanes} + v]"
-    if rank_one is None:
-        return f"{acc} = {acc}"
-    by_position, by_channel = rank_one
-    position = f"bz * {positions} + (bx * {POSITIONS} + tx) * {lanes} + v"
-    return f"{acc} = {acc} - {by_position}[{position}] * {by_channel}[(by * {ty} + ty) * {channels} + j]"
+    def text(self, inside: str) -> str:
+        conv = self.conv
+        tap = "0" if conv.kernel == 1 else f"(dy * {conv.kernel} + dx)"
+        loops = self.products(tap, inside)
+        if conv.kernel > 1:
+            loops = nest(f"for dy in range({conv.kernel}):", nest(f"for dx in range({conv.kernel}):", loops))
+        if not self.tiling.staged:
+            loops = nest(f"if {inside}:", loops)
+        return "\n".join([self.each_sum("acc[s] = T.float32(0)"), loops, nest(f"if {inside}:", self.epilogue())])
 
+    def each_sum(self, statement: str) -> str:
+        return nest(f"for s in T.unroll({self.tiling.lanes * self.tiling.channels}):", statement)
 
-def _result(shape: ConvShape, residual: str | None, positions: int, lanes: int, channels: int, ty: int) -> str:
-    value = f"acc[j * {lanes} + v]"
-    value = gelu(value) if shape.activation == "gelu" else value
-    return f"{value} + {residual}[{_at(shape.k, positions, lanes, channels, ty)}]" if residual else value
+    def each_tile(self, *statements: str) -> str:
+        """Statements for channel j and lane v, at their place in the tile."""
+        lanes = nest(f"for v in T.vectorized({self.tiling.lanes}):", *statements)
+        return nest(f"for j in T.unroll({self.tiling.channels}):", lanes)
 
+    def products(self, tap: str, inside: str) -> str:
+        """acc += w * x for one tap of the kernel, some input channels at a time."""
+        chunk = self.tiling.staged or (self.chunk if self.halves else 1)
+        channel = f"(io * {chunk} + ii)"
+        into, lanes = "part" if self.halves else "acc", self.tiling.lanes
+        at = f"{into}[j * {lanes} + v]"
+        terms = [
+            *self.inputs(channel),
+            self.weights(tap, channel),
+            self.each_tile(f"{at} = {at} + ws[j] * xs[v]"),
+        ]
+        steps = [nest(f"for ii in range({chunk}):", *terms)]
+        if self.halves:
+            cleared, added = "part[s] = T.float16(0)", 'acc[s] = acc[s] + T.Cast("float32", part[s])'
+            steps = [self.each_sum(cleared), *steps, self.each_sum(added)]
+        if self.tiling.staged:
+            # All work-items of a group bring weights, also those that have nothing to compute.
+            steps = [self.staging(tap, chunk), nest(f"if {inside}:", *steps)]
+        return nest(f"for io in range({self.conv.c // chunk}):", *steps)
 
-def _indented(text: str, levels: int = 1) -> str:
-    return "\n".join("    " * levels + line for line in text.split("\n"))
+    @property
+    def chunk(self) -> int:
+        return next(size for size in range(HALF_TERMS, 0, -1) if self.conv.c % size == 0)
+
+    def staging(self, tap: str, chunk: int) -> str:
+        count, size = chunk * self.width, self.tiling.columns * self.tiling.rows
+        at = f"(e * {size} + ty * {self.tiling.columns} + tx)"
+        channel = f"(by * {self.width} + {at} % {self.width})"
+        index = f"({tap} * {self.conv.c} + io * {chunk} + {at} // {self.width}) * {self.conv.k} + {channel}"
+        brought = f"near[{at}] = {self.memory.load('w', index)}"
+        return nest(
+            f"for e in range({blocks(count, size)}):",
+            nest(f"if {at} < {count} and {channel} < {self.conv.k}:", brought),
+        )
+
+    def weights(self, tap: str, channel: str) -> str:
+        if not self.tiling.staged:
+            index = f"({tap} * {self.conv.c} + {channel}) * {self.conv.k} + {self.channel}"
+            return self.memory.load_lanes("ws", "0", "w", index, self.tiling.channels, self.factor)
+        near = f"near[ii * {self.width} + ty * {self.tiling.channels} + j]"
+        near = f'T.Cast("float16", {near})' if self.halves else near
+        return nest(f"for j in T.vectorized({self.tiling.channels}):", f"ws[j] = {near}")
+
+    def inputs(self, channel: str) -> list[str]:
+        conv = self.conv
+        plane = f"(bz * {conv.c} + {channel}) * {conv.h * conv.w}"
+        if conv.pointwise:
+            index = f"{plane} + {self.position}"
+            return [self.memory.load_lanes("xs", "0", "x", index, self.tiling.lanes, self.factor)]
+        row = f"(({self.column}) // {conv.width} * {conv.stride} + dy - {conv.padding})"
+        column = f"(({self.column}) % {conv.width} * {conv.stride} + dx - {conv.padding})"
+        if conv.kernel == 1:
+            row, column = row.replace("dy", "0"), column.replace("dx", "0")
+        inside = f"{row} >= 0 and {row} < {conv.h} and {column} >= 0 and {column} < {conv.w}"
+        found = self.memory.load("x", f"{plane} + {row} * {conv.w} + {column}", self.factor)
+        return [f"xs[0] = T.{self.factor}(0)", nest(f"if {inside}:", f"xs[0] = {found}")]
+
+    def epilogue(self) -> str:
+        """act(acc + bias - rank one) + residual, and away with it."""
+        conv, lanes = self.conv, self.tiling.lanes
+        at = f"acc[j * {lanes} + v]"
+        value = f"{at} + b[{self.channel} + j]"
+        steps = []
+        if conv.rank_one:
+            position = f"bz * {conv.positions} + {self.position}"
+            steps.append(self.memory.load_lanes("more", "0", "by_position", position, lanes))
+            value += f" - more[v] * by_channel[{self.channel} + j]"
+        steps.append(self.each_tile(f"{at} = {value}"))
+        if conv.activation == "gelu":
+            steps.append(self.each_tile(f"{at} = {gelu(at)}"))
+        target = f"(bz * {conv.k} + {self.channel} + j) * {conv.positions} + {self.position}"
+        each = [self.memory.store_lanes("out", target, "acc", f"j * {lanes}", lanes)]
+        if conv.residual:
+            added = nest(f"for v in T.vectorized({lanes}):", f"{at} = {at} + more[v]")
+            each = [self.memory.load_lanes("more", "0", "residual", target, lanes), added, *each]
+        return "\n".join([*steps, nest(f"for j in T.unroll({self.tiling.channels}):", *each)])

@@ -1,43 +1,209 @@
 """What a GPU kernel is here: a body in TVMScript between its work-groups and work-items, over flat buffers.
 
-A region becomes a list of launches. Images stay channels first, so that neighbouring work-items, which are
-neighbouring positions, read neighbouring numbers.
+A region becomes a list of launches. A launch starts as a *declaration*, without loops, on which tuning and records
+note a tiling; last, its kernel writes the loops. Images stay channels first, so that neighbouring work-items,
+which are neighbouring positions, read neighbouring numbers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from textwrap import indent
+from typing import Any, ClassVar
 
 import numpy as np
 from tvm import tirx
 from tvm.script import from_source
 from tvm.script import tirx as script
 
+from schedules.gpu.devices import Limits
+
 OPAQUE = 8  # TVM's code for an operator that nothing may be fused into
-FLOAT = 4  # bytes
+SIZES = {"float32": 4, "float16": 2}  # bytes
+INDICES = 16  # registers that a work-item needs for positions, addresses and what is under way
 
 
 @dataclass(frozen=True)
-class Limits:
-    """What a kernel may take for granted of a device, and how many work-items it runs in lockstep."""
+class Buffer:
+    """Numbers in main memory."""
 
-    work_group: int
-    local_bytes: int
-    wave: int = 64
+    extents: tuple[int, ...]
+    dtype: str = "float32"
+
+    @property
+    def size(self) -> int:
+        return int(np.prod(self.extents, dtype=np.int64))
+
+
+@dataclass(frozen=True)
+class Memory:
+    """How a kernel reads and writes its buffers. Numbers in float16 are float32 as soon as they are read.
+
+    The functions that do this for one number or four are in every OpenCL, whether or not it computes in float16.
+    `native` where it does: then float16 is a type like any other.
+    """
+
+    buffers: Mapping[str, Buffer]
+    native: bool
+
+    def load(self, name: str, index: str, dtype: str = "float32") -> str:
+        """One number, as an expression of a dtype."""
+        stored = self.buffers[name].dtype
+        if stored == "float16" and not self.native:
+            return f'T.call_pure_extern("float32", "vload_half", 0, T.address_of({name}[{index}]))'
+        return f"{name}[{index}]" if stored == dtype else f'T.Cast("{dtype}", {name}[{index}])'
+
+    def load_lanes(self, into: str, at: str, name: str, index: str, lanes: int, dtype: str = "float32") -> str:
+        """Neighbouring numbers into private memory of a dtype, as a statement."""
+        if lanes == 1:
+            return f"{into}[{at}] = {self.load(name, index, dtype)}"
+        if self.buffers[name].dtype == "float16" and not self.native:
+            loaded = f'T.call_pure_extern("float32x{lanes}", "vload_half{lanes}", 0, T.address_of({name}[{index}]))'
+            return f"{into}[T.Ramp({at}, 1, {lanes})] = {loaded}"
+        number = self.load(name, f"{index} + v", dtype)
+        return nest(f"for v in T.vectorized({lanes}):", f"{into}[{at} + v] = {number}")
+
+    def store(self, name: str, index: str, value: str) -> str:
+        if self.buffers[name].dtype == "float32":
+            return f"{name}[{index}] = {value}"
+        if self.native:
+            return f'{name}[{index}] = T.Cast("float16", {value})'
+        return f'T.evaluate(T.call_extern("void", "vstore_half", {value}, 0, T.address_of({name}[{index}])))'
+
+    def store_lanes(self, name: str, index: str, source: str, at: str, lanes: int) -> str:
+        """Neighbouring float32 numbers of private memory, as a statement."""
+        if lanes == 1:
+            return self.store(name, index, f"{source}[{at}]")
+        if self.buffers[name].dtype == "float16" and not self.native:
+            stored = f"{source}[T.Ramp({at}, 1, {lanes})], 0, T.address_of({name}[{index}])"
+            return f'T.evaluate(T.call_extern("void", "vstore_half{lanes}", {stored}))'
+        return nest(f"for v in T.vectorized({lanes}):", self.store(name, f"{index} + v", f"{source}[{at} + v]"))
+
+
+@dataclass(frozen=True)
+class Program:
+    """`grid` work-groups (bx, by, bz) of `group` work-items (tx, ty) each, and what each of them does.
+
+    In the body every buffer is flat; `private` ones belong to a work-item, `halves` likewise but in float16, `shared`
+    ones to a work-group.
+    """
+
+    grid: Sequence[int]
+    group: Sequence[int]
+    body: str
+    private: Mapping[str, int] = field(default_factory=dict)
+    halves: Mapping[str, int] = field(default_factory=dict)
+    shared: Mapping[str, int] = field(default_factory=dict)
+
+    def excess(self, limits: Limits) -> str | None:
+        """What it wants and the device has not, by the upper estimate that everything private is alive at once."""
+        registers = INDICES + sum(self.private.values()) + -(-sum(self.halves.values()) // 2)
+        work_items = int(np.prod(tuple(self.group)))
+        return limits.excess(work_items, SIZES["float32"] * sum(self.shared.values()), registers)
+
+
+class Kernel:
+    """One kind of kernel: a frozen dataclass of all that decides what it computes; `dtype` is how images are stored."""
+
+    NAME: ClassVar[str]
+    KNOBS: ClassVar[type]
+
+    @property
+    def reads(self) -> dict[str, Buffer]:
+        raise NotImplementedError
+
+    @property
+    def out(self) -> Buffer:
+        raise NotImplementedError
+
+    def offered(self, limits: Limits) -> list[Any]:
+        """Tilings, the default first."""
+        raise NotImplementedError
+
+    def program(self, limits: Limits, tiling: Any) -> Program:
+        raise NotImplementedError
+
+    def memory(self, limits: Limits) -> Memory:
+        return Memory({**self.reads, "out": self.out}, limits.half)
+
+    def tilings(self, limits: Limits) -> list[Any]:
+        """The tilings that the device can run, the default first."""
+        return list(self._fitting(limits))
+
+    def default(self, limits: Limits) -> Any | None:
+        """The tiling to take where nothing was tuned; None where the device can run none."""
+        return next(self._fitting(limits), None)
+
+    def _fitting(self, limits: Limits) -> Iterator[Any]:
+        distinct = dict.fromkeys(self.offered(limits))
+        return (tiling for tiling in distinct if self.program(limits, tiling).excess(limits) is None)
+
+    def generated(self, limits: Limits, tiling: Mapping[str, int] | None = None) -> tirx.PrimFunc:
+        """The loops, with a tiling or with the default one."""
+        chosen = self.KNOBS(**tiling) if tiling else self.default(limits)
+        program = self.program(limits, chosen)
+        lines = [
+            f'{name} = T.decl_buffer(({buffer.size},), "{buffer.dtype}", data={name}_.data)'
+            for name, buffer in self._parameters.items()
+        ]
+        threads = [(f"b{axis}", extent, f"blockIdx.{axis}") for axis, extent in zip("xyz", program.grid, strict=False)]
+        threads += [
+            (f"t{axis}", extent, f"threadIdx.{axis}") for axis, extent in zip("xyz", program.group, strict=False)
+        ]
+        inner = [
+            f'{name} = T.alloc_buffer(({size},), "{dtype}", scope="{scope}")'
+            for scope, dtype, scratch in (
+                ("local", "float32", program.private),
+                ("local", "float16", program.halves),
+                ("shared", "float32", program.shared),
+            )
+            for name, size in scratch.items()
+        ]
+        text = "\n".join([*inner, program.body])
+        for variable, extent, thread in reversed(threads):
+            text = nest(f'for {variable} in T.thread_binding({extent}, thread="{thread}"):', text)
+        return _parsed(self._signature({}) + indent("\n".join([*lines, text]), "    "))
+
+    def declared(self, attributes: Mapping[str, str], block: str) -> tirx.PrimFunc:
+        """The kernel without loops: one block that reads and writes everything."""
+        whole = [
+            f"{name}_[{', '.join(f'0:{extent}' for extent in buffer.extents)}]"
+            for name, buffer in self._parameters.items()
+        ]
+        inner = [f"T.reads({', '.join(whole[:-1])})", f"T.writes({whole[-1]})", "T.evaluate(0)"]
+        root = nest('with T.sblock("root"):', "T.reads()", "T.writes()", nest(f'with T.sblock("{block}"):', *inner))
+        return _parsed(self._signature(attributes) + indent(root, "    "))
+
+    @property
+    def shape(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)  # type: ignore[call-overload]
+
+    @property
+    def _parameters(self) -> dict[str, Buffer]:
+        return {**self.reads, "out": self.out}
+
+    def _signature(self, attributes: Mapping[str, str]) -> str:
+        params = ", ".join(
+            f'{name}_: T.Buffer({buffer.extents}, "{buffer.dtype}")' for name, buffer in self._parameters.items()
+        )
+        attrs = {"tirx.noalias": True, "op_pattern": OPAQUE, **attributes}
+        return f"@T.prim_func(private=True, s_tir=True)\ndef {self.NAME}({params}):\n    T.func_attr({attrs!r})\n"
 
 
 @dataclass(frozen=True)
 class Launch:
-    """One kernel: the names of what it reads, and the name and shape of what it writes."""
+    """A kernel and the values that it is called with, by the names that they have in the region."""
 
-    name: str
-    func: tirx.PrimFunc
+    kernel: Kernel
     reads: tuple[str, ...]
     writes: str
-    shape: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        return self.kernel.NAME
 
 
 @dataclass(frozen=True)
@@ -48,50 +214,15 @@ class Lowered:
     constants: dict[str, np.ndarray]
 
 
-def kernel(
-    name: str,
-    reads: Mapping[str, Sequence[int]],
-    writes: str,
-    shape: Sequence[int],
-    *,
-    grid: Sequence[int],
-    group: Sequence[int],
-    body: str,
-    private: Mapping[str, int] | None = None,
-    shared: Mapping[str, int] | None = None,
-) -> Launch:
-    """A launch of `grid` work-groups (bx, by, bz) of `group` work-items (tx, ty) each.
-
-    In the body every buffer is flat; `private` ones belong to a work-item, `shared` ones to a work-group.
-    """
-    buffers = {**reads, writes: shape}
-    params = ", ".join(f'{each}_: T.Buffer({tuple(extents)}, "float32")' for each, extents in buffers.items())
-    lines = [
-        f'{each} = T.decl_buffer(({_size(extents)},), "float32", data={each}_.data)'
-        for each, extents in buffers.items()
-    ]
-    depth = 0
-    threads = [(f"b{axis}", extent, f"blockIdx.{axis}") for axis, extent in zip("xyz", grid, strict=False)]
-    threads += [(f"t{axis}", extent, f"threadIdx.{axis}") for axis, extent in zip("xyz", group, strict=False)]
-    for var, extent, thread in threads:
-        lines.append("    " * depth + f'for {var} in T.thread_binding({extent}, thread="{thread}"):')
-        depth += 1
-    for scope, scratch in (("local", private or {}), ("shared", shared or {})):
-        lines += [
-            "    " * depth + f'{each} = T.alloc_buffer(({size},), "float32", scope="{scope}")'
-            for each, size in scratch.items()
-        ]
-    lines.append(indent(body.strip("\n"), "    " * depth))
-    attrs = {"tirx.noalias": True, "op_pattern": OPAQUE}
-    text = f"@T.prim_func(private=True, s_tir=True)\ndef {name}({params}):\n    T.func_attr({attrs!r})\n"
-    func = _parsed(text + indent("\n".join(lines), "    "))
-    return Launch(name, func, tuple(reads), writes, tuple(shape))
-
-
 @cache
 def _parsed(text: str) -> tirx.PrimFunc:
     """Blocks of one shape have the same text, and reading it is most of the work."""
     return from_source(text, extra_vars={"T": script})
+
+
+def nest(header: str, *parts: str) -> str:
+    """Statements within a loop or a condition."""
+    return header + "\n" + indent("\n".join(parts), "    ")
 
 
 def blocks(work: int, size: int) -> int:
@@ -100,9 +231,5 @@ def blocks(work: int, size: int) -> int:
 
 
 def gelu(value: str) -> str:
-    """GELU by the device's own error function."""
+    """GELU by the device's own error function, which is one for float32."""
     return f"{value} * (T.float32(0.5) + T.float32(0.5) * T.erf({value} * T.float32({0.5**0.5!r})))"
-
-
-def _size(extents: Sequence[int]) -> int:
-    return int(np.prod(tuple(extents), dtype=np.int64))

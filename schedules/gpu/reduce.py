@@ -2,36 +2,79 @@
 
 from __future__ import annotations
 
-from schedules.gpu.launch import Launch, Limits, blocks, gelu, kernel
+from dataclasses import dataclass
+from itertools import product
 
-SIDE = 8  # positions of a work-group
-PARTS = 16  # work-items that share a position
+from schedules.gpu.launch import Buffer, Kernel, Limits, Program, blocks, gelu, nest
 
 
-def common_part(n: int, e: int, h: int, w: int, limits: Limits, *, x: str, out: str) -> Launch:
-    """out = gelu(dec_w . x + dec_b): what all channels of a position have in common."""
-    area = h * w
-    body = f"""
-acc[0] = T.float32(0)
-if bx * {SIDE} + tx < {area}:
-    for i in range({blocks(e, PARTS)}):
-        if i * {PARTS} + ty < {e}:
-            acc[0] = acc[0] + {x}[(by * {e} + i * {PARTS} + ty) * {area} + bx * {SIDE} + tx] * dec_w[i * {PARTS} + ty]
-part[ty * {SIDE} + tx] = acc[0]
-if ty == 0 and bx * {SIDE} + tx < {area}:
-    acc[0] = dec_b[0]
-    for i in range({PARTS}):
-        acc[0] = acc[0] + part[i * {SIDE} + tx]
-    {out}[by * {area} + bx * {SIDE} + tx] = {gelu("acc[0]")}
-"""
-    return kernel(
-        "common_part",
-        {x: (n, e, h, w), "dec_w": (e,), "dec_b": (1,)},
-        out,
-        (n, 1, h, w),
-        grid=(blocks(area, SIDE), n),
-        group=(SIDE, PARTS),
-        body=body,
-        private={"acc": 1},
-        shared={"part": SIDE * PARTS},
-    )
+@dataclass(frozen=True)
+class Tiling:
+    """Work-groups of `side` positions, each of which `parts` work-items share."""
+
+    side: int
+    parts: int
+
+
+def shares(positions: int, limits: Limits, least: int = 1) -> list[Tiling]:
+    """Ways to share positions, the default first; `least` work-items have something to do at the end."""
+    # Where local memory is main memory, every share is a number written and read again: few, if the positions alone
+    # keep the device busy.
+    few = not limits.local_is_fast and positions >= 4 * limits.wave
+    parts = max(4 if few else 16, least)
+    default = Tiling(limits.wave // parts * (1 if few else 2), parts)
+    found = [default, *(Tiling(*knobs) for knobs in product((4, 8, 16, 32), (4, 8, 16, 32)))]
+    return [tiling for tiling in found if tiling.parts >= least]
+
+
+@dataclass(frozen=True)
+class CommonPart(Kernel):
+    """out = gelu(w . x + b): what all channels of a position have in common."""
+
+    n: int
+    c: int
+    h: int
+    w: int
+    dtype: str = "float32"
+
+    NAME = "common_part"
+    KNOBS = Tiling
+
+    @property
+    def reads(self) -> dict[str, Buffer]:
+        return {"x": Buffer((self.n, self.c, self.h, self.w), self.dtype), "w": Buffer((self.c,)), "b": Buffer((1,))}
+
+    @property
+    def out(self) -> Buffer:
+        return Buffer((self.n, 1, self.h, self.w))
+
+    def offered(self, limits: Limits) -> list[Tiling]:
+        return shares(self.h * self.w, limits)
+
+    def program(self, limits: Limits, tiling: Tiling) -> Program:
+        side, parts, area = tiling.side, tiling.parts, self.h * self.w
+        position, channel = f"(bx * {side} + tx)", f"(i * {parts} + ty)"
+        element = self.memory(limits).load("x", f"(by * {self.c} + {channel}) * {area} + {position}")
+        share = nest(
+            f"for i in range({blocks(self.c, parts)}):",
+            nest(f"if {channel} < {self.c}:", f"acc[0] = acc[0] + {element} * w[{channel}]"),
+        )
+        total = nest(f"for i in range({parts}):", f"acc[0] = acc[0] + part[i * {side} + tx]")
+        body = [
+            "acc[0] = T.float32(0)",
+            nest(f"if {position} < {area}:", share),
+            f"part[ty * {side} + tx] = acc[0]",
+            nest(
+                f"if ty == 0 and {position} < {area}:",
+                "acc[0] = b[0]",
+                total,
+                f"out[by * {area} + {position}] = {gelu('acc[0]')}",
+            ),
+        ]
+        return Program(
+            grid=(blocks(area, side), self.n),
+            group=(side, parts),
+            body="\n".join(body),
+            private={"acc": 1},
+            shared={"part": side * parts},
+        )

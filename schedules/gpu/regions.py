@@ -3,65 +3,81 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from schedules.gpu.conv import ConvShape, conv
-from schedules.gpu.depthwise import depthwise
-from schedules.gpu.launch import Limits, Lowered
-from schedules.gpu.reduce import PARTS, SIDE, common_part
-from schedules.gpu.saa import SAAShape, saa
+from schedules.gpu.conv import Conv
+from schedules.gpu.depthwise import Depthwise
+from schedules.gpu.head import Head
+from schedules.gpu.launch import Launch, Limits, Lowered
+from schedules.gpu.reduce import CommonPart
+from schedules.gpu.saa import SAA, saa
 
 Shape = Mapping[str, Any]
 Weights = Mapping[str, np.ndarray]
 
 
-def lower(region: str, shape: Shape, weights: Weights, limits: Limits) -> Lowered | None:
-    """The launches of a region, or None where there are none for this shape or device."""
-    if limits.work_group < max(limits.wave, SIDE * PARTS):
+def lower(
+    region: str, shape: Shape, weights: Weights, limits: Limits, dtype: str = "float32", given: str | None = None
+) -> Lowered | None:
+    """The launches of a region, or None where there are none for this shape or device.
+
+    Images and matrices of weights are stored in `dtype`; the input of a convolution may come in another, `given`.
+    """
+    lowered = _launches(region, dict(shape), weights, dtype, given or dtype)
+    if lowered is None or any(launch.kernel.default(limits) is None for launch in lowered.launches):
         return None
+    return Lowered(lowered.launches, _stored(lowered))
+
+
+def _launches(region: str, shape: dict[str, Any], weights: Weights, dtype: str, given: str) -> Lowered | None:
     if region == "saa":
-        return saa(SAAShape(**shape), dict(weights), limits)
+        scale = shape.pop("scale")
+        return saa(SAA(**shape, dtype=dtype), scale, dict(weights))
     if region == "ciffn":
-        return _ciffn(shape, weights, limits)
+        return _ciffn(shape, weights, dtype)
     if region == "dwsconv":
-        return _dwsconv(shape, weights, limits)
+        return _dwsconv(shape, weights, dtype)
     if region == "conv":
-        return _conv(ConvShape(**shape), weights, limits)
+        kernel = Conv(**shape, dtype=dtype, given=given)
+        return Lowered([Launch(kernel, ("x", "w", "b"), "out")], dict(weights))
+    if region == "head":
+        return Lowered([Launch(Head(**shape, dtype=dtype), ("x", "w", "b"), "out")], dict(weights))
     return None
 
 
-def _conv(shape: ConvShape, weights: Weights, limits: Limits) -> Lowered:
-    weight = weights["w"].reshape(shape.c, shape.k) if shape.kernel == 1 else weights["w"]
-    return Lowered([conv(shape, limits)], _floats({"w_w": weight, "w_b": weights["b"]}))
-
-
-def _dwsconv(shape: Shape, weights: Weights, limits: Limits) -> Lowered:
+def _dwsconv(shape: Shape, weights: Weights, dtype: str) -> Lowered:
     n, h, w, c = (shape[name] for name in "nhwc")
+    pointwise = Conv(n, h, w, c, c, residual=True, dtype=dtype, given=dtype)
     launches = [
-        depthwise(n, c, h, w, limits, x="x", out="hidden"),
-        conv(ConvShape(n, h, w, c, c), limits, x="hidden", weights="pw", residual="x"),
+        Launch(Depthwise(n, c, h, w, dtype), ("x", "dw_w", "dw_b"), "hidden"),
+        Launch(pointwise, ("hidden", "pw_w", "pw_b", "x"), "out"),
     ]
-    return Lowered(launches, _floats(weights))
+    return Lowered(launches, dict(weights))
 
 
-def _ciffn(shape: Shape, weights: Weights, limits: Limits) -> Lowered:
+def _ciffn(shape: Shape, weights: Weights, dtype: str) -> Lowered:
     """The redistribution z + g (z - s) folds into the projection: z @ (1 + g) W - s (g @ W), a rank-one term."""
     n, h, w, c, e = (shape[name] for name in "nhwce")
-    narrow = ConvShape(n, h, w, e, c)
+    project = Conv(n, h, w, e, c, residual=True, rank_one=True, dtype=dtype, given=dtype)
     launches = [
-        conv(replace(narrow, c=c, k=e), limits, x="x", weights="ex", out="wide"),
-        depthwise(n, e, h, w, limits, x="wide", out="hidden"),
-        common_part(n, e, h, w, limits, x="hidden", out="common"),
-        conv(narrow, limits, x="hidden", weights="pr", residual="x", rank_one=("common", "gained")),
+        Launch(Conv(n, h, w, c, e, dtype=dtype, given=dtype), ("x", "ex_w", "ex_b"), "wide"),
+        Launch(Depthwise(n, e, h, w, dtype), ("wide", "dw_w", "dw_b"), "hidden"),
+        Launch(CommonPart(n, e, h, w, dtype), ("hidden", "dec_w", "dec_b"), "common"),
+        Launch(project, ("hidden", "pr_w", "pr_b", "common", "gained", "x"), "out"),
     ]
-    gain, project = weights["g"].astype("float64"), weights["pr_w"].astype("float64")
+    gain, matrix = weights["g"].astype("float64"), weights["pr_w"].astype("float64")
     constants = {name: value for name, value in weights.items() if name != "g"}
-    constants |= {"pr_w": (1 + gain)[:, None] * project, "gained": gain @ project}
-    return Lowered(launches, _floats(constants))
+    constants |= {"pr_w": (1 + gain)[:, None] * matrix, "gained": gain @ matrix}
+    return Lowered(launches, constants)
 
 
-def _floats(values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {name: np.ascontiguousarray(value, "float32") for name, value in values.items()}
+def _stored(lowered: Lowered) -> dict[str, np.ndarray]:
+    """The constants as the kernels that read them want them."""
+    found = {}
+    for launch in lowered.launches:
+        for name, buffer in zip(launch.reads, launch.kernel.reads.values(), strict=True):
+            if name in lowered.constants:
+                found[name] = np.ascontiguousarray(lowered.constants[name], buffer.dtype).reshape(buffer.extents)
+    return found

@@ -14,7 +14,7 @@ import pytest
 
 import saevit_tvm
 from saevit_tvm import targets
-from saevit_tvm.errors import ArtifactError, CompileError, TargetError
+from saevit_tvm.errors import ArtifactError, TargetError
 from saevit_tvm.runtime import artifact, opencl
 
 TARGET = "generic-opencl"
@@ -36,7 +36,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from saevit_tvm.verbs.build import BuildOptions, build
 
     folder = tmp_path_factory.mktemp("opencl")
-    options = BuildOptions(model="saevit_micro", image_size=64, target=TARGET, out=folder)
+    options = BuildOptions(model="saevit_micro", image_size=32, target=TARGET, out=folder)
     return build(options, say=lambda _line: None).artifact
 
 
@@ -63,7 +63,7 @@ def test_mobile_gpus_get_an_arm_library(name: str, tmp_path: Path) -> None:
         toolchain.linker(target)
     except TargetError as error:
         pytest.skip(str(error))
-    options = BuildOptions(model="saevit_micro", image_size=64, target=name, out=tmp_path)
+    options = BuildOptions(model="saevit_micro", image_size=32, target=name, out=tmp_path)
     result = build(options, say=lambda _line: None)
     data = result.artifact.read_bytes()
     assert elf.machine(data[: elf.HEADER_SIZE]) == "aarch64"
@@ -79,8 +79,7 @@ def test_it_computes_what_pytorch_computes(built: Path) -> None:
     assert proof["max_rel_error"] < 2e-5
     assert manifest["target"]["name"] == TARGET
     kernels = manifest["kernels"]
-    assert kernels["total"] == kernels["scheduled"] + kernels["fallback"] and kernels["tuned"] == 0
-    assert kernels["scheduled"] > kernels["fallback"]
+    assert kernels["total"] == kernels["scheduled"] and kernels["tuned"] == kernels["fallback"] == 0
     assert all(count["found"] == count["expected"] for count in manifest["regions"].values())
 
 
@@ -144,10 +143,3 @@ def test_damaged_kernels_are_a_sentence(built: Path, tmp_path: Path) -> None:
     artifact.seal(library, manifest, forged)
     with pytest.raises(ArtifactError, match="OpenCL kernels of this library cannot be read"):
         saevit_tvm.load(forged)
-
-
-def test_it_cannot_be_tuned_yet() -> None:
-    from saevit_tvm.verbs.tune import tune
-
-    with pytest.raises(CompileError, match=f"target '{TARGET}' cannot be tuned"):
-        tune(model="saevit_micro", image_size=64, target=TARGET, trials=1)

@@ -1,26 +1,36 @@
-"""Regions become launches: every grouped function turns into calls of a few GPU kernels, one after the other."""
+"""Regions become launches: every grouped function turns into calls of a few declared GPU kernels, one after the other.
+
+With float16, what lies between kernels is of that type, and everything that is not a region stays float32: small
+kernels convert where the two meet. The model's input and outputs stay float32.
+"""
 
 from __future__ import annotations
 
 import tvm
-from tvm import relax
+from tvm import relax, tirx
 
 from relay_patterns import Reading, Region, read_composite
-from saevit_tvm.compiler.passes.rewriting import constant
+from saevit_tvm.compiler.passes.rewriting import shape_of
 from saevit_tvm.compiler.passes.schedule import IS_SCHEDULED, SCHEDULE
-from schedules.gpu.launch import Limits
+from schedules.gpu.cast import Cast
+from schedules.gpu.declare import declare, expand, kernel_of
+from schedules.gpu.launch import Launch, Limits
 from schedules.gpu.regions import lower
+from schedules.regions import chosen_tiling
+
+WIDE = "float32"
+Values = dict[str, relax.Expr]
 
 
 @tvm.ir.transform.module_pass(opt_level=0, name="LaunchRegions")
 class LaunchRegions:
     """Replace calls of grouped functions by calls of the kernels that compute them; equal kernels are one."""
 
-    def __init__(self, limits: Limits) -> None:
-        self.limits = limits
+    def __init__(self, limits: Limits, dtype: str = WIDE) -> None:
+        self.limits, self.dtype = limits, dtype
 
     def transform_module(self, mod: tvm.IRModule, _context: tvm.transform.PassContext) -> tvm.IRModule:
-        rewriter = _Rewriter(mod, self.limits)
+        rewriter = _Rewriter(mod, self.limits, self.dtype)
         for name, func in list(mod.functions_items()):
             if isinstance(func, relax.Function) and rewriter.region_of(name) is None:
                 rewriter.builder_.update_func(name, rewriter.visit_expr(func))
@@ -29,9 +39,10 @@ class LaunchRegions:
 
 @relax.expr_functor.mutator
 class _Rewriter(relax.PyExprMutator):
-    def __init__(self, mod: tvm.IRModule, limits: Limits) -> None:
+    def __init__(self, mod: tvm.IRModule, limits: Limits, dtype: str) -> None:
         super().__init__(mod)
-        self._mod, self._limits = mod, limits
+        self._mod, self._limits, self._dtype = mod, limits, dtype
+        self._stored: dict[relax.Var, relax.Expr] = {}  # values of regions, as their last kernel stored them
 
     def region_of(self, name: tvm.ir.GlobalVar) -> tuple[Region, Reading] | None:
         func = self._mod[name]
@@ -40,17 +51,57 @@ class _Rewriter(relax.PyExprMutator):
     def visit_call_(self, call: relax.Call) -> relax.Expr:
         call = super().visit_call_(call)
         found = self.region_of(call.op) if isinstance(call.op, tvm.ir.GlobalVar) else None
-        return self._launched(call, *found) if found else call
+        return self._launched(call.args[0], *found) if found else call
 
-    def _launched(self, call: relax.Call, region: Region, reading: Reading) -> relax.Expr:
-        lowered = lower(region.name, reading.shape, reading.weights, self._limits)
+    def _launched(self, data: relax.Expr, region: Region, reading: Reading) -> relax.Expr:
+        """The region's value in float32; where another region reads it, the conversion is dead code."""
+        data = self._as_stored(data)
+        if data.ty.dtype != self._dtype and region.name != "conv":  # which reads either
+            data = self._cast(data, self._dtype)
+        lowered = lower(region.name, reading.shape, reading.weights, self._limits, self._dtype, str(data.ty.dtype))
         assert lowered is not None, f"{region.name} was accepted before and has no kernels now"
-        values: dict[str, relax.Expr] = {name: constant(value) for name, value in lowered.constants.items()}
-        values["x"] = call.args[0]
+        values: Values = {name: relax.const(value, str(value.dtype)) for name, value in lowered.constants.items()}
+        values["x"] = data
         for launch in lowered.launches:
-            func = launch.func.with_attrs({IS_SCHEDULED: True, SCHEDULE: "scheduled"})
-            kernel = self.builder_.add_func(func, launch.name)
-            result = relax.TensorType(launch.shape, "float32")
-            called = relax.call_tir(kernel, [values[name] for name in launch.reads], out_ty=result)
-            values[launch.writes] = self.builder_.emit(called)
-        return values["out"]
+            values[launch.writes] = self._called(launch, values)
+        out = values["out"]
+        if out.ty.dtype == WIDE:
+            return out
+        widened = self._cast(out, WIDE)
+        self._stored[widened] = out
+        return widened
+
+    def _as_stored(self, data: relax.Expr) -> relax.Expr:
+        """What a region stored, if that is what the variable stands for."""
+        value = data
+        while isinstance(value, relax.Var):
+            if value in self._stored:
+                return self._stored[value]
+            value = self.lookup_binding(value)
+        return data
+
+    def _cast(self, data: relax.Expr, dtype: str) -> relax.Expr:
+        kernel = Cast(shape_of(data), str(data.ty.dtype), dtype)
+        return self._called(Launch(kernel, ("x",), "out"), {"x": data})
+
+    def _called(self, launch: Launch, values: Values) -> relax.Expr:
+        kernel, out = self.builder_.add_func(declare(launch.kernel), launch.name), launch.kernel.out
+        result = relax.TensorType(out.extents, out.dtype)
+        called = relax.call_tir(kernel, [values[name] for name in launch.reads], out_ty=result)
+        return self.builder_.emit(called)
+
+
+@tvm.ir.transform.module_pass(opt_level=0, name="ExpandLaunches")
+class ExpandLaunches:
+    """Generate the loops of every declared kernel, with the tiling that a record chose or the default."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+
+    def transform_module(self, mod: tvm.IRModule, _context: tvm.transform.PassContext) -> tvm.IRModule:
+        mod = mod.clone()
+        for name, func in list(mod.functions_items()):
+            if isinstance(func, tirx.PrimFunc) and kernel_of(func) is not None:
+                origin = "tuned" if chosen_tiling(func) else "scheduled"
+                mod[name] = expand(func, self.limits).with_attrs({IS_SCHEDULED: True, SCHEDULE: origin})
+        return mod

@@ -1,0 +1,17 @@
+"""Every kind of GPU kernel, by the name that its declarations carry."""
+
+from __future__ import annotations
+
+from schedules.gpu.cast import Cast
+from schedules.gpu.conv import Conv
+from schedules.gpu.depthwise import Depthwise
+from schedules.gpu.head import Head
+from schedules.gpu.launch import Kernel
+from schedules.gpu.reduce import CommonPart
+from schedules.gpu.saa import Attend, Measure, Normalise, Recover, Sample
+
+PREFIX = "gpu."
+KERNELS: dict[str, type[Kernel]] = {
+    PREFIX + kernel.NAME: kernel
+    for kernel in (Conv, Depthwise, CommonPart, Measure, Sample, Normalise, Attend, Recover, Head, Cast)
+}
