@@ -37,7 +37,6 @@ from saevit_tvm.compiler.passes import (
     RemoveNoOps,
     ScheduleTheRest,
 )
-from saevit_tvm.errors import CompileError
 from schedules.cpu.isa import Isa, isa_of
 from schedules.regions import supported
 

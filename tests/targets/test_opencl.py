@@ -16,6 +16,7 @@ import saevit_tvm
 from saevit_tvm import targets
 from saevit_tvm.errors import ArtifactError, TargetError
 from saevit_tvm.runtime import artifact, opencl
+from schedules.gpu.devices import GPU, GPUS
 
 TARGET = "generic-opencl"
 pytestmark = pytest.mark.skipif(not opencl.available()[0], reason=opencl.available()[1])
@@ -50,9 +51,17 @@ def test_the_target_is_data() -> None:
     assert TARGET in targets.names()
 
 
+@pytest.mark.parametrize("gpu", GPUS, ids=lambda gpu: gpu.name)
+def test_every_gpu_is_a_target(gpu: GPU) -> None:
+    target = targets.get(gpu.name)
+    assert target.tvm["max_num_threads"] == gpu.limits.work_group and target.arch == "aarch64"
+    assert ("android" in target.tvm["host"]["mtriple"]) == gpu.android
+    assert 50 < gpu.gigaflops < 5000 and gpu.limits.wave % gpu.warp == 0
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["mali", "adreno"])
-def test_mobile_gpus_get_an_arm_library(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "dtype"), [("mali", "float32"), ("adreno-740", "float16")])
+def test_mobile_gpus_get_an_arm_library(name: str, dtype: str, tmp_path: Path) -> None:
     """Not run here, and the manifest says so; only that it is what the device would load."""
     from saevit_tvm.runtime import elf
     from saevit_tvm.targets import toolchain
@@ -63,7 +72,7 @@ def test_mobile_gpus_get_an_arm_library(name: str, tmp_path: Path) -> None:
         toolchain.linker(target)
     except TargetError as error:
         pytest.skip(str(error))
-    options = BuildOptions(model="saevit_micro", image_size=32, target=name, out=tmp_path)
+    options = BuildOptions(model="saevit_micro", image_size=32, target=name, dtype=dtype, out=tmp_path)
     result = build(options, say=lambda _line: None)
     data = result.artifact.read_bytes()
     assert elf.machine(data[: elf.HEADER_SIZE]) == "aarch64"
@@ -81,6 +90,18 @@ def test_it_computes_what_pytorch_computes(built: Path) -> None:
     kernels = manifest["kernels"]
     assert kernels["total"] == kernels["scheduled"] and kernels["tuned"] == kernels["fallback"] == 0
     assert all(count["found"] == count["expected"] for count in manifest["regions"].values())
+
+
+@pytest.mark.slow
+def test_float16_is_stored_where_it_cannot_be_computed_in(tmp_path: Path) -> None:
+    """PoCL has no arithmetic in float16."""
+    from saevit_tvm.verbs.build import BuildOptions, build
+
+    options = BuildOptions(model="saevit_micro", image_size=32, target=TARGET, dtype="float16", out=tmp_path)
+    manifest = build(options, say=lambda _line: None).manifest
+    proof = manifest["verification"]
+    assert proof["passed"] and 1e-5 < proof["max_rel_error"] < 5e-3
+    assert manifest["inputs"][0]["dtype"] == manifest["outputs"][0]["dtype"] == "float32"
 
 
 def test_engines_agree_from_any_thread(built: Path) -> None:
