@@ -160,8 +160,8 @@ def _write_sources(work: _Work) -> None:
     (folder / "pkgconfig").mkdir()
     for flavour in work.flavours:
         _fill(work, f"pkgconfig/saevit-{flavour}.pc")
-    _fill(work, "Makefile")
-    _fill(work, "README.md")
+    for name in ("cmake/saevit-config-version.cmake", "Makefile", "README.md"):
+        _fill(work, name)
 
 
 def _fill(work: _Work, name: str) -> None:

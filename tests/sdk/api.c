@@ -1,8 +1,14 @@
 /* Holds the C API to its promises; C11 and C++17.  api | api ARTIFACT RUNTIME_FOLDER */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
 #include <pthread.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
+#include <unistd.h>
 
 #include "saevit.h"
 
@@ -203,34 +209,61 @@ static int broken(saevit_task task, int count, void *work, void *user) {
     return 1;
 }
 
+static saevit_status run_with(saevit_parallel parallel, const float *input, saevit_buffer *outputs) {
+    saevit_options o = options(3);
+    saevit *model = NULL;
+    o.parallel = parallel;
+    o.user = &calls;
+    saevit_status status = saevit_open(&o, &model);
+    if (!status) status = saevit_run(model, input, about()->input.size, outputs, about()->output_count);
+    saevit_close(model);
+    return status;
+}
+
 static void check_parallel(void) {
-    saevit *model = opened(3);
-    if (!is_static) {
-        CHECK(saevit_set_parallel(model, backwards, NULL) == SAEVIT_UNSUPPORTED);
-        saevit_close(model);
-        return;
-    }
     saevit_buffer wanted[MOST], got[MOST];
     void *memory;
     const float *input = make_input(4, 0, &memory);
-    const size_t size = about()->input.size, count = make_outputs(wanted);
+    make_outputs(wanted);
     make_outputs(got);
-    CHECK(saevit_run(model, input, size, wanted, count) == SAEVIT_OK);
-    CHECK(saevit_set_parallel(NULL, backwards, NULL) == SAEVIT_BAD_ARGUMENT);
-    CHECK(saevit_set_parallel(model, backwards, &calls) == SAEVIT_OK);
-    CHECK(saevit_run(model, input, size, got, count) == SAEVIT_OK);
-    CHECK(calls > 0 && same(wanted, got));
-    CHECK(saevit_set_parallel(model, broken, NULL) == SAEVIT_OK);
-    CHECK(saevit_run(model, input, size, got, count) == SAEVIT_FAILED);
-    CHECK(strstr(saevit_last_error(), "failed"));
-    CHECK(saevit_set_parallel(model, NULL, NULL) == SAEVIT_OK);
-    memset(got[0].data, 0, got[0].size);
-    CHECK(saevit_run(model, input, size, got, count) == SAEVIT_OK);
-    CHECK(same(wanted, got));
-    saevit_close(model);
+    if (is_static) {
+        CHECK(run_with(NULL, input, wanted) == SAEVIT_OK);
+        CHECK(run_with(backwards, input, got) == SAEVIT_OK);
+        CHECK(calls > 0 && same(wanted, got));
+        CHECK(run_with(broken, input, got) == SAEVIT_FAILED);
+        CHECK(strstr(saevit_last_error(), "failed"));
+    } else
+        CHECK(run_with(backwards, input, got) == SAEVIT_UNSUPPORTED);
     free_outputs(wanted);
     free_outputs(got);
     free(memory);
+}
+
+/* No signal of the program's lands on a thread of the model's, where a handler would not expect to be. */
+static pthread_t main_thread;
+static volatile sig_atomic_t elsewhere, arrived;
+
+static void note_where(int number) {
+    (void)number;
+    arrived++;
+    elsewhere |= !pthread_equal(pthread_self(), main_thread);
+}
+
+static void check_signals(void) {
+    sigset_t one, before;
+    struct timespec moment = {0, 20000000};
+    main_thread = pthread_self();
+    sigemptyset(&one);
+    sigaddset(&one, SIGUSR1);
+    signal(SIGUSR1, note_where);
+    saevit *model = opened(3);
+    pthread_sigmask(SIG_BLOCK, &one, &before);
+    kill(getpid(), SIGUSR1); /* for whichever thread will have it */
+    nanosleep(&moment, NULL);
+    CHECK(!arrived);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    CHECK(arrived == 1 && !elsewhere);
+    saevit_close(model);
 }
 
 /* Many threads ------------------------------------------------------------ */
@@ -292,6 +325,7 @@ int main(int argc, char **argv) {
     check_alignment(model);
     saevit_close(model);
     check_parallel();
+    check_signals();
     check_callers(1);
     check_callers(CALLERS);
     printf("%d failures\n", failures);

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from saevit_tvm import targets
+from saevit_tvm import __version__, targets
 from saevit_tvm.errors import ArtifactError, SaevitError, TargetError, UsageError
 from saevit_tvm.runtime import manifest as manifests
 from saevit_tvm.verbs.sdk import SdkOptions, sdk
@@ -53,6 +53,25 @@ def test_the_static_flavour_needs_no_library_of_tvm(kit: Path, program: Callable
     assert "tvm" not in needed and "stdc++" not in needed
 
 
+def test_the_weights_are_constant_data_that_can_stay_in_flash(kit: Path, program: Callable[..., list[str]]) -> None:
+    weights = json.loads((kit / "sdk.json").read_text())["workspace"]["weights"]
+    (path,) = program("tensor.c", "static")
+    for file in (kit / "lib" / "saevit_model.o", path):
+        symbols = subprocess.run(["readelf", "-sW", file], capture_output=True, text=True, check=True).stdout
+        fields = next(line.split() for line in symbols.splitlines() if line.endswith(" saevit_weights"))
+        assert int(fields[2], 0) == weights > 500_000
+        sections = subprocess.run(["readelf", "-SW", file], capture_output=True, text=True, check=True).stdout
+        number, rest = next(
+            line.strip().lstrip("[").split("]") for line in sections.splitlines() if f"[{fields[6]:>2}]" in line
+        )
+        name, flags = rest.split()[0], rest.split()[6]
+        assert name.startswith(".rodata") and "W" not in flags and int(number) == int(fields[6])
+    # What is copied to RAM when the program starts is small, and does not grow with the model.
+    segments = subprocess.run(["readelf", "-lW", path], capture_output=True, text=True, check=True).stdout
+    written = [line.split() for line in segments.splitlines() if line.split()[:1] == ["LOAD"] and " RW" in line]
+    assert 0 < sum(int(fields[5], 16) for fields in written) < 100_000
+
+
 def test_one_command_builds_the_examples_and_they_classify(kit: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(kit, tmp_path / "copy")
     subprocess.run(["make", "-s", "-C", str(folder), "CFLAGS=-O1 -Werror"], check=True, timeout=120)
@@ -70,7 +89,8 @@ def test_one_command_builds_the_examples_and_they_classify(kit: Path, tmp_path: 
 def test_cmake_and_pkg_config_find_it(kit: Path, tmp_path: Path, flavour: str) -> None:
     (tmp_path / "CMakeLists.txt").write_text(
         "cmake_minimum_required(VERSION 3.10)\nproject(user C CXX)\n"
-        f"find_package(saevit REQUIRED PATHS {kit}/cmake)\n"
+        f"find_package(saevit 9 QUIET PATHS {kit}/cmake)\nif(saevit_FOUND)\nmessage(FATAL_ERROR 9)\nendif()\n"
+        f"find_package(saevit {__version__} EXACT REQUIRED PATHS {kit}/cmake)\n"
         f"add_executable(user {kit}/example/tensor.c)\ntarget_link_libraries(user saevit::{flavour})\n"
     )
     for command in (["cmake", "-S", tmp_path, "-B", tmp_path / "build"], ["cmake", "--build", tmp_path / "build"]):

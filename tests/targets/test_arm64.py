@@ -168,11 +168,3 @@ def test_the_counter_counts_known_instructions(tmp_path: Path) -> None:
     assert each["bytes_loaded"] == 16 + 32 + 32 + 4 + 4 + 1 and each["bytes_stored"] == 16 + 16 + 2
     assert each["float_ops"] == 2 * (4 + 4 + 1 + 8) + 4 + 2 + 0 + 1
     assert each["branch"] == 1 and each["instructions"] == sum(each[name] for name in emulator.CLASSES)
-
-
-@pytest.mark.slow
-def test_riscv64_is_built_and_says_that_nothing_was_proven(cli: Any, tmp_path: Path) -> None:
-    done = cli("build", "--model", "saevit_micro", "--image-size", "32", "--target", "riscv64", cwd=tmp_path)
-    assert done.returncode == 0 and "PyPI has no runtime of TVM for riscv64" in done.stderr
-    manifest = read_manifest(tmp_path / "out" / "saevit_micro-riscv64-32px.so")
-    assert manifest["verification"]["proof"] == "none" and manifest["target"]["arch"] == "riscv64"

@@ -73,6 +73,12 @@ typedef struct {
     void *workspace;
     size_t workspace_size;
 
+    /* static only: have the caller's own threads do the work, in as many shares as the model has threads; it then
+     * starts none. Gets `user`, is called by whoever runs the model, and must not run the same model. NULL: the model's
+     * own threads. */
+    saevit_parallel parallel;
+    void *user;
+
     /* shared only: the artifact, and the folder of libtvm_ffi.so, libtvm_runtime.so and, for a model that runs on an
      * OpenCL device, libsaevit_opencl.so. NULL: the artifact's own. */
     const char *artifact;
@@ -103,11 +109,6 @@ saevit_status saevit_run(saevit *model, const void *input, size_t input_size, co
  * was trained. Allocates while it resizes. Any thread, as saevit_run. */
 saevit_status saevit_run_image(saevit *model, const uint8_t *rgb, int width, int height, const saevit_buffer *outputs,
                                size_t output_count);
-
-/* static only: let the caller's own threads do the work, in as many shares as the model has threads; NULL goes back
- * to the model's own. The function must not call back into the same model. Any thread; it waits for an inference
- * that runs. */
-saevit_status saevit_set_parallel(saevit *model, saevit_parallel parallel, void *user);
 
 /* Why this thread's last call failed, in one sentence; "" if none has. Good until this thread's next failure. */
 const char *saevit_last_error(void);

@@ -2,6 +2,7 @@
 #define _GNU_SOURCE
 #include "internal.h"
 
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -41,6 +42,17 @@ int saevit_thread_count(int asked) {
         asked = online < 1 ? 1 : online > MOST_THREADS ? MOST_THREADS : (int)online;
     }
     return asked < 1 || asked > MOST_THREADS ? 0 : asked;
+}
+
+int saevit_start_thread(pthread_t *thread, void *(*work)(void *), void *argument) {
+    const int faults[] = {SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGTRAP}; /* of the thread itself: for crash reporters */
+    sigset_t others, before;
+    sigfillset(&others);
+    for (size_t i = 0; i < sizeof faults / sizeof *faults; i++) sigdelset(&others, faults[i]);
+    pthread_sigmask(SIG_SETMASK, &others, &before);
+    const int failed = pthread_create(thread, NULL, work, argument);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    return !failed;
 }
 
 /* The processor -------------------------------------------------------- */

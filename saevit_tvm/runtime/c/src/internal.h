@@ -2,6 +2,8 @@
 #ifndef SAEVIT_INTERNAL_H
 #define SAEVIT_INTERNAL_H
 
+#include <pthread.h>
+
 #include "saevit.h"
 
 #define HIDDEN __attribute__((visibility("hidden")))
@@ -34,6 +36,9 @@ HIDDEN saevit_status saevit_check_machine(void);
 HIDDEN saevit_status saevit_check_buffers(const void *input, size_t input_size, const saevit_buffer *outputs,
                                           size_t output_count);
 HIDDEN int saevit_thread_count(int asked); /* 0: impossible */
+
+/* A thread that no signal of the program's disturbs; 0 if the system gives none. */
+HIDDEN int saevit_start_thread(pthread_t *thread, void *(*work)(void *), void *argument);
 
 /* image.c: the picture as the model's input, in memory to be freed; NULL after a failure. */
 HIDDEN float *saevit_load_image(const uint8_t *rgb, int width, int height, saevit_status *status);

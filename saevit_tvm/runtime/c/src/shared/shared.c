@@ -40,11 +40,6 @@ size_t saevit_workspace_size(int threads) {
     return 0;
 }
 
-saevit_status saevit_set_parallel(saevit *model, saevit_parallel parallel, void *user) {
-    (void)model, (void)parallel, (void)user;
-    return saevit_fail(SAEVIT_UNSUPPORTED, "in the shared flavour TVM's own threads compute: use the static one");
-}
-
 /* On the model's own thread --------------------------------------------------- */
 
 static saevit_status configure_threads(saevit *model) {
@@ -249,7 +244,7 @@ static int start_thread(saevit *model) {
     if (pthread_mutex_init(&model->turn, NULL)) return 0;
     if (pthread_mutex_init(&model->lock, NULL)) goto no_lock;
     if (pthread_cond_init(&model->changed, NULL)) goto no_condition;
-    if (!pthread_create(&model->thread, NULL, serve, model)) return 1;
+    if (saevit_start_thread(&model->thread, serve, model)) return 1;
     pthread_cond_destroy(&model->changed);
 no_condition:
     pthread_mutex_destroy(&model->lock);
@@ -271,6 +266,8 @@ saevit_status saevit_open(const saevit_options *options, saevit **model) {
     *model = NULL;
     if (!options || !options->artifact)
         return saevit_fail(SAEVIT_BAD_ARGUMENT, "the shared flavour needs the artifact's path in its options");
+    if (options->parallel)
+        return saevit_fail(SAEVIT_UNSUPPORTED, "in the shared flavour TVM's own threads compute: use the static one");
     const int threads = saevit_thread_count(options->threads);
     if (!threads)
         return saevit_fail(SAEVIT_BAD_ARGUMENT, "%d threads are impossible: give 1 to %d, or 0", options->threads,

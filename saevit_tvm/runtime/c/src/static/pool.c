@@ -76,7 +76,7 @@ int saevit_pool_start(pool *p, pool_worker *workers, int count) {
     for (int i = 0; i < count; i++) {
         workers[i].pool = p;
         workers[i].index = i + 1;
-        if (pthread_create(&workers[i].thread, NULL, work, &workers[i])) {
+        if (!saevit_start_thread(&workers[i].thread, work, &workers[i])) {
             p->worker_count = i;
             saevit_pool_stop(p);
             return 0;

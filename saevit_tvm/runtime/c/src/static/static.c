@@ -155,10 +155,10 @@ saevit_status saevit_open(const saevit_options *options, saevit **model) {
     fill_tensors(made);
     made->threads = threads;
     made->owned = !options->workspace;
-    made->parallel = saevit_pool_run;
-    made->user = &made->pool;
+    made->parallel = options->parallel ? options->parallel : saevit_pool_run;
+    made->user = options->parallel ? options->user : &made->pool;
     int started = !pthread_mutex_init(&made->turn, NULL);
-    if (started && !saevit_pool_start(&made->pool, workers, threads - 1)) {
+    if (started && !saevit_pool_start(&made->pool, workers, options->parallel ? 0 : threads - 1)) {
         pthread_mutex_destroy(&made->turn);
         started = 0;
     }
@@ -177,21 +177,6 @@ void saevit_close(saevit *model) {
     saevit_pool_stop(&model->pool);
     pthread_mutex_destroy(&model->turn);
     if (model->owned) free(model);
-}
-
-static saevit_status check_model(const saevit *model) {
-    if (model && model->magic == MAGIC) return SAEVIT_OK;
-    return saevit_fail(SAEVIT_BAD_ARGUMENT, "the model is not open");
-}
-
-saevit_status saevit_set_parallel(saevit *model, saevit_parallel parallel, void *user) {
-    saevit_status status = check_model(model);
-    if (status) return status;
-    pthread_mutex_lock(&model->turn);
-    model->parallel = parallel ? parallel : saevit_pool_run;
-    model->user = parallel ? user : &model->pool;
-    pthread_mutex_unlock(&model->turn);
-    return SAEVIT_OK;
 }
 
 /* Running -------------------------------------------------------------------- */
@@ -218,8 +203,8 @@ static saevit_status run_steps(saevit *model) {
 
 saevit_status saevit_run(saevit *model, const void *input, size_t input_size, const saevit_buffer *outputs,
                          size_t output_count) {
-    saevit_status status = check_model(model);
-    if (!status) status = saevit_check_buffers(input, input_size, outputs, output_count);
+    if (!model || model->magic != MAGIC) return saevit_fail(SAEVIT_BAD_ARGUMENT, "the model is not open");
+    saevit_status status = saevit_check_buffers(input, input_size, outputs, output_count);
     if (status) return status;
     pthread_mutex_lock(&model->turn);
     saevit *const before = here.model; /* a caller's own parallel function may run another model */

@@ -1,0 +1,182 @@
+#!/usr/bin/env python3
+"""What one inference executes on an ARM core: ours beside onnxruntime and ncnn, counted under the same emulator.
+
+    python benchmarks/arm64.py [--models saevit_xs] [--target rpi5]
+
+A count of instructions is a model of the work, not a time. One thread, float32, every answer compared with PyTorch's
+before it counts; two runs that differ by one inference are subtracted, so starting and loading cancel out. Needs Debian
+with qemu-user, gcc-aarch64-linux-gnu and libstdc++6-arm64-cross, and the Python packages onnx, onnxruntime, ncnn and
+pnnx; the arm64 wheels of the other runtimes and a Python for them are downloaded once, into the cache folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from foreign import Guest
+
+from saevit_tvm.models.sources import open_model
+from saevit_tvm.runtime import emulator
+from saevit_tvm.runtime.artifact import read_manifest
+from saevit_tvm.verbs import parity, peers
+from saevit_tvm.verbs.build import BuildOptions, build
+from saevit_tvm.verbs.child import import_path
+from saevit_tvm.verbs.emulated import emulated
+from saevit_tvm.verbs.sdk import SdkOptions, sdk
+
+PEERS = ("onnxruntime", "ncnn")
+PARTS = ("instructions", "fma", "vector", "scalar", "load", "store", "branch", "bytes_loaded", "bytes_stored")
+Row = dict[str, Any]
+
+# Runs in the guest. The runtimes are loaded and called there as `saevit-tvm bench` does it here.
+WORKER = """
+import sys
+from pathlib import Path
+import numpy
+from saevit_tvm.verbs import peers
+name, folder, example, answer, times = sys.argv[1:]
+compute, x = peers.get(name).load(Path(folder), 1), numpy.load(example)
+for _ in range(int(times)):
+    outputs = compute(x)
+numpy.savez(answer, *outputs)
+"""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", type=lambda text: text.split(","), default=["saevit_xs"])
+    parser.add_argument("--target", default="rpi5", help="one of saevit-tvm's ARM targets")
+    parser.add_argument("--image-size", type=int)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    rows: list[Row] = []
+    for model in options.models:
+        with tempfile.TemporaryDirectory() as scratch:
+            for row in counted(model, options.target, options.image_size, Path(scratch)):
+                ours = next((each for each in rows if each["model"] == model), row)
+                rows.append(row | {"ratio": ours["instructions"] / row["instructions"]})
+                say(f"{model}, {row['name']}: {row['instructions'] / 1e6:.1f} million instructions")
+                write(options.out, rows)
+    print(table(rows))
+    return 0
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+# Counting -------------------------------------------------------------
+
+
+def counted(model: str, target: str, image_size: int | None, scratch: Path) -> Iterator[Row]:
+    """Ours as a library and as a static program, then everyone else."""
+    artifact = build(BuildOptions(model=model, target=target, image_size=image_size, out=scratch), say).artifact
+    manifest = read_manifest(artifact)
+    head = {"model": model, "target": target, "machine": manifest["verification"]["machine"]}
+    version = manifest["versions"]["saevit_tvm"]
+    error = manifest["verification"]["max_abs_error"]
+    yield head | _row("saevit-tvm", version, error, _flat(emulated(artifact, say)))
+
+    source = open_model(model, image_size=image_size)
+    (x,) = parity.random_inputs(source.input_shape, 1)
+    expected = source.reference(x)
+    np.save(scratch / "example.npy", x)
+    answer, counts = _static(artifact, manifest, x, scratch)
+    yield head | _row("saevit-tvm, static program", version, _error([answer], expected), counts)
+
+    packages = [f"{name}=={metadata.version(name)}" for name in ("numpy", *PEERS)]
+    guest = Guest(packages, manifest["target"]["emulator"], manifest["target"]["features"])
+    import torch
+
+    torch.save(source.module, scratch / "model.pt")
+    for name in PEERS:
+        say(f"converting {model} for {name}")
+        folder = scratch / name
+        folder.mkdir()
+        peers.get(name).convert(scratch / "model.pt", scratch / "example.npy", folder)
+        answers, counts = _foreign(guest, name, folder, scratch)
+        yield head | _row(name, metadata.version(name), _error(answers, expected), counts)
+
+
+def _row(name: str, version: str, error: float, counts: dict[str, int]) -> Row:
+    return {"name": name, "version": version, "max_abs_error": error} | {part: counts[part] for part in PARTS}
+
+
+def _flat(told: dict[str, Any]) -> dict[str, int]:
+    return told | told["classes"]
+
+
+def _error(answers: list[np.ndarray], expected: list[np.ndarray]) -> float:
+    """How far an answer is from PyTorch's; a wrong one is not worth counting."""
+    deviation = parity.deviation([[a.reshape(e.shape) for a, e in zip(answers, expected, strict=True)]], [expected])
+    if not deviation.within(parity.TOLERANCE["float32"]):
+        raise SystemExit(f"the answer deviates by {deviation.max_abs_error:.3g} from PyTorch's: nothing is counted")
+    return deviation.max_abs_error
+
+
+def _difference(counts: list[dict[str, int]]) -> dict[str, int]:
+    fewer, more = counts
+    return {name: more[name] - fewer[name] for name in fewer}
+
+
+def _static(
+    artifact: Path, manifest: dict[str, Any], x: np.ndarray, scratch: Path
+) -> tuple[np.ndarray, dict[str, int]]:
+    """The example program of the SDK, one thread; it answers once, and then so many times more."""
+    sdk(SdkOptions(artifact, scratch / "sdk"), say)
+    subprocess.run(["make", "-s", "-C", str(scratch / "sdk"), "LDFLAGS=-static", "tensor-static"], check=True)
+    x.tofile(scratch / "in.raw")
+    counts = []
+    for more in (1, 2):
+        program = [scratch / "sdk/tensor-static", scratch / "in.raw", scratch / "out.raw", "1", str(more)]
+        file = scratch / f"static-{more}.json"
+        command = emulator.command("aarch64", manifest["target"]["emulator"], program, count=file)
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        counts.append(json.loads(file.read_text()))
+    return np.fromfile(scratch / "out.raw", np.float32), _difference(counts)
+
+
+def _foreign(guest: Guest, name: str, folder: Path, scratch: Path) -> tuple[list[np.ndarray], dict[str, int]]:
+    counts, answer = [], scratch / f"{name}.npz"
+    for times in (2, 3):
+        say(f"counting {times} inferences of {name}")
+        file = scratch / f"{name}-{times}.json"
+        guest.run(WORKER, name, folder, scratch / "example.npy", answer, times, path=import_path(), count=file)
+        counts.append(json.loads(file.read_text()))
+    with np.load(answer) as saved:
+        return [saved[each] for each in saved.files], _difference(counts)
+
+
+# Telling --------------------------------------------------------------
+
+
+def write(out: Path, rows: list[Row]) -> None:
+    (out / "arm64.json").write_text(json.dumps(rows, indent=1) + "\n")
+    (out / "arm64.md").write_text(table(rows))
+
+
+def table(rows: list[Row]) -> str:
+    columns = ["model", "machine", "runtime", "million instructions", "ours / its", "multiply-adds", "other vector"]
+    columns += ["scalar", "loads", "stores", "MB moved", "max error"]
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    for row in rows:
+        cells = [row["model"], row["machine"], f"{row['name']} {row['version']}"]
+        cells += [f"{row['instructions'] / 1e6:.1f}", f"{row['ratio']:.2f}"]
+        cells += [f"{row[part] / 1e6:.1f}" for part in ("fma", "vector", "scalar", "load", "store")]
+        cells += [f"{(row['bytes_loaded'] + row['bytes_stored']) / 1e6:.0f}", f"{row['max_abs_error']:.1e}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
