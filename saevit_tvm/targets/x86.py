@@ -20,7 +20,6 @@ X86_TARGETS = (
         tvm={"kind": "llvm", "mtriple": "x86_64-linux-gnu", "mcpu": "x86-64-v3"},
         arch="x86_64",
         features=V3,
-        dtypes=dtypes_with(V3),
     ),
     Target(
         name="x86-64-v4",
@@ -34,7 +33,6 @@ X86_TARGETS = (
         },
         arch="x86_64",
         features=V4,
-        dtypes=dtypes_with(V4),
     ),
 )
 

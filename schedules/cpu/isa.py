@@ -13,8 +13,7 @@ from tvm.target import Target, codegen
 class Isa:
     """A vector unit, in lanes of the type that it computes in, and in architectural registers.
 
-    `stored` is the type of activations and weights between kernels. float16 there is half the traffic; where the unit
-    also computes in it, a register has twice the lanes.
+    `stored` is the type of activations and weights between kernels, which some kernels widen to compute.
     """
 
     name: str
@@ -24,11 +23,9 @@ class Isa:
     stored: str = "float32"
 
     def storing(self, dtype: str) -> Isa:
-        """The unit for a model of the type: NEON computes in it, x86 widens on every load."""
+        """The unit for a model of the type: a register holds twice as many numbers of half the size."""
         if dtype == self.stored:
             return self
-        if self.name != "neon":
-            return replace(self, stored=dtype)
         return replace(self, lanes=2 * self.lanes, dtype=dtype, stored=dtype)
 
     def wide(self) -> Isa:
