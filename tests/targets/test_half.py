@@ -93,6 +93,7 @@ def test_the_trained_model_classifies_as_rightly(half: Path, tmp_path: Path) -> 
     [
         ("build", "rpi4", ["target 'rpi4' cannot compute in float16", "give --dtype float32"]),
         ("tune", "android-arm64", ["target 'android-arm64' cannot compute in float16"]),
+        ("build", "x86-64-v3", ["target 'x86-64-v3' cannot compute in float16"]),
     ],
 )
 def test_a_target_that_cannot_says_what_it_can(cli: Any, command: str, target: str, words: list[str]) -> None:
