@@ -31,7 +31,11 @@ from saevit_tvm.cli.console import Console
     show_default=True,
     help="Timed seconds of each runtime.",
 )
-@click.option("--emulated", is_flag=True, help="Count what one inference executes, under qemu: a model, not a time.")
+@click.option(
+    "--emulated",
+    is_flag=True,
+    help="Count what one inference executes, under qemu or by a GPU's kernels: a model, not a time.",
+)
 @click.option("--weights", help="The file the artifact's weights came from, where they came from a file.")
 @common
 def command(artifact: Path, against: str | None, emulated: bool, as_json: bool, **options: Any) -> None:
@@ -52,12 +56,31 @@ def _emulated(console: Console, artifact: Path) -> None:
 
     result = emulated(artifact, console.say)
     console.object(result)
+    if "launches" in result:
+        _print_modelled(console, result)
+        return
     console.line(f"{result['model']}, one inference, one thread, {result['machine']}; {result['kind']}")
     total = result["instructions"]
     rows = [[name, f"{count}", f"{100 * count / total:.1f}"] for name, count in result["classes"].items()]
     console.table(["instructions", "count", "percent"], [*rows, ["all", str(total), "100.0"]])
     console.line(f"bytes loaded {result['bytes_loaded']}, stored {result['bytes_stored']}")
     console.line(f"float operations {result['float_ops']}, {result['float_ops_per_instruction']:.2f} an instruction")
+
+
+def _print_modelled(console: Console, result: dict[str, Any]) -> None:
+    console.line(f"{result['model']} for {result['target']}, {result['dtype']}, one inference; {result['kind']}")
+    memory = f"{1e-6 * result['bytes']:.2f} MB of tensors, {1e-6 * result['bytes_loaded']:.1f} MB asked for by loads"
+    console.line(f"{result['launches']} launches, {1e-6 * result['float_ops']:.1f} M float operations, {memory}")
+    rows = [
+        [
+            f"{device['name']} ({device['chip']})",
+            f"{device['roofline_ms']:.3f}",
+            f"{100 * device['occupancy']:.0f}",
+            f"{device['memory_bound']}",
+        ]
+        for device in result["devices"]
+    ]
+    console.table(["GPU", "roofline ms", "lanes busy %", "memory-bound launches"], rows)
 
 
 def _print(console: Console, result: dict[str, Any]) -> None:

@@ -237,7 +237,7 @@ def _manifest(
     from saevit_tvm.verbs import parity
 
     outputs = zip(source.output_names, expected[0], strict=True)
-    return {
+    return _launches(compiled) | {
         "model": source.recipe["model"],
         "recipe": source.recipe | {"dtype": dtype},
         "weights": source.weights,
@@ -270,3 +270,12 @@ def _manifest(
         },
         "reference": parity.record(expected),
     }
+
+
+def _launches(compiled: Compiled) -> dict[str, Any]:
+    """What the kernels of a GPU ask of it, for models of time."""
+    if compiled.target.kind == "llvm":
+        return {}
+    from saevit_tvm.compiler.launches import launches
+
+    return {"launches": launches(compiled.module)}

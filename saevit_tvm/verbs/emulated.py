@@ -1,5 +1,7 @@
 """bench --emulated: what one inference executes on a foreign CPU, counted under qemu. A model of the work, not a time.
 
+For a GPU there is nothing to count under: see `modelled`.
+
 Two runs that differ by one inference are subtracted, so loading and starting cancel out; one thread, so that
 waiting does not count either.
 """
@@ -18,9 +20,13 @@ from saevit_tvm.verbs import parity, proof, workspace
 
 
 def emulated(path: Path, say: Callable[[str], None]) -> dict[str, Any]:
-    """Instructions by class, bytes moved and float operations of one inference."""
+    """Instructions by class, bytes moved and float operations of one inference; launches and rooflines for a GPU."""
     manifest = read_manifest(path)
     target = manifest["target"]
+    if target["tvm"]["kind"] != "llvm":
+        from saevit_tvm.verbs.modelled import modelled
+
+        return modelled(path)
     if "emulator" not in target:
         raise TargetError(
             f"'{path}' is built for {target['name']}, and only what is built for a foreign CPU is counted under an "

@@ -33,6 +33,43 @@ DOCUMENTS: dict[str, dict[str, Any]] = {
         "float_ops": 32,
         "float_ops_per_instruction": 3.6,
     },
+    "modelled": {
+        "model": "saevit_xs",
+        "target": "mali",
+        "kind": "a model",
+        "launches": 3,
+        "float_ops": 9,
+        "bytes": 8,
+        "bytes_loaded": 7,
+        "bytes_stored": 6,
+        "devices": [
+            {
+                "name": "mali-g52",
+                "family": "mali",
+                "chip": "a chip",
+                "gigaflops": 76.8,
+                "gigabytes_per_second": 10.6,
+                "roofline_ms": 1.5,
+                "memory_bound": 2,
+                "occupancy": 0.5,
+            }
+        ],
+        "kernels": [
+            {
+                "kernel": "conv_kernel",
+                "calls": 3,
+                "grid": [1, 2, 3],
+                "group": [16, 4, 1],
+                "float_ops": 3,
+                "bytes": 2,
+                "bytes_loaded": 2,
+                "bytes_stored": 2,
+                "local_bytes": 0,
+                "registers": 20,
+                "on": {"mali-g52": {"us": 0.5, "bound": "memory", "occupancy": 1, "groups_a_core": 4}},
+            }
+        ],
+    },
     "tune": {"trials": 8, "valid": 7, "failed": 1, "best_ms": 0.5, "seconds": 3.2},
     "build": {"artifact": "out/x.so", "manifest": "out/x.json"},
     "models": {"models": [{"name": "saevit_xs", "params": 6_100_000, "gmacs": 0.78}]},
