@@ -1,0 +1,111 @@
+"""Every kernel of the smallest model under oclgrind, which sees each access to memory and each race: there are none."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import saevit_tvm
+
+DRIVER = Path("/usr/lib/oclgrind/liboclgrind-rt-icd.so")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not DRIVER.exists(), reason="needs oclgrind (Debian: apt install oclgrind)"),
+]
+
+LENGTH, GROUP = 100, 32
+MODEL = """
+import sys
+import numpy as np
+import saevit_tvm
+from saevit_tvm.runtime import opencl
+
+assert [device.platform for device in opencl.devices()] == ["Oclgrind"]
+engine = saevit_tvm.load(sys.argv[1])
+np.save(sys.argv[2], engine(np.load(sys.argv[3])))
+"""
+KERNEL = """
+import sys
+import numpy as np
+from saevit_tvm.runtime import abi, opencl
+
+opencl.activate()
+module = abi.global_function("ffi.Module.load_from_file.so")(sys.argv[1], "so")
+x, out = (abi.to_device(abi.lend(np.arange(100, dtype="float32")), opencl.OPENCL) for _ in range(2))
+abi.module_function(module, "work")(x, out)
+out.fetch()
+"""
+
+
+@pytest.fixture
+def watched(tmp_path: Path) -> Callable[..., str]:
+    """Runs a program on oclgrind's simulator; what that has complained about."""
+    (tmp_path / "oclgrind.icd").write_text(f"{DRIVER}\n")
+    log = tmp_path / "log"
+    environment = {"OCL_ICD_VENDORS": str(tmp_path), "OCLGRIND_DATA_RACES": "1", "OCLGRIND_LOG": str(log)}
+
+    def run(program: str, *arguments: Path) -> str:
+        command = [sys.executable, "-c", program, *map(str, arguments)]
+        cache = {"SAEVIT_TVM_CACHE": str(tmp_path / "cache")}
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=500, check=False, env=os.environ | environment | cache
+        )
+        assert done.returncode == 0, done.stderr
+        return log.read_text()
+
+    return run
+
+
+def test_the_model_reads_and_writes_only_what_is_its_own(
+    opencl_artifact: Path, watched: Callable[..., str], tmp_path: Path
+) -> None:
+    engine = saevit_tvm.load(opencl_artifact)
+    x = np.random.RandomState(0).standard_normal(engine.inputs[0].shape).astype("float32")
+    np.save(tmp_path / "in.npy", x)
+    assert watched(MODEL, opencl_artifact, tmp_path / "out.npy", tmp_path / "in.npy") == ""
+    np.testing.assert_allclose(np.load(tmp_path / "out.npy"), engine(x), rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("statement", "complaint"),
+    [
+        ("out[i] = x[i]", "Invalid write of size 4 at global memory"),
+        ("if i < 100:\n    out[i] = x[i + 1]", "Invalid read of size 4 at global memory"),
+        ("if i < 100:\n    out[i % 50] = x[i]", "Write-write data race at global memory"),
+        ("if i < 100:\n    out[i] = x[i]", ""),
+    ],
+    ids=["write beyond", "read beyond", "race", "sound"],
+)
+def test_it_sees_what_is_wrong_with_a_kernel(
+    watched: Callable[..., str], tmp_path: Path, statement: str, complaint: str
+) -> None:
+    library = tmp_path / "work.so"
+    compiled(statement).export_library(str(library))
+    said = watched(KERNEL, library)
+    assert complaint in said if complaint else said == "", said
+
+
+def compiled(statement: str) -> Any:
+    """A library with one kernel `work(x, out)`, for as many work-groups as cover the hundred numbers and more."""
+    import tvm
+    from tvm.script import from_source, tirx
+
+    body = statement.replace("[i", f"[b * {GROUP} + t").replace("if i", f"if b * {GROUP} + t")
+    body = body.replace(f"[b * {GROUP} + t % 50]", f"[(b * {GROUP} + t) % 50]").replace("\n", "\n            ")
+    source = f"""
+@T.prim_func(s_tir=True)
+def work(x: T.Buffer(({LENGTH},), "float32"), out: T.Buffer(({LENGTH},), "float32")):
+    T.func_attr({{"global_symbol": "work"}})
+    for b in T.thread_binding({-(-LENGTH // GROUP)}, thread="blockIdx.x"):
+        for t in T.thread_binding({GROUP}, thread="threadIdx.x"):
+            {body}
+"""
+    target = tvm.target.Target({"kind": "opencl", "host": {"kind": "llvm"}})
+    return tvm.compile(tvm.IRModule({"work": from_source(source, extra_vars={"T": tirx})}), target=target)
