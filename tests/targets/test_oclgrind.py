@@ -44,18 +44,23 @@ out.fetch()
 """
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture
-def watched(tmp_path: Path) -> Callable[..., str]:
+def watched(cache: str, tmp_path: Path) -> Callable[..., str]:
     """Runs a program on oclgrind's simulator; what that has complained about."""
     (tmp_path / "oclgrind.icd").write_text(f"{DRIVER}\n")
     log = tmp_path / "log"
     environment = {"OCL_ICD_VENDORS": str(tmp_path), "OCLGRIND_DATA_RACES": "1", "OCLGRIND_LOG": str(log)}
+    environment |= {"SAEVIT_TVM_CACHE": cache}
 
     def run(program: str, *arguments: Path) -> str:
         command = [sys.executable, "-c", program, *map(str, arguments)]
-        cache = {"SAEVIT_TVM_CACHE": str(tmp_path / "cache")}
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=500, check=False, env=os.environ | environment | cache
+            command, capture_output=True, text=True, timeout=500, check=False, env=os.environ | environment
         )
         assert done.returncode == 0, done.stderr
         return log.read_text()
