@@ -11,7 +11,7 @@ from saevit_tvm.cli.app import common, cut_option, dtype_option, folder, model_o
 from saevit_tvm.cli.console import Console
 from saevit_tvm.cli.guard import Guard
 
-PATIENCE = 20.0  # a stop has to wait for the measurements that are under way
+SAVING_SECONDS = 5.0  # what a stop waits for besides the measurements under way
 
 
 @click.command(
@@ -38,11 +38,11 @@ PATIENCE = 20.0  # a stop has to wait for the measurements that are under way
 @click.pass_obj
 def command(guard: Guard, as_json: bool, **options: Any) -> None:
     console = Console(as_json)
-    from saevit_tvm.tuning import progress
+    from saevit_tvm.tuning import measurers, progress
     from saevit_tvm.verbs import workspace
     from saevit_tvm.verbs.tune import tune
 
-    guard.patience = PATIENCE
+    guard.patience = measurers.longest_seconds(options["measure"], options["cluster"]) + SAVING_SECONDS
     guard.kept = "what was measured is kept, and the same command goes on from there"
     live = progress.live(console.err) if console.err.isatty() else contextlib.nullcontext()
     with workspace.scratch(), live as show:

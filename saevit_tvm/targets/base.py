@@ -60,6 +60,11 @@ class Target:
 
     def cut_for(self, threads: int) -> Target:
         """The same target, its work cut for so many threads, whatever the cores it has."""
+        if self.kind != "llvm":
+            raise UsageError(
+                f"--threads {threads} means nothing for target '{self.name}': its kernels are not cut for threads "
+                "of a CPU; leave it out."
+            )
         return replace(self, tvm=self.tvm | {"num-cores": threads})
 
 

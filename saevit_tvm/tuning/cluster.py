@@ -31,6 +31,7 @@ STOP_SECONDS = 30.0
 PATIENCE_SECONDS = 300.0  # without any node
 LOOK_SECONDS = 5.0  # between two looks for new nodes
 POLL_SECONDS = 0.2
+MOST_AT_A_TIME = 8  # candidates to a node: a stop waits for them
 LOCAL_NODE: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 80 << 20}
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -71,9 +72,10 @@ class Station:
         for package, version in _versions().items():
             if version != versions[package]:
                 return f"has {package} {version}, and {versions[package]} is searching"
-        if self._target.name == "native":
-            found = targets.native().fingerprint
-            return None if found == self._target.fingerprint else f"is {found}"
+        here, threads = targets.native(), int(self._target.tvm.get("num-cores", 1))
+        same = self._target.name != "native" or here.cut_for(threads).fingerprint == self._target.fingerprint
+        if not same or here.tvm["num-cores"] < threads:
+            return f"is {here.fingerprint}"
         works, reason = targets.runs_here(self._target)
         return None if works else reason
 
@@ -146,8 +148,11 @@ class ClusterMeasurer:
         self._look()
         self._mind_being_alone()
         busy = {node for node, _ in flying.values()}
-        for node in self._actors.keys() - busy:
-            share, waiting[:] = waiting[: self._sizes[node]], waiting[self._sizes[node] :]
+        idle = self._actors.keys() - busy
+        fair = -(-len(waiting) // max(1, len(idle)))
+        for node in idle:
+            size = min(fair, self._sizes[node])
+            share, waiting[:] = waiting[:size], waiting[size:]
             if share:
                 modules = [candidate.module_json for candidate in share]
                 flying[self._actors[node].measure.remote(modules, best)] = node, share
@@ -186,7 +191,7 @@ class ClusterMeasurer:
             actor = self._station(node, cpus)
             reason = self._objection(actor)
             if reason is None:
-                self._actors[node], self._sizes[node] = actor, cpus
+                self._actors[node], self._sizes[node] = actor, min(cpus, MOST_AT_A_TIME)
                 continue
             self._ray.kill(actor)
             self._refused.add(node)

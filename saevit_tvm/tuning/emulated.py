@@ -31,6 +31,7 @@ LAUNCH = 3000.0
 VERSION = 1  # of the model: costs of different versions cannot be compared
 
 RUN_SECONDS = 60.0
+RUNS = 2  # of each candidate
 DTYPE_CODES = {"int": 0, "uint": 1, "float": 2, "bool": 6}
 
 

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from saevit_tvm.errors import UsageError
 from saevit_tvm.targets import Target
-from saevit_tvm.tuning.measure import Candidate, LocalMeasurer, Result
+from saevit_tvm.tuning.measure import BUILD_SECONDS, RUN_SECONDS, Candidate, LocalMeasurer, Result
 
 Say = Callable[[str], None]
 Opener = Callable[[Target, Say], "Measurer"]
@@ -56,6 +56,23 @@ def parse(where: str, cluster: str | None = None) -> Opener:
     if where == "qemu":
         return _emulated
     return _rpc(where)
+
+
+def longest_seconds(where: str, cluster: str | None = None) -> float:
+    """What the measurements under way may take at most, for which a stop waits."""
+    if cluster is not None:
+        from saevit_tvm.tuning.cluster import MOST_AT_A_TIME
+
+        return BUILD_SECONDS + MOST_AT_A_TIME * RUN_SECONDS
+    if where == "local":
+        return RUN_SECONDS
+    if where == "qemu":
+        from saevit_tvm.tuning import emulated
+
+        return emulated.RUNS * emulated.RUN_SECONDS
+    from saevit_tvm.tuning import rpc
+
+    return rpc.REACH_SECONDS + rpc.RUN_SECONDS + rpc.GRACE_SECONDS
 
 
 def rpc_address(text: str) -> tuple[str, int, str]:

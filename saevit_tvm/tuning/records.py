@@ -138,7 +138,13 @@ def open_records(root: Path | None, target: Target) -> Records:
 
 
 def near(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether what is fast on one target is a good guess for the other: same architecture, same vector unit."""
+    """Whether what is fast on one target is a good guess for the other: same architecture, same vector unit.
+
+    A tiling says how many vector registers hold what, so it means the same, and is legal, wherever vectors are as wide
+    and as many; cores and caches then move the best tiling by little, and less than not tuning costs. Where vectors
+    differ, even AVX2 and AVX-512 at 256 bits, a tiling would spill registers or leave half of them idle: the
+    generator's default, which is computed from their number, is the better guess.
+    """
     from schedules.cpu.isa import isa_of
 
     if not one.get("kind") == other.get("kind") == "llvm" or _arch(one) != _arch(other):

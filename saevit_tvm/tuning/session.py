@@ -38,6 +38,8 @@ PROGRESS = 0.005
 HOPELESS_TRIALS = 24
 FOREIGN_LESSONS = 16  # as many trials of each kernel of other models teach the cost model
 
+Lesson = tuple[Any, list[Any], list[Result]]  # a kernel's context, its candidates, what they took
+
 
 @dataclass
 class Snapshot:
@@ -103,8 +105,8 @@ class Session:
         self._seeds = seeds
         self._show = show
         self._history: list[float] = []  # predicted seconds an inference, after each round
-        self._last_failure: Trial | None = None
-        self._unproven: list[tuple[Trial, Task]] = []  # failures from before anything worked
+        self._proven = False  # something has worked in this run
+        self._unproven: list[tuple[Trial, Task]] = []  # failures from before that
 
     def run(self, *, trials: int | None = None, minutes: float | None = None) -> Snapshot:
         """Search until the budget is spent or nothing more is to be gained."""
@@ -120,7 +122,7 @@ class Session:
                         self._round()
             self.snapshot.ended = self._reason_to_end() or ""
             self._update()
-        if self.snapshot.trials and not self.snapshot.valid:
+        if self._unproven:
             raise self._nothing_worked()
         return self.snapshot
 
@@ -129,24 +131,42 @@ class Session:
         ours = {task.workload.key: task for task in self.tasks}
         lessons = []
         for key, workload in self.store.workloads.items():
-            trials, task = self.store.of(key), ours.get(key)
-            if task is None:
-                trials, task = trials[:: 1 + len(trials) // FOREIGN_LESSONS], self._foreign(workload)
-            replayed = [(trial, task.replayed(trial)) for trial in trials] if task else []
             if key in ours:
-                gone = self.store.gone(key)
-                ours[key].forget(gone)
-                for trial, schedule in replayed:
-                    ours[key].remember(trial, schedule)
-                for failure in (*gone.values(), *(trial.failure for trial in trials)):
-                    self._count(failure)
-            known = [(replay.as_source(schedule), Result(trial.run_secs)) for trial, schedule in replayed if schedule]
-            if task and known:
-                lessons.append((task.context, *zip(*known, strict=True)))
-        for number, lesson in enumerate(lessons, 1):
-            self.guide.learn(*lesson, train=number == len(lessons))
-        self.snapshot.resumed = self.snapshot.trials
+                self._recall_gone(ours[key])
+                lessons.append(self._recall(ours[key]))
+            elif (task := self._foreign(workload)) is not None:
+                trials = self.store.of(key)
+                lessons.append(_lesson(task, _replayed(task, trials[:: 1 + len(trials) // FOREIGN_LESSONS])))
+        useful = [lesson for lesson in lessons if lesson is not None]
+        for number, lesson in enumerate(useful, 1):
+            self.guide.learn(*lesson, train=number == len(useful))
         self._update()
+
+    def _recall_gone(self, task: Task) -> None:
+        """Take in what `prune` has left of the trials of a kernel."""
+        gone = self.store.gone(task.workload.key)
+        task.forget(gone)
+        for failure in gone.values():
+            self._count(failure)
+        self.snapshot.resumed += len(gone)
+
+    def _recall(self, task: Task) -> Lesson | None:
+        """Take in the trials of a kernel that others have made, earlier or beside us, and what they teach."""
+        trials = [trial for trial in self.store.of(task.workload.key) if trial.candidate not in task.seen]
+        replayed = _replayed(task, trials)
+        for trial, schedule in replayed:
+            task.remember(trial, schedule)
+            self._count(trial.failure)
+        self.snapshot.resumed += len(trials)
+        return _lesson(task, replayed)
+
+    def _hear(self) -> None:
+        """Learn what another tuner has added to the store: it is not measured again, and counts for the budget."""
+        self.store.refresh()
+        for task in self.tasks:
+            lesson = self._recall(task)
+            if lesson is not None:
+                self.guide.learn(*lesson, train=True)
 
     def _foreign(self, workload: Workload) -> Task | None:
         """A kernel of another model, which has something to teach as well."""
@@ -159,6 +179,7 @@ class Session:
 
     def _round(self) -> None:
         """Measure one batch of the most rewarding kernel."""
+        self._hear()
         task = max((task for task in self.tasks if not task.exhausted), key=_worth)
         self.snapshot.current = task.kernel.name
         self._update()
@@ -170,12 +191,10 @@ class Session:
             self._keep(task, trial)
             task.remember(trial, candidate.source.sch)
             self._count(trial.failure)
-            if not trial.valid:
-                self._last_failure = trial
             self.snapshot.guided += guided
             measured.append((candidate, result))
             self._update()
-            if not self.snapshot.valid and self.snapshot.trials >= HOPELESS_TRIALS:
+            if len(self._unproven) >= HOPELESS_TRIALS:
                 raise self._nothing_worked()
         if measured and not self._should_stop():
             self.guide.learn(
@@ -184,9 +203,13 @@ class Session:
         self._history.append(self._predicted() or 0.0)
 
     def _keep(self, task: Task, trial: Trial) -> None:
-        """Write the trial down. A failure waits until something has worked: it may be the machine's fault."""
+        """Write the trial down. A failure waits until something has worked in this run.
+
+        It may be the machine's fault, whatever worked on another day, and would never be tried again.
+        """
         self._unproven.append((trial, task))
-        if trial.valid or self.snapshot.valid:
+        self._proven |= trial.valid
+        if self._proven:
             for kept, its_task in self._unproven:
                 self.store.add(kept, its_task.workload)
             self._unproven.clear()
@@ -276,11 +299,11 @@ class Session:
         return min(known, default=None)
 
     def _nothing_worked(self) -> TuningError:
-        kinds = ", ".join(f"{kind} ({count})" for kind, count in self.snapshot.failures.most_common())
-        words = self._last_failure.words if self._last_failure else ""
+        failed = [trial for trial, _ in self._unproven]
+        kinds = ", ".join(f"{kind} ({count})" for kind, count in Counter(t.failure for t in failed).most_common())
         return TuningError(
-            f"none of {self.snapshot.trials} candidates could be measured: {kinds}; "
-            f"the last worker's own words: {words}"
+            f"none of {len(failed)} candidates could be measured: {kinds}; "
+            f"the last worker's own words: {failed[-1].words}"
         )
 
 
@@ -323,6 +346,17 @@ def _distinct(tasks: Sequence[Task]) -> list[Task]:
         if first is not task:
             first.weight += task.weight
     return list(found.values())
+
+
+def _replayed(task: Task, trials: Sequence[Trial]) -> list[tuple[Trial, Any | None]]:
+    """Each trial with its schedule, if it has one that still applies."""
+    return [(trial, task.replayed(trial)) for trial in trials]
+
+
+def _lesson(task: Task, replayed: Sequence[tuple[Trial, Any | None]]) -> Lesson | None:
+    """What the cost model can learn from trials."""
+    known = [(replay.as_source(schedule), Result(trial.run_secs)) for trial, schedule in replayed if schedule]
+    return (task.context, [source for source, _ in known], [result for _, result in known]) if known else None
 
 
 def _worth(task: Task) -> tuple[float, float]:

@@ -138,26 +138,35 @@ class Task:
     def from_trace(self, trace: list[Any]) -> Candidate | None:
         """The candidate of a trace found elsewhere, if it applies here."""
         schedule = replay.apply(self._packed, trace)
-        return None if schedule is None else self._candidate(replay.as_source(schedule))
+        return (
+            None if schedule is None else self._candidate(replay.as_source(schedule), replay.module_key(schedule.mod))
+        )
 
     def propose(self, count: int, model: Any) -> list[Candidate]:
         """The most promising candidates that were never measured, fewer when the space has no more."""
         offered = self._evolved(count, model) if self._has_decisions else self._all(model)
-        chosen = _mostly_first(self._unseen(offered), count)
+        chosen = _mostly_first(list(offered.items()), count)
         self.exhausted = not chosen
-        return [self._candidate(source) for source in chosen]
+        return [self._candidate(source, key) for key, source in chosen]
 
     @functools.cached_property
     def _has_decisions(self) -> bool:
         return any(len(schedule.trace.decisions) for schedule in self._spaces)
 
-    def _all(self, model: Any) -> list[Any]:
-        """A space of ready schedules has nothing to evolve: all of them, the most promising first."""
-        offered = [replay.as_source(schedule) for schedule in self._spaces]
-        scores = model.predict(self.context, offered)
-        return [offered[index] for index in scores.argsort()[::-1]]
+    @functools.cached_property
+    def _ready(self) -> dict[str, Any]:
+        """A space of ready schedules as candidates, by their keys."""
+        return _by_key(replay.as_source(schedule) for schedule in self._spaces)
 
-    def _evolved(self, count: int, model: Any) -> list[Any]:
+    def _all(self, model: Any) -> dict[str, Any]:
+        """A space of ready schedules has nothing to evolve: all of them, the most promising first."""
+        unseen = [(key, source) for key, source in self._ready.items() if key not in self.seen]
+        if not unseen:
+            return {}
+        scores = model.predict(self.context, [source for _, source in unseen])
+        return dict(unseen[index] for index in scores.argsort()[::-1])
+
+    def _evolved(self, count: int, model: Any) -> dict[str, Any]:
         """The favourites of MetaSchedule's evolution, in order.
 
         It does not know what earlier runs measured, so it is asked for as many more; and it is asked afresh each
@@ -167,27 +176,28 @@ class Task:
         context = self.context if self.curve else self._first_context
         context.pre_tuning(UNLIMITED, asked, self._spaces, self._known, model)
         try:
-            return list(context.generate_measure_candidates() or [])
+            offered = _by_key(context.generate_measure_candidates() or [])
         finally:
             context.post_tuning()
+        return {key: source for key, source in offered.items() if key not in self.seen}
 
-    def _unseen(self, offered: Iterable[Any]) -> list[Any]:
-        fresh: dict[str, Any] = {}
-        for source in offered:
-            key = replay.module_key(source.sch.mod)
-            if key not in self.seen:
-                fresh.setdefault(key, source)
-        return list(fresh.values())
-
-    def _candidate(self, source: Any) -> Candidate:
+    def _candidate(self, source: Any, key: str) -> Candidate:
         import tvm
 
         return Candidate(
-            key=replay.module_key(source.sch.mod),
+            key=key,
             trace=replay.plain(source.sch.trace.as_json()),
             module_json=tvm.ir.save_json(source.sch.mod),
             source=source,
         )
+
+
+def _by_key(sources: Iterable[Any]) -> dict[str, Any]:
+    """Candidates by the hash of their loops; of two that come to the same, the first."""
+    found: dict[str, Any] = {}
+    for source in sources:
+        found.setdefault(replay.module_key(source.sch.mod), source)
+    return found
 
 
 def default_space() -> Any:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saevit_tvm import targets
-from saevit_tvm.errors import TargetError
+from saevit_tvm.errors import TargetError, UsageError
 from saevit_tvm.verbs.build import check_dtype
 
 if TYPE_CHECKING:
@@ -107,6 +108,16 @@ def _require_runnable(target: targets.Target) -> None:
             f"target '{target.name}' cannot be tuned on this machine: it {reason}. "
             "Tune on a machine that has it and copy the store, or reach a board with --measure rpc://HOST:PORT/KEY."
         )
+    threads, cores = int(target.tvm.get("num-cores", 1)), len(os.sched_getaffinity(0))
+    if threads > cores:
+        raise UsageError(
+            f"kernels cut for {threads} threads cannot be timed on {_cores(cores)}: tune for fewer threads, or on a "
+            "machine that has as many."
+        )
+
+
+def _cores(count: int) -> str:
+    return "one core" if count == 1 else f"{count} cores"
 
 
 def _report_damage(records: Store, say: Say) -> None:

@@ -44,6 +44,8 @@ def names(folder: Path) -> list[str]:
         (["--image-size", "100000"], 2, ["image size 100000", "4096"]),
         (["--batch", "0"], 2, ["batch 0"]),
         (["--classes", "0"], 2, ["0 classes"]),
+        (["--target", "mali", "--threads", "2"], 2, ["--threads 2", "'mali'", "leave it out"]),
+        (["--threads", "0"], 2, ["--threads", "1<=x<=256"]),
         (["--name", "../up"], 2, ["'../up' cannot be the name"]),
         (["--name", ""], 2, ["cannot be the name"]),
         (["--weights", "nowhere.safetensors"], 2, ["nowhere.safetensors"]),
@@ -250,6 +252,21 @@ def test_a_picture_that_is_no_file_is_wrong_usage(cli, micro_artifact, tmp_path,
 def test_too_many_classes_wanted(cli, micro_artifact, picture, refused):
     refused(cli("run", micro_artifact, picture, "--top", "1001"), 2, "--top 1001", "1000 classes")
     refused(cli("run", micro_artifact, picture, "--top", "0"), 2, "--top 0")
+
+
+# Tune ------------------------------------------------------------------------
+
+
+def test_tune_wrong_usage(cli, tmp_path, refused):
+    more = str(1 + len(os.sched_getaffinity(0)))
+    for args, status, words in (
+        (["--threads", more], 2, [f"cut for {more} threads", "tune for fewer threads"]),
+        (["--target", "rpi4"], 1, ["'rpi4' cannot be tuned on this machine", "--measure rpc://HOST:PORT/KEY"]),
+        (["--measure", "rpc://board/rpi4"], 2, ["rpc://HOST:PORT/KEY"]),
+        (["--trials", "0"], 2, ["--trials"]),
+    ):
+        refused(cli("tune", "--store", tmp_path / "store", *args), status, *words)
+    assert names(tmp_path) == []
 
 
 # Bench ------------------------------------------------------------------------

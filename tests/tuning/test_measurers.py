@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from saevit_tvm.errors import UsageError
-from saevit_tvm.tuning.measurers import parse, rpc_address
+from saevit_tvm.tuning import emulated, measure, rpc
+from saevit_tvm.tuning.measurers import longest_seconds, parse, rpc_address
 
 
 @pytest.mark.parametrize("where", ["local", "qemu", "rpc://board:9190/rpi4", "rpc://[::1]:9190/a-b.c_d"])
@@ -39,6 +40,13 @@ def test_wrong_clusters(cluster: str) -> None:
 def test_a_cluster_measures_by_itself() -> None:
     with pytest.raises(UsageError, match="leave out --measure"):
         parse("qemu", "local:2")
+
+
+def test_a_stop_waits_for_the_slowest_measurement() -> None:
+    assert longest_seconds("local") >= measure.RUN_SECONDS
+    assert longest_seconds("rpc://board:9190/rpi4") >= rpc.REACH_SECONDS + rpc.RUN_SECONDS
+    assert longest_seconds("qemu") >= 2 * emulated.RUN_SECONDS
+    assert longest_seconds("local", "local:2") > longest_seconds("local")
 
 
 @given(

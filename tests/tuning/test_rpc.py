@@ -47,6 +47,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 @pytest.fixture(autouse=True)
 def brisk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One process that compiles is enough for these few candidates, and little patience for these near boards."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {0})
     for name, seconds in (("REACH", 4.0), ("RUN", 4.0), ("GRACE", 2.0), ("LOOK", 0.5), ("PAUSE", 0.2)):
         monkeypatch.setattr(rpc, f"{name}_SECONDS", seconds)
 
@@ -163,6 +165,26 @@ def test_no_board_is_left_and_then_one_comes_back(tracker: Tracker, server: list
         thread.join()
     assert len(results) == 6 and all(result.run_secs for result in results.values()), results
     assert any(line.startswith("waiting: the tracker has no device") for line in said), said
+
+
+def test_a_board_that_another_uses_is_waited_for(tracker: Tracker, server: list[str], target: Target) -> None:
+    from tvm import rpc as client
+
+    said: list[str] = []
+    with serving(server, tracker, "shared"):
+        request = tracker.request("shared")
+        lent: list[Any] = []
+        until(lambda: lent.append(request.granted()) or lent[-1] is not None)
+        session = client.connect(lent[-1].host, lent[-1].port, lent[-1].match_key)
+
+        def say(line: str) -> None:
+            said.append(line)
+            session.get_function("CloseRPCConnection")()
+
+        with RpcMeasurer(target, HERE, tracker.port, "shared", say=say) as measurer:
+            results = measured(measurer, *stores(2))
+    assert said == ["waiting: every device with the key 'shared' is in use, 1 in all"]
+    assert len(results) == 2 and all(result.run_secs for result in results.values()), results
 
 
 def test_patience_ends_when_no_board_comes(
