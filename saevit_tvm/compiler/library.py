@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from saevit_tvm.compiler import sources
 from saevit_tvm.errors import CompileError
 from saevit_tvm.runtime import elf as binary
 from saevit_tvm.targets import toolchain
@@ -50,6 +51,8 @@ def link(executable: VMExecutable, target: Target, path: Path) -> None:
     """Write the library, with the weights inside, and see that it is one for the target."""
     if target.output == "objects":
         executable.export_library(str(path), fcompile=functools.partial(_pack, arch=target.arch))
+        if target.kind != "llvm":
+            sources.add(executable, target.kind, path)
         return
     chosen = toolchain.linker(target)
 

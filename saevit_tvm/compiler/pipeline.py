@@ -174,7 +174,7 @@ def compile_model(
     """The whole street: from a PyTorch model to an executable for the target."""
     target.require(dtype)
     opened = _open_records(records, target) if use_tuned else None
-    if target.kind == "opencl":
+    if target.kind != "llvm":
         from saevit_tvm.compiler.opencl import compile_for_opencl
 
         return compile_for_opencl(source, target, opened, dump_ir, dtype)
@@ -203,7 +203,7 @@ def compile_model(
 def kernels_to_tune(source: ModelSource, target: Target, dtype: str = "float32") -> list[Kernel]:
     """Every distinct kernel that the model needs on the target, most used first."""
     target.require(dtype)
-    if target.kind == "opencl":
+    if target.kind != "llvm":
         from saevit_tvm.compiler import opencl
 
         return opencl.kernels_to_tune(source, target, dtype)

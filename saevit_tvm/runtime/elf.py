@@ -31,15 +31,19 @@ _MACH_O_MACHINES = {0x0100000C: "arm64", 0x01000007: "x86_64"}
 _MACH_O_KINDS = {1: "object file", 2: "program", 6: _SHARED, 8: _SHARED}
 
 
+# WebAssembly, version 1; what links, and what runs, begin alike.
+_WEBASSEMBLY = b"\0asm\x01\0\0\0"
+
+
 class Binary(NamedTuple):
-    """What a file is. `format` is "ELF" or "Mach-O"; `None` stands for a file that is neither."""
+    """What a file is. `format` is "ELF", "Mach-O" or "WebAssembly"; `None` stands for a file that is none of these."""
 
     format: str | None
     kind: str | None
     machine: str | None
 
     def __str__(self) -> str:
-        named = {"ELF": "an ELF", "Mach-O": "a Mach-O"}
+        named = {"ELF": "an ELF", "Mach-O": "a Mach-O", "WebAssembly": "a WebAssembly"}
         return f"{named[self.format]} {self.kind} for {self.machine}" if self.format else "no machine code"
 
 
@@ -61,6 +65,8 @@ def identify(header: bytes) -> Binary:
         return Binary(
             "Mach-O", _MACH_O_KINDS.get(kind, f"file of type {kind}"), _MACH_O_MACHINES.get(cpu, f"CPU type {cpu}")
         )
+    if header.startswith(_WEBASSEMBLY):
+        return Binary("WebAssembly", "object file", "wasm32")
     return Binary(None, None, None)
 
 

@@ -14,11 +14,12 @@ from saevit_tvm.errors import UsageError, unknown
 from saevit_tvm.targets import arm, llvm, riscv
 from saevit_tvm.targets.base import Target, dtypes_with, runs_here
 from saevit_tvm.targets.opencl import OPENCL_NAMES, opencl_targets
+from saevit_tvm.targets.sources import SOURCE_TARGETS
 from saevit_tvm.targets.x86 import X86_TARGETS, native
 
 __all__ = ["Target", "all_targets", "get", "how_to_run", "linkers_for", "names", "native", "runs_here", "why_not"]
 
-_NAMED = (*X86_TARGETS, *arm.ARM_TARGETS, *riscv.RISCV_TARGETS)
+_NAMED = (*X86_TARGETS, *arm.ARM_TARGETS, *riscv.RISCV_TARGETS, *SOURCE_TARGETS)
 
 # Architectures other than this machine's that a target of the user's own may have: who links, which CPU stands in.
 _FOREIGN = {"aarch64": (arm.LINKERS, "max"), "riscv64": (riscv.LINKERS, "rv64")}
@@ -113,7 +114,8 @@ def why_not(target: Target) -> str:
 
 def _way(target: Target) -> tuple[str | None, str]:
     if target.output == "objects":
-        return None, "gives object files, to be linked and proven on such a machine"
+        what = "object files" if target.kind == "llvm" else "sources and object files"
+        return None, f"gives {what}, to be linked and proven on such a machine"
     runs, reason = runs_here(target)
     if runs:
         return "host", ""

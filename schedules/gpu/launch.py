@@ -164,7 +164,10 @@ class Kernel:
         ]
         text = "\n".join([*inner, program.body])
         for variable, extent, thread in reversed(threads):
-            text = nest(f'for {variable} in T.thread_binding({extent}, thread="{thread}"):', text)
+            # WebGPU has no third extent of work-groups, which is a batch of one as a rule.
+            is_one = (thread, extent) == ("blockIdx.z", 1)
+            loop = "range(1)" if is_one else f'T.thread_binding({extent}, thread="{thread}")'
+            text = nest(f"for {variable} in {loop}:", text)
         return _parsed(self._signature({}) + indent("\n".join([*lines, text]), "    "))
 
     def declared(self, attributes: Mapping[str, str], block: str) -> tirx.PrimFunc:
