@@ -74,4 +74,4 @@ def test_every_proposal_is_a_kernel_of_its_own(dtype: str) -> None:
     for candidate in proposed:
         schedule = replay.apply(replay.workload(kernel.module), candidate.trace)
         tiling = chosen_tiling(schedule.mod["main"]) if schedule else None
-        assert tiling is not None and conv.program(limits, conv.KNOBS(**tiling)).excess(limits) is None
+        assert tiling is not None and limits.excess(*conv.program(limits, conv.KNOBS(**tiling)).usage) is None
