@@ -98,11 +98,11 @@ class Program:
     halves: Mapping[str, int] = field(default_factory=dict)
     shared: Mapping[str, int] = field(default_factory=dict)
 
-    def excess(self, limits: Limits) -> str | None:
-        """What it wants and the device has not, by the upper estimate that everything private is alive at once."""
+    @property
+    def usage(self) -> tuple[int, int, int]:
+        """Work-items, bytes of local memory, and registers of a work-item if all it has is alive at once."""
         registers = INDICES + sum(self.private.values()) + -(-sum(self.halves.values()) // 2)
-        work_items = int(np.prod(tuple(self.group)))
-        return limits.excess(work_items, SIZES["float32"] * sum(self.shared.values()), registers)
+        return int(np.prod(tuple(self.group))), SIZES["float32"] * sum(self.shared.values()), registers
 
 
 class Kernel:
@@ -139,7 +139,7 @@ class Kernel:
 
     def _fitting(self, limits: Limits) -> Iterator[Any]:
         distinct = dict.fromkeys(self.offered(limits))
-        return (tiling for tiling in distinct if self.program(limits, tiling).excess(limits) is None)
+        return (tiling for tiling in distinct if limits.excess(*self.program(limits, tiling).usage) is None)
 
     def generated(self, limits: Limits, tiling: Mapping[str, int] | None = None) -> tirx.PrimFunc:
         """The loops, with a tiling or with the default one."""

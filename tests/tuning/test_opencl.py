@@ -12,12 +12,10 @@ import pytest
 
 from saevit_tvm import targets
 from saevit_tvm.runtime import opencl
-from saevit_tvm.tuning.measure import LocalMeasurer
-from saevit_tvm.tuning.session import Session
 from saevit_tvm.tuning.store import Store
+from schedules.regions import chosen_tiling
 
 TARGET = "generic-opencl"
-pytestmark = pytest.mark.skipif(not opencl.available()[0], reason=opencl.available()[1])
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -30,50 +28,50 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         os.environ["SAEVIT_TVM_CACHE"] = before
 
 
-def declared(kernel: Any) -> Any:
-    """A kernel as the pipeline hands it to tuning."""
-    import tvm
-
-    from saevit_tvm.compiler.pipeline import Kernel
-    from schedules.gpu.declare import declare
-
-    return Kernel(kernel.NAME, 1, tvm.IRModule({"main": declare(kernel).with_attr("global_symbol", "main")}))
-
-
-def test_candidates_are_measured_on_the_device(tmp_path: Path) -> None:
-    from saevit_tvm.tuning.space import Features, space_for
-    from schedules.gpu.conv import Conv
-
-    target = targets.get(TARGET)
-    kernels = [declared(Conv(1, 4, 4, 16, 16, dtype=dtype, given=dtype)) for dtype in ("float32", "float16")]
-    store = Store(tmp_path, target)
-    session = Session(
-        kernels,
-        target,
-        store,
-        model="test",
-        measurer=lambda: LocalMeasurer(target, builders=1),
-        space_for=lambda kernel: space_for(kernel, target),
-        features=Features(),
-    )
-    result = session.run(trials=4)
-    trials = [trial for task in session.tasks for trial in store.of(task.workload.key)]
-    assert [trial.words for trial in trials if not trial.valid] == []
-    assert result.trials == len({trial.candidate for trial in trials}) == 4
-    assert all(trial.machine["device"] == opencl.devices()[0].name for trial in trials)
-
-
 @pytest.mark.slow
+@pytest.mark.skipif(not opencl.available()[0], reason=opencl.available()[1])
 def test_a_build_uses_what_tuning_found(cli: Callable[..., Any], tmp_path: Path) -> None:
-    chosen = ["--target", TARGET, "--model", "saevit_micro", "--image-size", "32", "--store", tmp_path / "store"]
+    """In float16, which this driver can only store: so do the candidates."""
+    chosen = ["--target", TARGET, "--model", "saevit_micro", "--image-size", "32", "--dtype", "float16"]
+    chosen += ["--store", str(tmp_path / "store")]
     tuned = cli("tune", *chosen, "--trials", "4", "--json")
     assert tuned.returncode == 0, tuned.stderr
     found = json.loads(tuned.stdout)
-    assert found["valid"] == 4 and found["target"] == targets.get(TARGET).fingerprint
+    assert found["valid"] == found["tuned"] == 4
+    store = Store(tmp_path / "store", targets.get(TARGET))
+    assert all(trial.machine["device"] == opencl.devices()[0].name for key in store.trials for trial in store.of(key))
     built = cli("build", *chosen, "--out", tmp_path, "--json")
     assert built.returncode == 0, built.stderr
     manifest = json.loads(Path(json.loads(built.stdout)["manifest"]).read_text())
-    assert manifest["kernels"]["tuned"] == found["tuned"] == 4
-    assert manifest["verification"]["passed"] and manifest["records_digest"].startswith("sha256:")
+    assert manifest["kernels"]["tuned"] == 4 and manifest["kernels"]["fallback"] == 0
+    proof = manifest["verification"]
+    assert proof["passed"] and 1e-5 < proof["max_rel_error"] < 5e-3
+    assert manifest["inputs"][0]["dtype"] == manifest["outputs"][0]["dtype"] == "float32"
     (used,) = manifest["records"]
-    assert used["kernels"] == 4 and not used["near"]
+    assert used["kernels"] == 4 and not used["near"] and manifest["records_digest"].startswith("sha256:")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_every_proposal_is_a_kernel_of_its_own(dtype: str) -> None:
+    """The space of a declared kernel: distinct tilings, each of which fits the device and can be replayed."""
+    import tvm
+
+    from saevit_tvm.compiler.pipeline import Kernel
+    from saevit_tvm.tuning import replay
+    from saevit_tvm.tuning.guide import CostModel
+    from saevit_tvm.tuning.space import Features, space_for
+    from saevit_tvm.tuning.task import Task
+    from schedules.gpu.conv import Conv
+    from schedules.gpu.declare import declare
+    from schedules.gpu.devices import limits_of
+
+    target, conv = targets.get("adreno-650"), Conv(1, 14, 14, 48, 96, dtype=dtype, given=dtype)
+    kernel = Kernel("conv", 1, tvm.IRModule({"main": declare(conv).with_attr("global_symbol", "main")}))
+    task = Task(kernel, tvm.target.Target(target.tvm), lambda kernel: space_for(kernel, target))
+    proposed = task.propose(16, CostModel(Features()).model)
+    assert len({candidate.key for candidate in proposed}) == 16
+    limits = limits_of(target.tvm)
+    for candidate in proposed:
+        schedule = replay.apply(replay.workload(kernel.module), candidate.trace)
+        tiling = chosen_tiling(schedule.mod["main"]) if schedule else None
+        assert tiling is not None and limits.excess(*conv.program(limits, conv.KNOBS(**tiling)).usage) is None
