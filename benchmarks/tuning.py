@@ -8,6 +8,8 @@ Both start from nothing: no shipped records. TVM's own is what `relax.get_pipeli
 take --build-seconds for a candidate, because its default of 30 does not even suffice for the imports of its workers
 on a slow machine. A curve shows the latency predicted from the best records so far (calls of each kernel times its best
 time); dots show the model built from these records and timed, both in turns. Run it on an idle machine.
+
+Each step is written as soon as it is done. A run that is stopped tells what it has, and --resume does the other steps.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import contextlib
 import json
 import math
 import os
+import shutil
 import signal
 import statistics
 import subprocess
@@ -35,6 +38,7 @@ CLOSE = 1.05
 STOCK_TRIALS = 1_000_000  # TVM's search knows no minutes: it is stopped from outside
 FAILED_SECONDS = 1e9  # TVM notes a failure as a time of 1e10
 RECORDS, WORKLOADS = "database_tuning_record.json", "database_workload.json"
+NODE_RATES = "built and timed a second, by Ray nodes that share this machine"
 NAMES = {"ours": "saevit-tvm", "stock": "TVM's own"}
 COLOURS = {"ours": "tab:red", "stock": "tab:gray"}
 
@@ -52,34 +56,77 @@ def main() -> None:
     if options.stock_child is not None:
         tune_stock(options.model, options.image_size, options.stock_child, options.build_seconds)
         return
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     from saevit_tvm import targets
     from saevit_tvm.models.sources import open_model
 
     source, target = open_model(options.model, image_size=options.image_size), targets.native()
     options.out.mkdir(parents=True, exist_ok=True)
-    result: dict[str, Any] = {"model": source.name, "input_shape": list(source.input_shape), "minutes": options.minutes}
-    result |= {"fractions": options.fractions, "build_seconds": options.build_seconds}
+    asked = {"model": source.name, "input_shape": list(source.input_shape), "minutes": options.minutes}
+    asked |= {"fractions": options.fractions, "build_seconds": options.build_seconds, "target": target.fingerprint}
+    results = Results(options.out, asked, resume=options.resume)
+    try:
+        compare(source, target, options, results)
+    finally:  # and if it was stopped, what there is
+        results.tell()
 
-    def keep(**found: Any) -> None:
-        """Written at once: what comes later may fail, and a search is long."""
-        result.update(found)
-        (options.out / "tuning.json").write_text(json.dumps(result, indent=1) + "\n")
 
-    with tempfile.TemporaryDirectory() as scratch:
-        built: dict[str, dict[float, Any]] = {}
-        ours = Ours(source, target, Path(scratch) / "ours")
-        keep(ours=described(ours.search(options.minutes)) | ours.told)
-        keep(build_throughput=build_throughput(ours.candidates(options.builds), target))
-        built["ours"] = ours.built(options.minutes, options.fractions)
-        if not options.only_ours:
-            stock = Stock(source, target, Path(scratch) / "stock", options)
-            keep(stock=described(stock.search(options.minutes)) | stock.told)
-            built["stock"] = stock.built(options.minutes, options.fractions)
+def compare(source: Any, target: Any, options: argparse.Namespace, results: Results) -> None:
+    """All steps that are not done yet."""
+    if "ours" not in results.known:  # a search that was stopped begins anew: its minutes have to be in one piece
+        shutil.rmtree(results.work / "ours", ignore_errors=True)
+    ours = Ours(source, target, results.work / "ours")
+    if "ours" not in results.known:
+        results.keep(ours=described(ours.search(options.minutes)) | ours.told)
+    if "build_throughput" not in results.known:
+        candidates = ours.candidates(options.builds)
+        results.keep(build_throughput=build_throughput(candidates, target))
+        if options.nodes:
+            results.keep(node_throughput=node_throughput(candidates, target, options.nodes))
+    searches: dict[str, Ours | Stock] = {"ours": ours}
+    if not options.only_ours:
+        searches["stock"] = stock = Stock(source, target, results.work / "stock", options)
+        if "stock" not in results.known:
+            results.keep(stock=described(stock.search(options.minutes)) | stock.told)
+    if any("measured" not in results.known[name] for name in searches):
+        say("compiling what was found")
+        built = {name: search.built(results.known[name], results.known) for name, search in searches.items()}
         for name, found in measured(built, source, target, options.seconds).items():
-            keep(**{name: result[name] | {"measured": found}})
-    (options.out / "tuning.md").write_text(table(result))
-    plot(result, options.out / "tuning.png")
-    print(table(result))
+            results.keep(**{name: results.known[name] | {"measured": found}})
+
+
+class Results:
+    """What is known so far, in the folder of the results; each step is written as soon as it is done."""
+
+    def __init__(self, folder: Path, asked: dict[str, Any], *, resume: bool) -> None:
+        self._folder = folder
+        self.work = folder / "tuning.work"
+        self.known = self._earlier(asked) if resume else asked
+        if not resume:
+            shutil.rmtree(self.work, ignore_errors=True)
+
+    def _earlier(self, asked: dict[str, Any]) -> dict[str, Any]:
+        path = self._folder / "tuning.json"
+        known = json.loads(path.read_text()) if path.exists() else asked
+        if any(known.get(name) != value for name, value in asked.items()):
+            raise SystemExit(f"{path} is of another comparison: give the same options, or leave out --resume")
+        return known
+
+    def keep(self, **found: Any) -> None:
+        self.known.update(found)
+        self._write("tuning.json", json.dumps(self.known, indent=1) + "\n")
+
+    def tell(self) -> None:
+        """The table and the plot of what there is."""
+        if "ours" in self.known:
+            self._write("tuning.md", table(self.known))
+            plot(self.known, self._folder / "tuning.png")
+            print(table(self.known))
+
+    def _write(self, name: str, text: str) -> None:
+        staged = self._folder / f".{name}.new"
+        staged.write_text(text)
+        staged.replace(self._folder / name)
 
 
 def _options() -> argparse.Namespace:
@@ -96,7 +143,14 @@ def _options() -> argparse.Namespace:
         help="of the minutes, at which the model is built and timed",
     )
     parser.add_argument("--builds", type=int, default=32, help="candidates that the throughput is measured with")
+    parser.add_argument(
+        "--nodes",
+        type=lambda text: [int(part) for part in text.split(",")],
+        default=[],
+        help="also trials a second on Ray clusters of so many nodes here, such as 1,2,4",
+    )
     parser.add_argument("--only-ours", action="store_true")
+    parser.add_argument("--resume", action="store_true", help="keep the steps that --out has already")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--stock-child", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -139,35 +193,36 @@ class Ours:
 
     def search(self, minutes: float) -> list[Point]:
         say(f"our search: {minutes:g} minutes")
-        self._start, self._began = time.monotonic(), datetime.now(timezone.utc)
+        self._start, began = time.monotonic(), datetime.now(timezone.utc).isoformat()
         found = self.session.run(minutes=minutes)
         self.told = {"kernels": found.tasks, "valid": found.valid, "guided": found.guided, "ended": found.ended}
+        self.told["began"] = began
         return self.curve
 
-    def built(self, minutes: float, fractions: Sequence[float]) -> dict[float, Any]:
+    def built(self, found: dict[str, Any], asked: dict[str, Any]) -> dict[float, Any]:
         """The model with the records that there were at each fraction of the time."""
         from stages import compiled
 
         from relay_patterns import blocks, layers
         from saevit_tvm.tuning.records import Records, Source
 
-        made = {}
-        for fraction in fractions:
-            store = self._at(self._began + timedelta(minutes=fraction * minutes))
+        made, began = {}, datetime.fromisoformat(found["began"])
+        for fraction in asked["fractions"]:
+            store = self._at(began + timedelta(minutes=fraction * asked["minutes"]))
             records = Records([Source(store, shipped=False, near=False)], self.target)
             regions = [*blocks(), *layers()]
             made[fraction] = compiled(self.source, self.target, regions=regions, database=records.database)
         return made
 
     def _at(self, moment: datetime) -> Any:
-        """The store as it was then."""
+        """The best of the store as it was then."""
         from saevit_tvm.tuning.store import Store
 
         store = Store(self.folder / f"{moment.timestamp()}", self.target)
         for key, workload in self.store.workloads.items():
-            for trial in self.store.of(key):
-                if datetime.fromisoformat(trial.time) <= moment:
-                    store.add(trial, workload)
+            by_then = [trial for trial in self.store.fastest(key) if datetime.fromisoformat(trial.time) <= moment]
+            for trial in by_then[:1]:
+                store.add(trial, workload)
         return store
 
     def candidates(self, count: int) -> list[Any]:
@@ -187,7 +242,6 @@ class Stock:
         self.source, self.target, self.folder, self.options = source, target, folder, options
         self.told: dict[str, Any] = {}
         self._marks: list[tuple[float, int]] = []
-        folder.mkdir(parents=True)
 
     @property
     def _records(self) -> Path:
@@ -198,16 +252,20 @@ class Stock:
         size = [] if self.options.image_size is None else ["--image-size", str(self.options.image_size)]
         command = [sys.executable, __file__, "--stock-child", str(self.folder), "--model", self.options.model, *size]
         command += ["--build-seconds", str(self.options.build_seconds)]
+        shutil.rmtree(self.folder, ignore_errors=True)  # what a search that was stopped has left
+        self.folder.mkdir(parents=True)
         start = time.monotonic()
         with (self.folder / "log").open("wb") as log:
             child = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-            while child.poll() is None and time.monotonic() - start < 60 * minutes:
-                time.sleep(POLL_SECONDS)
-                self._mark(time.monotonic() - start)
-            ended = "the time is up" if child.poll() is None else f"it ended with status {child.returncode}"
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(child.pid, signal.SIGKILL)
-            child.wait()
+            try:
+                while child.poll() is None and time.monotonic() - start < 60 * minutes:
+                    time.sleep(POLL_SECONDS)
+                    self._mark(time.monotonic() - start)
+                ended = "the time is up" if child.poll() is None else f"it ended with status {child.returncode}"
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(child.pid, signal.SIGKILL)
+                child.wait()
         curve, kernels, valid = stock_curve(self._marks, self._lines(), self._weights())
         self.told = {"kernels": kernels, "valid": valid, "ended": ended}
         return curve
@@ -238,12 +296,9 @@ class Stock:
             for number, task in enumerate(tasks)
         }
 
-    def built(self, minutes: float, fractions: Sequence[float]) -> dict[float, Any]:
+    def built(self, found: dict[str, Any], asked: dict[str, Any]) -> dict[float, Any]:
         made: dict[int, Any] = {}  # by records: at first there may be none for long
-        counts = {
-            fraction: max((n for seconds, n in self._marks if seconds <= 60 * fraction * minutes), default=0)
-            for fraction in fractions
-        }
+        counts = {fraction: trials_by(found, 60 * fraction * asked["minutes"]) for fraction in asked["fractions"]}
         for count in set(counts.values()):
             made[count] = stock_compiled(self.source, self.target, self._prefix(count))
         return {fraction: made[count] for fraction, count in counts.items()}
@@ -338,6 +393,11 @@ def _tvm_target(target: Any) -> Any:
 # Figures --------------------------------------------------------------
 
 
+def trials_by(found: dict[str, Any], moment: float) -> int:
+    """The trials that a search had made after so many seconds."""
+    return max((trials for seconds, trials, _ in found["curve"] if seconds <= moment), default=0)
+
+
 def described(curve: Sequence[Point]) -> dict[str, Any]:
     """A curve, and what can be read off it."""
     known = [(point.seconds, point.predicted_ms) for point in curve if point.predicted_ms is not None]
@@ -397,29 +457,54 @@ def build_throughput(candidates: Sequence[Any], target: Any) -> dict[int, float]
     return found
 
 
+def node_throughput(candidates: Sequence[Any], target: Any, nodes: Sequence[int]) -> dict[int, float]:
+    """Candidates built and timed a second, by the number of Ray nodes, which share this machine's cores."""
+    from saevit_tvm.tuning.measurers import open_measurer
+
+    found = {}
+    for count in nodes:
+        say(f"measuring {len(candidates)} candidates on {count} nodes")
+        with open_measurer("local", target, cluster=f"local:{count}", say=say) as measurer:
+            for some in (candidates[:count], candidates):
+                start = time.perf_counter()
+                made = sum(1 for _ in measurer.measure(some, math.inf, lambda: False))
+                found[count] = made / (time.perf_counter() - start)
+    return found
+
+
 def table(result: dict[str, Any]) -> str:
     shape = "x".join(map(str, result["input_shape"]))
     lines = [
         f"{result['model']}, input {shape}, float32, {result['minutes']:g} minutes for each search, both from nothing.",
         "",
-        "| search | kernels | trials | valid | trials a second | first prediction s | within 5 % of its best s |"
-        " predicted ms | measured ms | ended |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| search | kernels | trials | valid | guided by a model | trials a second | first prediction s |"
+        " within 5 % of its best s | predicted ms | measured ms | ended |",
+        "|---" * 11 + "|",
     ]
     for name in ("ours", "stock"):
         if name in result:
             one = result[name]
-            cells = [NAMES[name], one["kernels"], one["trials"], one["valid"], f"{one['trials_a_second']:.2f}"]
+            cells = [NAMES[name], one["kernels"], one["trials"], one["valid"], one.get("guided", "unknown")]
+            cells.append(f"{one['trials_a_second']:.2f}")
             cells += [_figure(one["seconds_to_first_prediction"], 0), _figure(one["seconds_to_within_5_percent"], 0)]
-            cells += [_figure(one["predicted_ms"], 2), _figure(one["measured"][-1]["median_ms"], 2), one["ended"]]
+            cells += [_figure(one["predicted_ms"], 2), _last_measured(one), one["ended"]]
             lines.append(f"| {' | '.join(map(str, cells))} |")
-    lines += ["", "| share of the time | " + " | ".join(NAMES[name] for name in NAMES if name in result) + " |"]
-    lines.append("|---" * len(lines[-1].split("|")[1:-1]) + "|")
-    for number, fraction in enumerate(result["fractions"]):
-        cells = [f"{result[name]['measured'][number]['median_ms']:.2f} ms" for name in NAMES if name in result]
+    timed = [name for name in NAMES if "measured" in result.get(name, {})]
+    if timed:
+        lines += ["", f"| share of the time | {' | '.join(NAMES[name] for name in timed)} |"]
+        lines.append("|---" * (1 + len(timed)) + "|")
+    for number, fraction in enumerate(result["fractions"] if timed else []):
+        cells = [f"{result[name]['measured'][number]['median_ms']:.2f} ms" for name in timed]
         lines.append(f"| {fraction:.0%} | {' | '.join(cells)} |")
-    rates = ", ".join(f"{rate:.1f} with {workers}" for workers, rate in result["build_throughput"].items())
-    return "\n".join(lines) + f"\n\nCandidates built a second, by workers: {rates}.\n"
+    for key, what in (("build_throughput", "built a second, by workers"), ("node_throughput", NODE_RATES)):
+        if key in result:
+            rates = ", ".join(f"{rate:.1f} with {count}" for count, rate in result[key].items())
+            lines += ["", f"Candidates {what}: {rates}."]
+    return "\n".join(lines) + "\n"
+
+
+def _last_measured(one: dict[str, Any]) -> str:
+    return f"{one['measured'][-1]['median_ms']:.2f}" if "measured" in one else "not yet"
 
 
 def _figure(value: float | None, digits: int) -> str:
@@ -445,7 +530,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
         axis.set_ylabel("ms an inference")
         axis.set_yscale("log")
     by_time.legend(fontsize=7)
-    rates = result["build_throughput"]
+    rates = result.get("build_throughput", {})
     builds.bar([str(workers) for workers in rates], list(rates.values()), color="tab:red")
     builds.set_xlabel("build workers")
     builds.set_ylabel("candidates a second")
@@ -459,10 +544,9 @@ def _draw(result: dict[str, Any], name: str, colour: str, by_time: Any, by_trial
     one = result[name]
     known = [(seconds / 60, trials, ms) for seconds, trials, ms in one["curve"] if ms is not None]
     dots = []
-    for found in one["measured"]:
+    for found in one.get("measured", []):
         moment = found["fraction"] * result["minutes"]
-        trials = max((t for seconds, t, _ in one["curve"] if seconds <= 60 * moment), default=0)
-        dots.append((moment, trials, found["median_ms"]))
+        dots.append((moment, trials_by(one, 60 * moment), found["median_ms"]))
     for axis, column in ((by_time, 0), (by_trials, 1)):
         if known:
             xs, ys = [point[column] for point in known], [point[2] for point in known]

@@ -37,6 +37,26 @@ def test_what_is_read_off_a_curve(tuning):
     assert tuning.described([])["trials_a_second"] == 0.0
 
 
+ASKED = {"model": "m", "input_shape": [1, 3, 32, 32], "minutes": 1.0, "fractions": [1.0], "target": "t"}
+
+
+def test_what_is_known_is_told_and_kept_wherever_a_run_was_stopped(tuning, tmp_path, capsys):
+    results = tuning.Results(tmp_path, dict(ASKED), resume=False)
+    results.tell()
+    assert list(tmp_path.iterdir()) == [], "nothing is known yet"
+    found = tuning.described([tuning.Point(30.0, 20, 2.0)]) | {"kernels": 3, "valid": 19, "guided": 12, "ended": "x"}
+    results.keep(ours=found)
+    results.tell()
+    assert "| saevit-tvm | 3 | 20 | 19 | 12 |" in (tmp_path / "tuning.md").read_text()
+    assert "not yet" in capsys.readouterr().out
+    assert tuning.Results(tmp_path, dict(ASKED), resume=True).known["ours"]["trials"] == 20
+    with pytest.raises(SystemExit, match="another comparison"):
+        tuning.Results(tmp_path, ASKED | {"minutes": 2.0}, resume=True)
+    results.work.mkdir()
+    assert "ours" not in tuning.Results(tmp_path, dict(ASKED), resume=False).known
+    assert not results.work.exists(), "a new comparison starts from nothing"
+
+
 @pytest.mark.slow
 def test_both_searches_from_start_to_finish(run, tmp_path):
     options = ("--model", "saevit_micro", "--image-size", "32", "--minutes", "0.1", "--seconds", "0.05")
