@@ -163,8 +163,11 @@ def test_the_counter_counts_known_instructions(tmp_path: Path) -> None:
         out = tmp_path / f"{times}.json"
         subprocess.run(emulator.command("aarch64", "max", [program, *"x" * times], count=out), check=True)
         counts.append(json.loads(out.read_text()))
-    each = {name: (counts[1][name] - counts[0][name]) / 1000 for name in counts[0]}
+    more = {name: counts[1][name] - counts[0][name] for name in counts[0]}
+    assert more["instructions"] == sum(more[name] for name in emulator.CLASSES)
+    # The loader's own work differs by a few instructions with where its strings lie.
+    each = {name: round(count / 1000) for name, count in more.items()}
     assert each["fma"] == 4 and each["vector"] == 4 and each["load"] == 6 and each["store"] == 3
     assert each["bytes_loaded"] == 16 + 32 + 32 + 4 + 4 + 1 and each["bytes_stored"] == 16 + 16 + 2
     assert each["float_ops"] == 2 * (4 + 4 + 1 + 8) + 4 + 2 + 0 + 1
-    assert each["branch"] == 1 and each["instructions"] == sum(each[name] for name in emulator.CLASSES)
+    assert each["branch"] == 1
