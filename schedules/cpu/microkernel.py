@@ -18,7 +18,7 @@ import numpy as np
 from schedules.cpu.builder import Buffer, Builder, Expr, minimum, splat
 from schedules.cpu.isa import Isa
 
-PART = 32  # steps of the depth whose sum may stay in float16: its error grows as their square root
+PART = 64  # steps of the depth whose sum may stay in float16: its error grows as their square root
 
 # finish(row, column, value): value holds one or more neighbouring columns of the result, in the builder's type.
 Finish = Callable[[Expr, Expr, Expr], None]
