@@ -31,7 +31,7 @@ def described(how: dict[str, Any]) -> str:
     manifest = {
         "model": "none",
         "versions": {"saevit_tvm": "0"},
-        "target": {"name": "none", "arch": "none", "features": []},
+        "target": {"name": "none", "arch": "none", "features": [], "tvm": {"kind": "llvm"}},
         "weights_digest": "sha256:",
         "inputs": [tensor],
         "outputs": [{"name": "scores", "shape": [1, 2], "dtype": "float32"}],
