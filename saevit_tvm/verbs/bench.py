@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -78,7 +77,7 @@ class Comparison:
 
     def of(self, path: Path) -> Comparison:
         """The same with another build of the same model in our place."""
-        shutil.copy(path, self.runtimes[0].folder / "artifact.so")
+        peers.OURS.convert(path, self.example, self.runtimes[0].folder)
         return replace(self, path=path, manifest=read_manifest(path))
 
     def measure(self, *, threads: int | None, runs: int | None, seconds: float) -> dict[str, Any]:
@@ -123,8 +122,8 @@ def prepared(
     check_runnable(manifest, path)
     with workspace.scratch() as scratch:
         runtimes = [_runtime(peer, scratch) for peer in (peers.OURS, *_choose(named, against is None))]
-        shutil.copy(path, runtimes[0].folder / "artifact.so")
         example, expected, note = _prepare(manifest, weights, runtimes, named, scratch, say)
+        peers.OURS.convert(path, example, runtimes[0].folder)
         yield Comparison(path, manifest, runtimes, example, expected, note, scratch, say)
 
 

@@ -8,6 +8,7 @@ which are neighbouring positions, read neighbouring numbers.
 from __future__ import annotations
 
 import dataclasses
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -105,26 +106,29 @@ class Program:
         return int(np.prod(tuple(self.group))), SIZES["float32"] * sum(self.shared.values()), registers
 
 
-class Kernel:
+class Kernel(ABC):
     """One kind of kernel: a frozen dataclass of all that decides what it computes; `dtype` is how images are stored."""
 
     NAME: ClassVar[str]
     KNOBS: ClassVar[type]
 
     @property
+    @abstractmethod
     def reads(self) -> dict[str, Buffer]:
-        raise NotImplementedError
+        """The parameters but the last, by name."""
 
     @property
+    @abstractmethod
     def out(self) -> Buffer:
-        raise NotImplementedError
+        """The last parameter."""
 
+    @abstractmethod
     def offered(self, limits: Limits) -> list[Any]:
         """Tilings, the default first."""
-        raise NotImplementedError
 
+    @abstractmethod
     def program(self, limits: Limits, tiling: Any) -> Program:
-        raise NotImplementedError
+        """What it does with a tiling."""
 
     def memory(self, limits: Limits) -> Memory:
         return Memory({**self.reads, "out": self.out}, limits.half)

@@ -11,7 +11,7 @@ means, exponentials and long sums are where float16 would lose what matters.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
@@ -24,7 +24,7 @@ NO_SHARE = -1e30  # the saliency of positions beyond the image
 
 
 @dataclass(frozen=True)
-class SAA(Kernel):
+class SAA:
     """What all of its kernels are told."""
 
     n: int
@@ -113,7 +113,7 @@ class SAA(Kernel):
 
 
 @dataclass(frozen=True)
-class Measure(SAA):
+class Measure(SAA, Kernel):
     NAME = "saa_measure"
     KNOBS = reduce.Tiling
 
@@ -163,7 +163,7 @@ class Measure(SAA):
 
 
 @dataclass(frozen=True)
-class Sample(SAA):
+class Sample(SAA, Kernel):
     NAME = "saa_sample"
     KNOBS = head.Tiling
 
@@ -234,7 +234,7 @@ class Sample(SAA):
 
 
 @dataclass(frozen=True)
-class Normalise(SAA):
+class Normalise(SAA, Kernel):
     NAME = "saa_normalise"
     KNOBS = reduce.Tiling
 
@@ -279,7 +279,7 @@ class Normalise(SAA):
 
 
 @dataclass(frozen=True)
-class Attend(SAA):
+class Attend(SAA, Kernel):
     NAME = "saa_attend"
     KNOBS = head.Tiling
 
@@ -362,7 +362,7 @@ class Attend(SAA):
 
 
 @dataclass(frozen=True)
-class Recover(SAA):
+class Recover(SAA, Kernel):
     NAME = "saa_recover"
     KNOBS = head.Tiling
 
@@ -423,7 +423,7 @@ def saa(shape: SAA, scale: float, weights: dict[str, np.ndarray]) -> Lowered | N
     """The launches of the region, and its constants; None where heads do not divide the channels."""
     if shape.c % shape.heads:
         return None
-    told = shape.shape
+    told = asdict(shape)
     attend = Launch(Attend(**told), ("tokens", "qkv_w", "qkv_b"), "mixed")
     recover = Launch(Recover(**told), tuple(Recover(**told).reads), "out")
     if shape.r == 1:

@@ -7,6 +7,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -25,7 +26,7 @@ else:
 OTHER_PYTHON = "SAEVIT_TVM_PEERS_PYTHON"
 
 
-class Peer:
+class Peer(ABC):
     """One runtime. `convert` and `load` each run in a process of their own, which has nothing else to do."""
 
     name: str
@@ -49,12 +50,13 @@ class Peer:
     def version(self) -> str:
         return metadata.version(self.install.split()[0])
 
+    @abstractmethod
     def convert(self, model: Path, example: Path, folder: Path) -> None:
         """Turn `model` (a pickled module `.pt`, a `.pt2`, or an `.onnx`) into what `load` reads from `folder`."""
 
+    @abstractmethod
     def load(self, folder: Path, threads: int) -> Answer:
         """Ready to compute on `threads` threads; numpy in, numpy out."""
-        raise NotImplementedError
 
     def size(self, folder: Path) -> int:
         """Bytes of what has to be shipped for the model, the runtime itself aside."""
