@@ -60,6 +60,8 @@ def _print(console: Console, artifact: Path, manifest_path: Path, manifest: dict
         f"kernels   {kernels['total']}: {kernels['tuned']} from tuned records, "
         f"{kernels['scheduled']} from hand-written schedules, {kernels['fallback']} from fallback rules"
     )
+    if "device_code" in manifest:
+        console.line(f"device    {_compiled(manifest['device_code'])}")
     for source in manifest["records"]:
         console.line(f"records   {_told(source, kernels['total'])}")
     if proof["passed"]:
@@ -70,6 +72,17 @@ def _print(console: Console, artifact: Path, manifest_path: Path, manifest: dict
         )
     else:
         console.line("verified  no: it cannot be run here (proof: none)")
+
+
+def _compiled(code: dict[str, Any]) -> str:
+    """What was read back from the compiled kernels."""
+    kernels = code["kernels"].values()
+    spilling = sum(kernel["spill_bytes"] > 0 for kernel in kernels)
+    return (
+        f"{len(kernels)} CUDA kernels for each of {', '.join(code['architectures'])}, PTX for {code['ptx']}; "
+        f"at most {max(kernel['registers'] for kernel in kernels)} registers a thread and "
+        f"{max(kernel['shared_bytes'] for kernel in kernels)} bytes of shared memory, {spilling} with spills"
+    )
 
 
 def _told(source: dict[str, Any], total: int) -> str:

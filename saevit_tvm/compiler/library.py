@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import tvm
     from tvm.relax import VMExecutable
 
+    from saevit_tvm.compiler.device_code import DeviceCode
     from saevit_tvm.targets import Target
 
 
@@ -47,7 +48,7 @@ def generating_code(mod: tvm.IRModule | None = None) -> Iterator[None]:
         yield
 
 
-def link(executable: VMExecutable, target: Target, path: Path) -> None:
+def link(executable: VMExecutable, target: Target, path: Path, code: DeviceCode | None = None) -> None:
     """Write the library, with the weights inside, and see that it is one for the target."""
     if target.output == "objects":
         executable.export_library(str(path), fcompile=functools.partial(_pack, arch=target.arch))
@@ -65,7 +66,13 @@ def link(executable: VMExecutable, target: Target, path: Path) -> None:
             lines = [line for line in done.stderr.splitlines() if line.strip()] or ["no reason was given"]
             raise CompileError(f"linking {path.name} with '{chosen.cc_argv[0]}' failed: {lines[-1]}")
 
-    executable.export_library(str(path), fcompile=shared)
+    if code is None:
+        executable.export_library(str(path), fcompile=shared)
+    else:
+        from saevit_tvm.compiler.device_code import check_library, packer
+
+        executable.export_library(str(path), fcompile=shared, fpack_imports=packer(code))
+        check_library(path, code)
     check(path, target.arch, "shared library")
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,7 @@ from schedules.gpu.fallback import fallback_rules
 from schedules.gpu.regions import lower
 
 if TYPE_CHECKING:
+    from saevit_tvm.compiler.device_code import DeviceCode
     from saevit_tvm.models.sources import ModelSource
     from saevit_tvm.targets import Target
 
@@ -65,11 +67,27 @@ def schedules(limits: Limits, database: Any | None) -> list[Pass]:
     return [ApplyRecords(database), ExpandLaunches(limits), ScheduleByRule()]
 
 
-def compile_for_opencl(
-    source: ModelSource, target: Target, records: Any | None, dump_ir: Path | None, dtype: str
-) -> pipeline.Compiled:
-    """From a PyTorch model to an executable whose kernels are OpenCL C."""
-    dump = pipeline._Dump(dump_ir)
+@dataclass(frozen=True)
+class Scheduled:
+    """A module whose kernels all have their loops, and what is worth knowing about how it came to be."""
+
+    module: tvm.IRModule
+    counts: dict[str, int]
+    regions: dict[str, dict[str, int]]
+    warnings: list[str]
+
+    def compiled(
+        self, executable: Any, target: Target, records: Any | None, code: DeviceCode | None = None
+    ) -> pipeline.Compiled:
+        digest, used = (records.digest, records.used) if records else (None, [])
+        warnings = self.warnings + (code.warnings if code else [])
+        return pipeline.Compiled(
+            executable, self.module, target, self.counts, self.regions, digest, warnings, used, code
+        )
+
+
+def scheduled(source: ModelSource, target: Target, records: Any | None, dump: pipeline._Dump, dtype: str) -> Scheduled:
+    """From a PyTorch model to kernels for the device, whatever language they will be written in."""
     tvm_target, limits = tvm.target.Target(target.tvm), limits_of(target.tvm)
     mod = dump("import", import_model(source))
     mod = dump("simplify", pipeline.run(mod, pipeline.simplify(), tvm_target))
@@ -78,18 +96,25 @@ def compile_for_opencl(
     mod = dump("regions", pipeline.run(mod, regions(layers(), limits), tvm_target))
     mod = dump("kernels", pipeline.run(mod, kernels(limits, dtype), tvm_target))
     scheduling = schedules(limits, records and records.database)
-    mod = scheduled = dump("schedules", pipeline.run(mod, scheduling, tvm_target))
+    mod = dump("schedules", pipeline.run(mod, scheduling, tvm_target))
     check_launches(mod, limits, target.name)
-    counts = pipeline.count_kernels(mod)
-    mod = dump("library", pipeline.run(mod, pipeline.virtual_machine(), tvm_target))
+    return Scheduled(mod, pipeline.count_kernels(mod), found, warnings)
+
+
+def compile_for_opencl(
+    source: ModelSource, target: Target, records: Any | None, dump_ir: Path | None, dtype: str
+) -> pipeline.Compiled:
+    """From a PyTorch model to an executable whose kernels are OpenCL C."""
+    dump, tvm_target = pipeline._Dump(dump_ir), tvm.target.Target(target.tvm)
+    made = scheduled(source, target, records, dump, dtype)
+    mod = dump("library", pipeline.run(made.module, pipeline.virtual_machine(), tvm_target))
     try:
-        with generating_kernels(limits):
+        with generating_kernels(limits_of(target.tvm)):
             executable = relax.build(mod, tvm_target, relax_pipeline=None)
     except RuntimeError as error:
         lines = [line for line in str(error).splitlines() if line.strip()]
         raise CompileError(f"TVM cannot make OpenCL kernels of {source.name}: {lines[-1]}") from error
-    digest, used = (records.digest, records.used) if records else (None, [])
-    return pipeline.Compiled(executable, scheduled, target, counts, found, digest, warnings, used)
+    return made.compiled(executable, target, records)
 
 
 def kernels_to_tune(source: ModelSource, target: Target, dtype: str) -> list[pipeline.Kernel]:

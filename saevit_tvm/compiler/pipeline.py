@@ -37,10 +37,12 @@ from saevit_tvm.compiler.passes import (
     RemoveNoOps,
     ScheduleTheRest,
 )
+from saevit_tvm.errors import TargetError
 from schedules.cpu.isa import Isa, isa_of
 from schedules.regions import supported
 
 if TYPE_CHECKING:
+    from saevit_tvm.compiler.device_code import DeviceCode
     from saevit_tvm.models.sources import ModelSource
     from saevit_tvm.targets import Target
     from saevit_tvm.tuning.records import Records
@@ -106,19 +108,20 @@ def apply_records(database: Any | None, isa: Isa, threads: int) -> list[Pass]:
     ]
 
 
-def memory_plan() -> list[Pass]:
-    """Calls of kernels on a few storages, which all tensors of an inference share."""
+def memory_plan(capture: bool = False) -> list[Pass]:
+    """Calls of kernels on a few storages, which all tensors of an inference share; `capture` as a CUDA graph."""
     return [
         transform.RewriteDataflowReshape(),
         transform.ToNonDataflow(),
         transform.RemovePurityChecking(),
         transform.CallTIRRewrite(),
         transform.StaticPlanBlockMemory(),
+        *([transform.RewriteCUDAGraph()] if capture else []),
         transform.LowerAllocTensor(),
     ]
 
 
-def virtual_machine() -> list[Pass]:
+def virtual_machine(capture: bool = False) -> list[Pass]:
     """Bytecode that follows the memory plan.
 
     The virtual machine takes these storages from a pooled allocator and gives them back after every inference, so
@@ -126,7 +129,7 @@ def virtual_machine() -> list[Pass]:
     of a kernel comes from a pool of its thread, likewise.
     """
     return [
-        *memory_plan(),
+        *memory_plan(capture),
         transform.KillAfterLastUse(),
         transform.LowerRuntimeBuiltin(),
         transform.ComputePrimValue(),
@@ -147,10 +150,11 @@ class Compiled:
     records_digest: str | None
     warnings: list[str] = field(default_factory=list)
     records: list[dict[str, Any]] = field(default_factory=list)  # which folders of the store served how many kernels
+    code: DeviceCode | None = None  # of the kernels, where they are not the host's
 
     def export(self, path: Path) -> None:
         """Link the bare library, weights inside."""
-        library.link(self.executable, self.target, path)
+        library.link(self.executable, self.target, path, self.code)
 
 
 @dataclass(frozen=True)
@@ -174,6 +178,10 @@ def compile_model(
     """The whole street: from a PyTorch model to an executable for the target."""
     target.require(dtype)
     opened = _open_records(records, target) if use_tuned else None
+    if target.kind == "cuda":
+        from saevit_tvm.compiler.cuda import compile_for_cuda
+
+        return compile_for_cuda(source, target, opened, dump_ir, dtype)
     if target.kind != "llvm":
         from saevit_tvm.compiler.opencl import compile_for_opencl
 
@@ -203,6 +211,8 @@ def compile_model(
 def kernels_to_tune(source: ModelSource, target: Target, dtype: str = "float32") -> list[Kernel]:
     """Every distinct kernel that the model needs on the target, most used first."""
     target.require(dtype)
+    if target.kind == "cuda":
+        raise TargetError(f"target '{target.name}' cannot be tuned yet: its kernels take their default tilings.")
     if target.kind != "llvm":
         from saevit_tvm.compiler import opencl
 

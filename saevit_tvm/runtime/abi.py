@@ -252,6 +252,10 @@ def _raised() -> ArtifactError:
         for part in error._cell(_Bytes * 2)  # the error cell begins with its kind and its message
     )
     sentence = " ".join(message.split())
+    from saevit_tvm.runtime.cuda.errors import of_words  # that package needs this module
+
+    if known := of_words(f"{kind}: {sentence}"):
+        return ArtifactError(f"{known}.")
     if kind == "OpenCLError":  # our own plugin's, and meant for the user
         return ArtifactError(sentence)
     return ArtifactError(f"TVM's runtime failed with {kind}: {sentence}")

@@ -222,14 +222,18 @@ def check_runnable(manifest: dict[str, Any], path: str | os.PathLike[str]) -> No
             f"'{path}' is built for {machine} (target {target['name']}), and this machine is "
             f"{platform.machine()}: run it there, or build with --target native."
         )
-    if target["tvm"]["kind"] == "opencl":
+    if target["tvm"]["kind"] == "cuda":
+        from saevit_tvm.runtime import cuda  # its errors are known to what loads this module
+
+        cuda.check_device(manifest, path)
+    elif target["tvm"]["kind"] == "opencl":
         there, reason = available()
         if not there:
             raise ArtifactError(f"'{path}' needs an OpenCL device (target {target['name']}), and {reason}.")
     elif target["tvm"]["kind"] != "llvm":
         raise ArtifactError(
             f"'{path}' is built for a device of kind {target['tvm']['kind']} (target {target['name']}), and "
-            "this saevit-tvm runs those for CPUs and OpenCL: build with --target native."
+            "this saevit-tvm runs those for CPUs, CUDA and OpenCL: build with --target native."
         )
     missing = sorted(set(target["features"]) - cpu_features())
     if missing:

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from saevit_tvm.errors import ArtifactError, UsageError
-from saevit_tvm.runtime import abi, opencl
+from saevit_tvm.runtime import abi, cuda, opencl
 from saevit_tvm.runtime.artifact import check_runnable, opened
 
 _ALIGNMENT = 64  # what TVM's kernels may assume of a tensor's memory
@@ -100,6 +100,9 @@ class _Library:
         if manifest["target"]["tvm"]["kind"] == "opencl":
             opencl.activate()
             self.devices.insert(0, opencl.OPENCL)
+        if manifest["target"]["tvm"]["kind"] == "cuda":
+            cuda.activate()
+            self.devices.insert(0, cuda.CUDA)
         load_library = abi.global_function("ffi.Module.load_from_file.so")
         self.module = load_library(_fresh_name(file), "so")
 

@@ -13,6 +13,7 @@ from typing import Any
 from saevit_tvm.errors import UsageError, unknown
 from saevit_tvm.targets import arm, llvm, riscv
 from saevit_tvm.targets.base import Target, dtypes_with, runs_here
+from saevit_tvm.targets.cuda import CUDA_NAMES, cuda_targets
 from saevit_tvm.targets.opencl import OPENCL_NAMES, opencl_targets
 from saevit_tvm.targets.sources import SOURCE_TARGETS
 from saevit_tvm.targets.x86 import X86_TARGETS, native
@@ -27,11 +28,11 @@ _FOREIGN = {"aarch64": (arm.LINKERS, "max"), "riscv64": (riscv.LINKERS, "rv64")}
 
 def all_targets() -> list[Target]:
     """Every named target, the machine at hand first."""
-    return [native(), *_NAMED, *opencl_targets()]
+    return [native(), *_NAMED, *opencl_targets(), *cuda_targets()]
 
 
 def names() -> list[str]:
-    return ["native", *(target.name for target in _NAMED), *OPENCL_NAMES]
+    return ["native", *(target.name for target in _NAMED), *OPENCL_NAMES, *CUDA_NAMES]
 
 
 def get(name_or_json: str, threads: int | None = None) -> Target:
@@ -47,6 +48,8 @@ def _find(name_or_json: str) -> Target:
         return native()
     if name_or_json in OPENCL_NAMES:
         return next(target for target in opencl_targets() if target.name == name_or_json)
+    if name_or_json in CUDA_NAMES:
+        return next(target for target in cuda_targets() if target.name == name_or_json)
     for target in _NAMED:
         if target.name == name_or_json:
             return target

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from saevit_tvm.errors import UsageError
-from saevit_tvm.runtime.opencl.driver import available
+from saevit_tvm.runtime import cuda, opencl
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,10 @@ def runs_here(target: Target) -> tuple[bool, str]:
     if missing:
         return False, f"needs CPU features this machine lacks: {', '.join(missing)}"
     if target.kind == "opencl":
-        return available()
+        return opencl.available()
+    if target.kind == "cuda":
+        there, reason = cuda.available()
+        return there, reason if there else f"needs an NVIDIA GPU, and {reason}"
     return True, "runs on this machine"
 
 

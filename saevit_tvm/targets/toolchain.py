@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from saevit_tvm.errors import TargetError
+from saevit_tvm.targets import nvrtc
 from saevit_tvm.targets.base import Target
 
 # What zig links for: old enough for every distribution that is still cared for.
@@ -77,6 +78,8 @@ def require(target: Target) -> None:
     """Raise TargetError unless what the target's output is made with is there."""
     if target.output == "library":
         linker(target)
+    if target.kind == "cuda" and (lacking := nvrtc.missing()):
+        raise TargetError(f"target '{target.name}' cannot be built: {lacking}.")
 
 
 def sysroot(arch: str) -> Path | None:

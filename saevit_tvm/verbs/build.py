@@ -237,7 +237,8 @@ def _manifest(
     from saevit_tvm.verbs import parity
 
     outputs = zip(source.output_names, expected[0], strict=True)
-    return _launches(compiled) | {
+    code = {"device_code": compiled.code.report} if compiled.code else {}
+    return code | _launches(compiled) | {
         "model": source.recipe["model"],
         "recipe": source.recipe | {"dtype": dtype},
         "weights": source.weights,

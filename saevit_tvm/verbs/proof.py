@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from saevit_tvm.errors import ArtifactError, SaevitError
-from saevit_tvm.runtime import opencl
+from saevit_tvm.runtime import cuda, opencl
 from saevit_tvm.verbs.child import die_with_parent, import_path
 
 REFUSED = 3
@@ -71,6 +71,8 @@ def machine(target: Mapping[str, Any], how: str | None) -> str:
     if how == "host" and target["tvm"]["kind"] == "opencl":
         device = opencl.devices()[0]
         return f"{device.name}, driven by {device.platform} {device.driver}"
+    if how == "host" and target["tvm"]["kind"] == "cuda":
+        return cuda.devices()[0].name
     if how != "qemu":
         return "this machine"
     libc = ", glibc in place of Android's libc" if "android" in target["tvm"].get("mtriple", "") else ""
@@ -80,6 +82,8 @@ def machine(target: Mapping[str, Any], how: str | None) -> str:
 def kind(target: Mapping[str, Any], how: str | None) -> str | None:
     """What such a run proves, in the manifest's words."""
     here = how == "host" and target["tvm"]["kind"] == "opencl"
+    if how == "host" and target["tvm"]["kind"] == "cuda":
+        return "cuda"
     return opencl.devices()[0].proof if here else how
 
 

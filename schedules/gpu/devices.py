@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from schedules.gpu.nvidia import ARCHITECTURES, WARP
+
 KILO = 1024
 
 
@@ -137,6 +139,22 @@ LIMITS: Mapping[str, Limits] = {
 }
 
 
+CUDA_LIMITS: Mapping[str, Limits] = {
+    sm: Limits(
+        work_group=each.threads,
+        local_bytes=each.shared_bytes,
+        wave=4 * WARP,
+        registers=each.registers,
+        registers_per_item=each.registers_per_thread,
+        local_is_fast=True,
+        half=True,
+    )
+    for sm, each in ARCHITECTURES.items()
+}
+
+
 def limits_of(target: Mapping[str, Any]) -> Limits:
     """The limits of a device, by TVM's description of the target."""
+    if target["kind"] == "cuda":
+        return CUDA_LIMITS[str(target["arch"])]
     return LIMITS[str(target["device"])]

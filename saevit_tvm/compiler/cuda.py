@@ -1,0 +1,46 @@
+"""The street to an NVIDIA GPU, where it differs from that to an OpenCL device.
+
+    kernels     the same declarations, tiled for the architecture's limits
+    library     what lies between input and output is captured as a CUDA graph when it first runs; kernels go into the
+                library as machine code for every architecture asked for and PTX of the newest, never as source
+
+What was compiled is then read back: every kernel for every architecture, within its limits.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tvm
+from tvm import relax
+
+from saevit_tvm.compiler import opencl, pipeline
+from saevit_tvm.compiler.device_code import compile_kernels
+from saevit_tvm.errors import CompileError
+from saevit_tvm.targets.cuda import CUDATarget
+
+if TYPE_CHECKING:
+    from saevit_tvm.models.sources import ModelSource
+    from saevit_tvm.targets import Target
+
+CAPTURE = "relax.backend.use_cuda_graph"
+
+
+def compile_for_cuda(
+    source: ModelSource, target: Target, records: Any | None, dump_ir: Path | None, dtype: str
+) -> pipeline.Compiled:
+    """From a PyTorch model to an executable and its compiled kernels."""
+    assert isinstance(target, CUDATarget)
+    dump, tvm_target = pipeline._Dump(dump_ir), tvm.target.Target(target.tvm)
+    made = opencl.scheduled(source, target, records, dump, dtype)
+    with tvm_target, tvm.transform.PassContext(opt_level=3, config={CAPTURE: True}):
+        mod = dump("library", tvm.transform.Sequential(pipeline.virtual_machine(capture=True))(made.module))
+    try:
+        with tvm.transform.PassContext(opt_level=3):
+            executable = relax.build(mod, tvm_target, relax_pipeline=None)
+    except RuntimeError as error:
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        raise CompileError(f"TVM cannot make CUDA kernels of {source.name}: {lines[-1]}") from error
+    code = compile_kernels(executable.mod, target.architectures)
+    return made.compiled(executable, target, records, code)

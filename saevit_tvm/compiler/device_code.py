@@ -1,0 +1,166 @@
+"""Kernels as compiled CUDA code: made from what TVM generates, put into the library in its place, read back.
+
+TVM itself would ship the source, to be compiled where the library is loaded.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from saevit_tvm.errors import CompileError
+from saevit_tvm.runtime.cuda import fatbin
+from saevit_tvm.targets import nvrtc
+from schedules.gpu.nvidia import ARCHITECTURES, RESERVED_BYTES
+
+_KERNEL = re.compile(r"__global__ void (?:__launch_bounds__\((\d+)\) )?(\w+)\(")
+
+
+@dataclass(frozen=True)
+class DeviceCode:
+    """A fat binary, and what the manifest says of it."""
+
+    fat_binary: bytes
+    report: dict[str, Any]
+
+    @property
+    def warnings(self) -> list[str]:
+        spilling = [name for name, each in self.report["kernels"].items() if each["spill_bytes"]]
+        return [f"these kernels spill registers to memory, which is slow: {', '.join(spilling)}."] if spilling else []
+
+
+def compile_kernels(module: Any, architectures: tuple[str, ...]) -> DeviceCode:
+    """The kernels of TVM's host module as a fat binary that was checked."""
+    source = str(_cuda_module(module).inspect_source("cuda"))
+    threads = {name: int(bound or 0) for bound, name in _KERNEL.findall(source)}
+    programs, ptx = nvrtc.compile_all(source, architectures)
+    packed = nvrtc.fat_binary(programs, ptx)
+    kernels = check(packed, architectures, threads)
+    for program in programs:
+        for name, spilled in program.spills.items():
+            kernels[name]["spill_bytes"] = max(kernels[name]["spill_bytes"], spilled)
+    report = {
+        "architectures": list(architectures),
+        "ptx": architectures[-1],
+        "compiler": nvrtc.version(),
+        "bytes": len(packed),
+        "kernels": dict(sorted(kernels.items())),
+    }
+    return DeviceCode(packed, report)
+
+
+def check(packed: bytes, architectures: tuple[str, ...], threads: dict[str, int]) -> dict[str, dict[str, int]]:
+    """Raise CompileError unless every kernel is there for every architecture, within its limits; what each takes."""
+    try:
+        entries = fatbin.entries(packed)
+        found = {(entry.kind, entry.architecture): entry.kernels() for entry in entries}
+        cubins = {entry.architecture: fatbin.resources(entry.code) for entry in entries if entry.kind == "cubin"}
+    except fatbin.FatbinError as error:
+        raise CompileError(f"the compiled kernels cannot be read back ({error}): please report the model.") from error
+    wanted = [("cubin", ARCHITECTURES[sm].number) for sm in architectures]
+    wanted.append(("ptx", ARCHITECTURES[architectures[-1]].number))
+    for kind, number in wanted:
+        absent = threads.keys() - found.get((kind, number), set())
+        if absent:
+            raise CompileError(
+                f"{len(absent)} kernels have no {kind} for sm_{number}, '{min(absent)}' first: please report the model."
+            )
+    for sm in architectures:
+        for name, each in cubins[ARCHITECTURES[sm].number].items():
+            _check_limits(name, each, threads.get(name, 0), sm)
+    return {name: _most([cubin[name] for cubin in cubins.values()]) for name in threads}
+
+
+def _check_limits(name: str, taken: fatbin.Resources, threads: int, sm: str) -> None:
+    limits = ARCHITECTURES[sm]
+    reserved = RESERVED_BYTES if limits.number >= 80 else 0
+    wanted = [
+        (threads, limits.threads, "threads in a block"),
+        (taken.registers, limits.registers_per_thread, "registers a thread"),
+        (taken.registers * threads, limits.registers, "registers a block"),
+        (taken.shared_bytes, limits.shared_bytes + reserved, "bytes of shared memory"),
+    ]
+    for want, have, what in wanted:
+        if want > have:
+            raise CompileError(
+                f"the kernel '{name}' wants {want} {what}, and {sm} has {have}: please report the model."
+            )
+
+
+def _most(every: list[fatbin.Resources]) -> dict[str, int]:
+    """What a kernel takes at most, on any architecture."""
+    return {
+        "registers": max(each.registers for each in every),
+        "shared_bytes": max(each.shared_bytes for each in every),
+        "stack_bytes": max(each.stack_bytes for each in every),
+        "spill_bytes": 0,
+    }
+
+
+# In the library -----------------------------------------------------
+
+
+def check_library(library: Path, code: DeviceCode) -> None:
+    """The linked file holds this very code, and no source of it."""
+    data = library.read_bytes()
+    if data.count(code.fat_binary) != 1 or b"__global__" in data:
+        raise CompileError(f"'{library.name}' does not hold its kernels as compiled code: please report the model.")
+
+
+def packer(code: DeviceCode) -> Callable[..., str]:
+    """What TVM calls to write the modules behind a library's own code: the same as ever, but for the CUDA module."""
+
+    def pack(module: Any, is_system_lib: bool, prefix: str, folder: str) -> str:
+        import tvm_ffi
+
+        (host,) = [each for each in _modules(module) if each.kind == "llvm"]
+        packed = tvm_ffi.get_global_func("runtime.ModulePackImportsToTensor")(module).numpy().tobytes()
+        blob = _with_code(packed, str(_cuda_module(module).inspect_source("cuda")).encode(), code.fat_binary)
+        path = Path(folder) / f"{prefix}devc.o"
+        make = tvm_ffi.get_global_func("codegen.codegen_blob")
+        make(blob, is_system_lib, host["_get_target_string"](), prefix).write_to_file(str(path))
+        return str(path)
+
+    return pack
+
+
+def _with_code(packed: bytes, source: bytes, fat_binary: bytes) -> bytes:
+    """TVM's packed modules with compiled code in place of the source.
+
+    They are [size of all] ... "cuda" [size of the module] [format] [functions] [code] ..., strings with their sizes
+    before them.
+    """
+    kind, whole_source = _string(b"cuda"), _string(source)
+    code_at = packed.find(whole_source)
+    format_at = packed.rfind(kind, 0, max(0, code_at))  # the format of source has the same name as the module's kind
+    start = format_at - 8 - len(kind)
+    if start < 8 or not packed.startswith(kind, start):
+        raise CompileError("TVM's library does not hold kernels where they should be: install the pinned apache-tvm.")
+    functions = packed[format_at + len(kind) : code_at]
+    module = _string(b"fatbin") + functions + _string(fat_binary)
+    inner = packed[8:start] + kind + _string(module) + packed[code_at + len(whole_source) :]
+    return struct.pack("<Q", len(inner)) + inner
+
+
+def _string(text: bytes) -> bytes:
+    return struct.pack("<Q", len(text)) + text
+
+
+def _cuda_module(module: Any) -> Any:
+    """The one module of kernels."""
+    found = [each for each in _modules(module) if each.kind == "cuda"]
+    if len(found) != 1:
+        raise CompileError(
+            f"TVM made {len(found)} modules of CUDA kernels, and one is expected: please report the model."
+        )
+    return found[0]
+
+
+def _modules(module: Any) -> Iterator[Any]:
+    yield module
+    for each in module.imports:
+        yield from _modules(each)

@@ -1,0 +1,9 @@
+"""CUDA artifacts: what their code holds, which GPU there is, and what its driver's errors mean.
+
+`fatbin` reads compiled code, `driver` asks the driver what there is, `errors` is the one table of its messages.
+"""
+
+from saevit_tvm.runtime.cuda.driver import Device, available, devices
+from saevit_tvm.runtime.cuda.library import CUDA, activate, check_device
+
+__all__ = ["CUDA", "Device", "activate", "available", "check_device", "devices"]

@@ -1,0 +1,65 @@
+"""Gives TVM's runtime its CUDA device, and sees beforehand that the GPU can run an artifact."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from saevit_tvm.errors import ArtifactError
+from saevit_tvm.runtime import abi
+from saevit_tvm.runtime.cuda.driver import available, devices
+
+CUDA = 2  # TVM's number for this kind of device
+_CUDART = "libcudart.so.13"
+
+
+@cache
+def activate() -> None:
+    """Load the CUDA part of TVM's runtime into this process, or say in one sentence why it cannot be."""
+    there, reason = available()
+    if not there:
+        raise ArtifactError(f"CUDA kernels cannot run here: {reason}.")
+    abi.global_function("ffi.ModuleLoadFromFile")  # the runtime comes first
+    try:
+        ctypes.CDLL(_cudart(), mode=ctypes.RTLD_GLOBAL)
+        ctypes.CDLL(str(abi.library_path("tvm", "tvm_runtime_cuda")), mode=ctypes.RTLD_GLOBAL)
+    except OSError as error:
+        raise ArtifactError(
+            f"TVM's CUDA runtime cannot be loaded ({error}): pip install nvidia-cuda-runtime, of CUDA 13."
+        ) from error
+
+
+def check_device(manifest: Mapping[str, Any], path: Any) -> None:
+    """Raise ArtifactError unless the first GPU can run the artifact's code."""
+    there, reason = available()
+    name = manifest["target"]["name"]
+    if not there:
+        raise ArtifactError(f"'{path}' needs an NVIDIA GPU (target {name}), and {reason}.")
+    device, code = devices()[0], manifest["device_code"]
+    built = [int(sm.removeprefix("sm_")) for sm in code["architectures"]]
+    # Machine code runs on its own generation, from its own minor version on; PTX on all that came later.
+    if not any(_runs(sm, device.capability) for sm in built) and device.capability < int(
+        code["ptx"].removeprefix("sm_")
+    ):
+        raise ArtifactError(
+            f"'{path}' holds code for {', '.join(code['architectures'])}, and the GPU here, {device.name}, is "
+            f"sm_{device.capability}: build it with --target cuda or cuda-sm_{device.capability}."
+        )
+
+
+def _runs(built: int, capability: int) -> bool:
+    return built // 10 == capability // 10 and built <= capability
+
+
+def _cudart() -> str:
+    """NVIDIA's wheel brings it, or it is installed where the loader looks."""
+    spec = importlib.util.find_spec("nvidia")
+    for place in (spec.submodule_search_locations or []) if spec else []:
+        path = Path(place) / "cu13" / "lib" / _CUDART
+        if path.is_file():
+            return str(path)
+    return _CUDART

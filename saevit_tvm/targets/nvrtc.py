@@ -1,0 +1,144 @@
+"""NVIDIA's compiler as a library (NVRTC) and nvFatbin beside it, as PyPI has them: no nvcc, no host compiler.
+
+NVRTC makes machine code for one architecture or PTX for one; nvFatbin puts many into one fat binary.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import os
+import re
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from saevit_tvm.errors import CompileError, TargetError
+
+INSTALL = "pip install 'saevit-tvm[cuda]'"
+_NVRTC, _BUILTINS, _FATBIN = "libnvrtc.so.13", "libnvrtc-builtins.so.13.*", "libnvfatbin.so.13"
+_HEADERS = ("cuda_fp16.h", "cccl/cuda/std/cstdint")
+
+_SPILLED = re.compile(
+    r"Compiling entry function '(\w+)'.*?(\d+) bytes spill stores, (\d+) bytes spill loads", re.DOTALL
+)
+
+
+@dataclass(frozen=True)
+class Program:
+    """What the compiler made for one architecture, and bytes that each kernel spills from registers to memory."""
+
+    architecture: str
+    code: bytes
+    spills: dict[str, int]
+
+
+def missing() -> str | None:
+    """What the compiler lacks, or None where all is there."""
+    folder = _folder()
+    if folder is None:
+        return f"NVIDIA's compiler (NVRTC 13) is not installed: {INSTALL}"
+    lacking = [name for name in (_NVRTC, _BUILTINS, _FATBIN) if not list((folder / "lib").glob(name))]
+    lacking += [name for name in _HEADERS if not (folder / "include" / name).is_file()]
+    return f"NVIDIA's compiler is incomplete, {lacking[0]} is missing: {INSTALL}" if lacking else None
+
+
+def version() -> str:
+    """The compiler's version, as it says itself."""
+    nvrtc, _ = _libraries()
+    major, minor = ctypes.c_int(), ctypes.c_int()
+    nvrtc.nvrtcVersion(ctypes.byref(major), ctypes.byref(minor))
+    return f"NVRTC {major.value}.{minor.value}"
+
+
+def compile_all(source: str, architectures: Sequence[str]) -> tuple[list[Program], bytes]:
+    """Machine code for each architecture, and PTX of the last, which is the newest."""
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        ptx = pool.submit(_compile, source, architectures[-1].replace("sm_", "compute_"))
+        programs = list(pool.map(lambda sm: _compile(source, sm), architectures))
+        return programs, ptx.result().code
+
+
+def fat_binary(programs: Sequence[Program], ptx: bytes) -> bytes:
+    """All of them in one; uncompressed, so that every driver reads it and so do we."""
+    _, library = _libraries()
+    handle, size = ctypes.c_void_p(), ctypes.c_size_t()
+    options = (ctypes.c_char_p * 2)(b"-64", b"-compress=false")
+    _fine(library.nvFatbinCreate(ctypes.byref(handle), options, 2), "nvFatbin")
+    try:
+        for each in programs:
+            number = each.architecture.removeprefix("sm_").encode()
+            _fine(
+                library.nvFatbinAddCubin(handle, each.code, ctypes.c_size_t(len(each.code)), number, b"kernels"),
+                "nvFatbin",
+            )
+        number = programs[-1].architecture.removeprefix("sm_").encode()
+        text = ptx.rstrip(b"\0") + b"\0"
+        _fine(library.nvFatbinAddPTX(handle, text, ctypes.c_size_t(len(text)), number, b"kernels", b""), "nvFatbin")
+        _fine(library.nvFatbinSize(handle, ctypes.byref(size)), "nvFatbin")
+        buffer = ctypes.create_string_buffer(size.value)
+        _fine(library.nvFatbinGet(handle, buffer), "nvFatbin")
+        return buffer.raw
+    finally:
+        library.nvFatbinDestroy(ctypes.byref(handle))
+
+
+def _compile(source: str, architecture: str) -> Program:
+    """One call of NVRTC; "sm_90" asks for machine code, "compute_90" for PTX."""
+    nvrtc, folder = _libraries()[0], _folder()
+    assert folder is not None
+    include = folder / "include"
+    options = [
+        f"--gpu-architecture={architecture}",
+        f"--include-path={include}",
+        f"--include-path={include / 'cccl'}",
+        "--ptxas-options=-v",
+        "--device-as-default-execution-space",
+    ]
+    program = ctypes.c_void_p()
+    _fine(nvrtc.nvrtcCreateProgram(ctypes.byref(program), source.encode(), b"kernels.cu", 0, None, None), "NVRTC")
+    try:
+        given = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
+        status = nvrtc.nvrtcCompileProgram(program, len(options), given)
+        log = _read(program, "ProgramLog").decode("utf-8", "replace")
+        if status:
+            lines = [line for line in log.splitlines() if "error" in line] or [f"status {status}"]
+            raise CompileError(f"NVIDIA's compiler refuses the kernels for {architecture}: {lines[0]}")
+        code = _read(program, "CUBIN" if architecture.startswith("sm_") else "PTX")
+    finally:
+        nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
+    spills = {name: int(stores) + int(loads) for name, stores, loads in _SPILLED.findall(log)}
+    return Program(architecture, code, spills)
+
+
+def _read(program: ctypes.c_void_p, what: str) -> bytes:
+    nvrtc, size = _libraries()[0], ctypes.c_size_t()
+    _fine(getattr(nvrtc, f"nvrtcGet{what}Size")(program, ctypes.byref(size)), "NVRTC")
+    buffer = ctypes.create_string_buffer(size.value)
+    _fine(getattr(nvrtc, f"nvrtcGet{what}")(program, buffer), "NVRTC")
+    return buffer.raw
+
+
+def _fine(status: int, who: str) -> None:
+    if status:
+        raise CompileError(f"{who} failed with status {status}: install it again with {INSTALL}.")
+
+
+@cache
+def _libraries() -> tuple[ctypes.CDLL, ctypes.CDLL]:
+    lacking, folder = missing(), _folder()
+    if lacking or folder is None:
+        raise TargetError(f"{lacking}.")
+    # NVRTC looks for its built-ins by name alone, and finds them when they are loaded already.
+    for path in (folder / "lib").glob(_BUILTINS):
+        ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+    return ctypes.CDLL(str(folder / "lib" / _NVRTC)), ctypes.CDLL(str(folder / "lib" / _FATBIN))
+
+
+def _folder() -> Path | None:
+    """Where NVIDIA's wheels of CUDA 13 put everything."""
+    spec = importlib.util.find_spec("nvidia")
+    folders = (Path(place) / "cu13" for place in (spec.submodule_search_locations or [])) if spec else ()
+    return next((folder for folder in folders if (folder / "lib" / _NVRTC).is_file()), None)
