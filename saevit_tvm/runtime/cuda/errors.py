@@ -25,19 +25,21 @@ _TABLE = (
     ),
     _Error(
         (3, 35, 803, 804),
-        r"driver version is insufficient|InsufficientDriver|SYSTEM_DRIVER_MISMATCH|UNSUPPORTED_PTX_VERSION|PTX was compiled with an unsupported",
+        r"driver version is insufficient|InsufficientDriver|SYSTEM_DRIVER_MISMATCH"
+        r"|UNSUPPORTED_PTX_VERSION|PTX was compiled with an unsupported",
         "the NVIDIA driver is too old: install one for CUDA 13 (580 or later)",
     ),
     _Error(
         (209, 218, 222),
         r"NO_BINARY_FOR_GPU|no kernel image is available|NoKernelImage|INVALID_PTX",
-        "the artifact holds no code for this GPU's architecture: build it with --target cuda, or for cuda-sm_XX of this GPU",
+        "the artifact holds no code for this GPU's architecture: build it with --target cuda",
     ),
     _Error(
         (46, 214, 700, 702, 709, 715, 716, 717, 718, 719),
-        r"ILLEGAL_ADDRESS|illegal memory access|LAUNCH_TIMEOUT|LAUNCH_FAILED|unspecified launch failure|ECC_UNCORRECTABLE"
+        r"ILLEGAL_ADDRESS|illegal memory access|LAUNCH_TIMEOUT|LAUNCH_FAILED|unspecified launch failure|ECC_"
+        r"UNCORRECTABLE"
         r"|DEVICE_UNAVAILABLE|busy or unavailable|CONTEXT_IS_DESTROYED|misaligned address|fallen off",
-        "the GPU was lost while it computed: start the process again, and see with nvidia-smi and dmesg what became of it",
+        "the GPU was lost while it computed: start the process again, and see with nvidia-smi what became of it",
     ),
     _Error(
         (701,),
