@@ -112,7 +112,7 @@ def test_what_is_missing_or_too_much_is_found(packed: bytes, monkeypatch: pytest
         check(packed, ("sm_75", "sm_80", "sm_90"), THREADS)
     with pytest.raises(CompileError, match="wants 2048 threads in a block, and sm_75 has 1024"):
         check(packed, BOTH, THREADS | {"first": 2048})
-    with pytest.raises(CompileError, match="refuses the kernels for sm_90: kernels.cu"):
+    with pytest.raises(CompileError, match="refuses the kernels for sm_90"):
         nvrtc.compile_all("__global__ void broken(", ("sm_90",))
 
 
@@ -146,9 +146,7 @@ def test_an_artifact_holds_machine_code_and_no_source(built: Path) -> None:
 @without_gpu
 @pytest.mark.slow
 def test_without_a_gpu_it_says_so(built: Path, cli: Callable[..., Any], tmp_path: Path) -> None:
-    with pytest.raises(
-        ArtifactError, match=r"needs an NVIDIA GPU \(target cuda-sm_90\), and there is no NVIDIA driver"
-    ):
+    with pytest.raises(ArtifactError, match=r"needs an NVIDIA GPU \(target cuda-sm_90\), and there is no"):
         saevit_tvm.load(built)
     for command in (("run", built, tmp_path / "x.png"), ("bench", built)):
         done = cli(*command)
