@@ -71,6 +71,37 @@ def failing_opencl(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
+def cuda_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The smallest model at 32x32, three pictures at a time, for one NVIDIA architecture; not run."""
+    from saevit_tvm.targets import nvrtc
+    from saevit_tvm.verbs.build import BuildOptions, build
+
+    if lacking := nvrtc.missing():
+        pytest.skip(lacking)
+    out = tmp_path_factory.mktemp("cuda")
+    options = BuildOptions(
+        "saevit_micro", "cuda-sm_90", batch=3, image_size=32, out=out, name="micro", dump_ir=out / "ir"
+    )
+    return build(options, say=lambda _line: None).artifact
+
+
+@pytest.fixture(scope="session")
+def fake_gpu(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment in which there is a GPU that computes nothing: see runtime/fake_cuda.c."""
+    from saevit_tvm.targets import nvrtc
+
+    headers = nvrtc.folder()
+    if headers is None:
+        pytest.skip("needs NVIDIA's headers")
+    library = tmp_path_factory.mktemp("fake") / "libcuda.so.1"
+    source = ROOT / "tests" / "runtime" / "fake_cuda.c"
+    flags = ["-O1", "-Wall", "-Werror", "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1"]
+    command = ["cc", *flags, f"-I{headers / 'include'}", source, "-o", library]
+    subprocess.run([str(word) for word in command], check=True)
+    return {"LD_PRELOAD": str(library)}
+
+
+@pytest.fixture(scope="session")
 def cli() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs the command line in a process of its own."""
 

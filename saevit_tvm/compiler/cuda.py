@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any
 import tvm
 from tvm import relax
 
-from saevit_tvm.compiler import opencl, pipeline
-from saevit_tvm.compiler.device_code import compile_kernels
-from saevit_tvm.errors import CompileError
+from saevit_tvm.compiler import library, opencl, pipeline
+from saevit_tvm.compiler.device_code import compile_kernels, source_of
 from saevit_tvm.targets.cuda import CUDATarget
 
 if TYPE_CHECKING:
@@ -36,11 +35,8 @@ def compile_for_cuda(
     made = opencl.scheduled(source, target, records, dump, dtype)
     with tvm_target, tvm.transform.PassContext(opt_level=3, config={CAPTURE: True}):
         mod = dump("library", tvm.transform.Sequential(pipeline.virtual_machine(capture=True))(made.module))
-    try:
-        with tvm.transform.PassContext(opt_level=3):
-            executable = relax.build(mod, tvm_target, relax_pipeline=None)
-    except RuntimeError as error:
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        raise CompileError(f"TVM cannot make CUDA kernels of {source.name}: {lines[-1]}") from error
-    code = compile_kernels(executable.mod, target.architectures)
-    return made.compiled(executable, target, records, code)
+    with library.told_plainly(f"CUDA kernels of {source.name}"), tvm.transform.PassContext(opt_level=3):
+        executable = relax.build(mod, tvm_target, relax_pipeline=None)
+    kernels = source_of(executable.mod)
+    dump.text("kernels.cu", kernels)
+    return made.compiled(executable, target, records, compile_kernels(kernels, target.architectures))

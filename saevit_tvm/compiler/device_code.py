@@ -15,7 +15,7 @@ from typing import Any
 from saevit_tvm.errors import CompileError
 from saevit_tvm.runtime.cuda import fatbin
 from saevit_tvm.targets import nvrtc
-from schedules.gpu.nvidia import ARCHITECTURES, RESERVED_BYTES
+from schedules.gpu.nvidia import ARCHITECTURES, REGISTER_UNIT, WARP
 
 _KERNEL = re.compile(r"__global__ void (?:__launch_bounds__\((\d+)\) )?(\w+)\(")
 
@@ -33,9 +33,13 @@ class DeviceCode:
         return [f"these kernels spill registers to memory, which is slow: {', '.join(spilling)}."] if spilling else []
 
 
-def compile_kernels(module: Any, architectures: tuple[str, ...]) -> DeviceCode:
-    """The kernels of TVM's host module as a fat binary that was checked."""
-    source = str(_cuda_module(module).inspect_source("cuda"))
+def source_of(module: Any) -> str:
+    """The kernels behind TVM's host module, as CUDA C++."""
+    return str(_cuda_module(module).inspect_source("cuda"))
+
+
+def compile_kernels(source: str, architectures: tuple[str, ...]) -> DeviceCode:
+    """Kernels as a fat binary that was checked."""
     threads = {name: int(bound or 0) for bound, name in _KERNEL.findall(source)}
     programs, ptx = nvrtc.compile_all(source, architectures)
     packed = nvrtc.fat_binary(programs, ptx)
@@ -77,12 +81,12 @@ def check(packed: bytes, architectures: tuple[str, ...], threads: dict[str, int]
 
 def _check_limits(name: str, taken: fatbin.Resources, threads: int, sm: str) -> None:
     limits = ARCHITECTURES[sm]
-    reserved = RESERVED_BYTES if limits.number >= 80 else 0
+    given = -(-taken.registers // REGISTER_UNIT) * REGISTER_UNIT
     wanted = [
         (threads, limits.threads, "threads in a block"),
         (taken.registers, limits.registers_per_thread, "registers a thread"),
-        (taken.registers * threads, limits.registers, "registers a block"),
-        (taken.shared_bytes, limits.shared_bytes + reserved, "bytes of shared memory"),
+        (given * -(-threads // WARP) * WARP, limits.registers, "registers a block"),
+        (taken.shared_bytes, limits.shared_bytes + limits.reserved_bytes, "bytes of shared memory"),
     ]
     for want, have, what in wanted:
         if want > have:
@@ -119,7 +123,7 @@ def packer(code: DeviceCode) -> Callable[..., str]:
 
         (host,) = [each for each in _modules(module) if each.kind == "llvm"]
         packed = tvm_ffi.get_global_func("runtime.ModulePackImportsToTensor")(module).numpy().tobytes()
-        blob = _with_code(packed, str(_cuda_module(module).inspect_source("cuda")).encode(), code.fat_binary)
+        blob = _with_code(packed, source_of(module).encode(), code.fat_binary)
         path = Path(folder) / f"{prefix}devc.o"
         make = tvm_ffi.get_global_func("codegen.codegen_blob")
         make(blob, is_system_lib, host["_get_target_string"](), prefix).write_to_file(str(path))

@@ -48,6 +48,19 @@ def generating_code(mod: tvm.IRModule | None = None) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def told_plainly(what: str) -> Iterator[None]:
+    """What TVM says when it cannot make something, in one line."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise CompileError(f"TVM cannot make {what}: {_last_line(str(error))}") from error
+
+
+def _last_line(text: str) -> str:
+    return next((line for line in reversed(text.splitlines()) if line.strip()), "no reason was given")
+
+
 def link(executable: VMExecutable, target: Target, path: Path, code: DeviceCode | None = None) -> None:
     """Write the library, with the weights inside, and see that it is one for the target."""
     if target.output == "objects":
@@ -63,8 +76,7 @@ def link(executable: VMExecutable, target: Target, path: Path, code: DeviceCode 
         )
         if done.returncode:
             path.unlink(missing_ok=True)
-            lines = [line for line in done.stderr.splitlines() if line.strip()] or ["no reason was given"]
-            raise CompileError(f"linking {path.name} with '{chosen.cc_argv[0]}' failed: {lines[-1]}")
+            raise CompileError(f"linking {path.name} with '{chosen.cc_argv[0]}' failed: {_last_line(done.stderr)}")
 
     if code is None:
         executable.export_library(str(path), fcompile=shared)

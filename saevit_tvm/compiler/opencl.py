@@ -24,13 +24,12 @@ from tvm.relax import transform
 from tvm.s_tir import dlight
 
 from relay_patterns import Reading, Region, blocks, fuse_regions, layers
-from saevit_tvm.compiler import pipeline
+from saevit_tvm.compiler import library, pipeline
 from saevit_tvm.compiler.importer import import_model
 from saevit_tvm.compiler.legalize import OPERATORS
 from saevit_tvm.compiler.passes.check_launches import check_launches
 from saevit_tvm.compiler.passes.launch_regions import ExpandLaunches, LaunchRegions
 from saevit_tvm.compiler.passes.schedule import IS_SCHEDULED, SCHEDULE, ApplyRecords
-from saevit_tvm.errors import CompileError
 from schedules.gpu.declare import kernel_of
 from schedules.gpu.devices import Limits, limits_of
 from schedules.gpu.fallback import fallback_rules
@@ -108,12 +107,8 @@ def compile_for_opencl(
     dump, tvm_target = pipeline._Dump(dump_ir), tvm.target.Target(target.tvm)
     made = scheduled(source, target, records, dump, dtype)
     mod = dump("library", pipeline.run(made.module, pipeline.virtual_machine(), tvm_target))
-    try:
-        with generating_kernels(limits_of(target.tvm)):
-            executable = relax.build(mod, tvm_target, relax_pipeline=None)
-    except RuntimeError as error:
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        raise CompileError(f"TVM cannot make OpenCL kernels of {source.name}: {lines[-1]}") from error
+    with library.told_plainly(f"OpenCL kernels of {source.name}"), generating_kernels(limits_of(target.tvm)):
+        executable = relax.build(mod, tvm_target, relax_pipeline=None)
     return made.compiled(executable, target, records)
 
 

@@ -285,7 +285,11 @@ class _Dump:
 
     def __call__(self, phase: str, mod: tvm.IRModule) -> tvm.IRModule:
         if self._folder is not None:
-            path = self._folder / f"{self._count}-{phase}.py"
-            path.write_text(mod.script(show_meta=False) + "\n")
-        self._count += 1
+            self.text(f"{phase}.py", mod.script(show_meta=False) + "\n")
         return mod
+
+    def text(self, name: str, text: str) -> None:
+        """One more file: a module, or what is none, such as the source of kernels."""
+        if self._folder is not None:
+            (self._folder / f"{self._count}-{name}").write_text(text)
+            self._count += 1

@@ -3,6 +3,7 @@
 TVM's virtual machine is not thread-safe, and its thread pool belongs to the calling thread, changes that
 thread's CPU affinity and does not survive a fork. So an engine computes on worker threads of its own, with a
 virtual machine each and the weights in common. As many workers as fit the cores; more callers than that wait.
+An NVIDIA GPU gets one worker, and all engines on it take turns.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ import os
 import sys
 import threading
 import weakref
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -73,7 +76,7 @@ class Engine:
         raise TypeError("an Engine holds native code and cannot be pickled or copied: load its file there.")
 
     def _start(self) -> None:
-        workers = max(1, _physical_cores() // self.threads)
+        workers = 1 if self._machines.on_cuda else max(1, _physical_cores() // self.threads)
         self._workers = ThreadPoolExecutor(workers, thread_name_prefix="saevit-tvm")
         self._running: set[Future] = set()
 
@@ -83,7 +86,7 @@ class Engine:
                 "this process was forked while its parent was computing, so TVM's locks may be stuck: "
                 "fork while no inference runs, or start processes with 'spawn'."
             )
-        future = self._workers.submit(work)
+        future = self._workers.submit(self._machines.in_turn, work)
         self._running.add(future)
         try:
             return future.result()
@@ -138,12 +141,25 @@ def _fresh_name(file: BinaryIO) -> str:
     return f"/proc/self/fd/{spelling}{file.fileno()}"
 
 
+_turn_on_cuda = threading.Lock()
+
+
 class _Machines:
-    """A virtual machine for every worker thread, all on one library."""
+    """A virtual machine for every worker thread, all on one library.
+
+    The first inference on an NVIDIA GPU captures a graph, and while it does, no other thread of the process may
+    reserve memory or copy.
+    """
 
     def __init__(self, library: _Library, spec: TensorSpec, threads: int) -> None:
         self._library, self._spec, self._threads = library, spec, threads
         self._local = threading.local()
+        self.on_cuda = cuda.CUDA in library.devices
+        self._turn: AbstractContextManager[Any] = _turn_on_cuda if self.on_cuda else nullcontext()
+
+    def in_turn(self, work: Callable[[], Any]) -> Any:
+        with self._turn:
+            return work()
 
     def mine(self) -> _Machine:
         machine = getattr(self._local, "machine", None)

@@ -75,6 +75,13 @@ def dtypes_with(features: Iterable[str]) -> tuple[str, ...]:
 
 def runs_here(target: Target) -> tuple[bool, str]:
     """Whether this machine can run the target's code, and if not, why not."""
+    there, reason = _runs_here(target)
+    if target.kind == "cuda" and not there:
+        reason += "; its code and resources are only read back"
+    return there, reason
+
+
+def _runs_here(target: Target) -> tuple[bool, str]:
     if target.arch != platform.machine():
         return False, f"needs {target.arch}, this machine is {platform.machine()}"
     missing = sorted(set(target.features) - cpu_features())

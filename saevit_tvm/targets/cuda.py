@@ -16,6 +16,7 @@ from schedules.gpu.nvidia import ARCHITECTURES, WARP, Architecture
 # What the target "cuda" is compiled for. Machine code runs on later architectures of the same generation only.
 EVERYWHERE = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100")
 JETSON = "sm_87"
+DTYPES = ("float32", "float16")
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ def _here(name: str, summary: str, architectures: tuple[str, ...]) -> CUDATarget
         tvm=_description(ARCHITECTURES[architectures[0]], f"{platform.machine()}-linux-gnu"),
         arch=platform.machine(),
         kind="cuda",
+        dtypes=DTYPES,
         proof="cuda",
         architectures=architectures,
     )
@@ -67,6 +69,7 @@ def _jetson() -> CUDATarget:
         arch=host.arch,
         features=host.features,
         kind="cuda",
+        dtypes=DTYPES,
         proof="cuda",
         linkers=host.linkers,
         architectures=(JETSON,),

@@ -37,11 +37,11 @@ class Program:
 
 def missing() -> str | None:
     """What the compiler lacks, or None where all is there."""
-    folder = _folder()
-    if folder is None:
+    there = folder()
+    if there is None:
         return f"NVIDIA's compiler (NVRTC 13) is not installed: {INSTALL}"
-    lacking = [name for name in (_NVRTC, _BUILTINS, _FATBIN) if not list((folder / "lib").glob(name))]
-    lacking += [name for name in _HEADERS if not (folder / "include" / name).is_file()]
+    lacking = [name for name in (_NVRTC, _BUILTINS, _FATBIN) if not list((there / "lib").glob(name))]
+    lacking += [name for name in _HEADERS if not (there / "include" / name).is_file()]
     return f"NVIDIA's compiler is incomplete, {lacking[0]} is missing: {INSTALL}" if lacking else None
 
 
@@ -87,9 +87,9 @@ def fat_binary(programs: Sequence[Program], ptx: bytes) -> bytes:
 
 def _compile(source: str, architecture: str) -> Program:
     """One call of NVRTC; "sm_90" asks for machine code, "compute_90" for PTX."""
-    nvrtc, folder = _libraries()[0], _folder()
-    assert folder is not None
-    include = folder / "include"
+    nvrtc, there = _libraries()[0], folder()
+    assert there is not None
+    include = there / "include"
     options = [
         f"--gpu-architecture={architecture}",
         f"--include-path={include}",
@@ -128,17 +128,17 @@ def _fine(status: int, who: str) -> None:
 
 @cache
 def _libraries() -> tuple[ctypes.CDLL, ctypes.CDLL]:
-    lacking, folder = missing(), _folder()
-    if lacking or folder is None:
+    lacking, there = missing(), folder()
+    if lacking or there is None:
         raise TargetError(f"{lacking}.")
     # NVRTC looks for its built-ins by name alone, and finds them when they are loaded already.
-    for path in (folder / "lib").glob(_BUILTINS):
+    for path in (there / "lib").glob(_BUILTINS):
         ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
-    return ctypes.CDLL(str(folder / "lib" / _NVRTC)), ctypes.CDLL(str(folder / "lib" / _FATBIN))
+    return ctypes.CDLL(str(there / "lib" / _NVRTC)), ctypes.CDLL(str(there / "lib" / _FATBIN))
 
 
-def _folder() -> Path | None:
+def folder() -> Path | None:
     """Where NVIDIA's wheels of CUDA 13 put everything."""
     spec = importlib.util.find_spec("nvidia")
-    folders = (Path(place) / "cu13" for place in (spec.submodule_search_locations or [])) if spec else ()
-    return next((folder for folder in folders if (folder / "lib" / _NVRTC).is_file()), None)
+    places = (Path(place) / "cu13" for place in (spec.submodule_search_locations or [])) if spec else ()
+    return next((place for place in places if (place / "lib" / _NVRTC).is_file()), None)

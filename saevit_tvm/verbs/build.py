@@ -238,39 +238,43 @@ def _manifest(
 
     outputs = zip(source.output_names, expected[0], strict=True)
     code = {"device_code": compiled.code.report} if compiled.code else {}
-    return code | _launches(compiled) | {
-        "model": source.recipe["model"],
-        "recipe": source.recipe | {"dtype": dtype},
-        "weights": source.weights,
-        "weights_digest": source.weights_digest,
-        "inputs": [{"name": "input", "shape": list(source.input_shape), "dtype": "float32"}],
-        "outputs": [{"name": n, "shape": list(value.shape), "dtype": "float32"} for n, value in outputs],
-        "preprocessing": source.preprocessing,
-        "labels": list(source.labels) if source.labels else None,
-        "target": {
-            "name": target.name,
-            "tvm": target.tvm,
-            "arch": target.arch,
-            "features": list(target.features),
+    return (
+        code
+        | _launches(compiled)
+        | {
+            "model": source.recipe["model"],
+            "recipe": source.recipe | {"dtype": dtype},
+            "weights": source.weights,
+            "weights_digest": source.weights_digest,
+            "inputs": [{"name": "input", "shape": list(source.input_shape), "dtype": "float32"}],
+            "outputs": [{"name": n, "shape": list(value.shape), "dtype": "float32"} for n, value in outputs],
+            "preprocessing": source.preprocessing,
+            "labels": list(source.labels) if source.labels else None,
+            "target": {
+                "name": target.name,
+                "tvm": target.tvm,
+                "arch": target.arch,
+                "features": list(target.features),
+            }
+            | ({"emulator": target.emulator} if target.emulator else {}),
+            "dtype": dtype,
+            "versions": installed_versions(),
+            "records_digest": compiled.records_digest,
+            "records": compiled.records,
+            "regions": compiled.regions,
+            "kernels": compiled.kernels,
+            "verification": {
+                "passed": False,
+                "max_abs_error": None,
+                "max_rel_error": None,
+                "proof": "none",
+                "tolerance": parity.TOLERANCE[dtype],
+                "inputs": len(inputs),
+                "seed": parity.SEED,
+            },
+            "reference": parity.record(expected),
         }
-        | ({"emulator": target.emulator} if target.emulator else {}),
-        "dtype": dtype,
-        "versions": installed_versions(),
-        "records_digest": compiled.records_digest,
-        "records": compiled.records,
-        "regions": compiled.regions,
-        "kernels": compiled.kernels,
-        "verification": {
-            "passed": False,
-            "max_abs_error": None,
-            "max_rel_error": None,
-            "proof": "none",
-            "tolerance": parity.TOLERANCE[dtype],
-            "inputs": len(inputs),
-            "seed": parity.SEED,
-        },
-        "reference": parity.record(expected),
-    }
+    )
 
 
 def _launches(compiled: Compiled) -> dict[str, Any]:

@@ -61,6 +61,7 @@ def doctor(store: Path | None = None) -> dict[str, Any]:
         lambda: _folder("tuning store", store or _default_store()),
         _targets,
         _emulation,
+        _cuda,
         _peers,
     ]
     with ThreadPoolExecutor(2) as pool:  # they mostly wait for their subprocesses
@@ -292,6 +293,15 @@ def _emulation() -> Found:
     kept = "is" if emulator.has_runtime("aarch64") else "will be downloaded once and kept"
     detail = f"{emulator.find('aarch64')}; TVM's runtime for it {kept} in {emulator.cache_folder()}"
     return [Check(name, True, detail, needed=False)]
+
+
+def _cuda() -> Found:
+    """NVIDIA's compiler, which makes the kernels of CUDA targets."""
+    code = (
+        "import sys; from saevit_tvm.targets import nvrtc\n"
+        "print(sys.exit(nvrtc.missing()) if nvrtc.missing() else f'{nvrtc.version()} in {nvrtc.folder()}')"
+    )
+    return [Check("CUDA compiler", *_try(code), needed=False)]
 
 
 def _peers() -> Found:

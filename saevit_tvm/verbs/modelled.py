@@ -13,7 +13,7 @@ from typing import Any
 
 from saevit_tvm.errors import ArtifactError
 from saevit_tvm.runtime.artifact import read_manifest
-from schedules.gpu.devices import GPU, GPUS
+from schedules.gpu.devices import CUDA_GPUS, GPU, GPUS
 
 KIND = "modelled from the compiled kernels and the GPUs' public figures: not a time"
 SUMS = ("float_ops", "bytes", "bytes_loaded", "bytes_stored")
@@ -25,7 +25,7 @@ def modelled(path: Path) -> dict[str, Any]:
     rows = manifest.get("launches")
     if rows is None:
         raise ArtifactError(f"'{path}' says nothing of its launches: build it again with this version.")
-    gpus = _gpus(manifest["target"])
+    gpus = _gpus(manifest)
     return {
         "artifact": str(path),
         "model": manifest["model"],
@@ -39,8 +39,11 @@ def modelled(path: Path) -> dict[str, Any]:
     }
 
 
-def _gpus(target: dict[str, Any]) -> list[GPU]:
-    """The GPU that the artifact was built for, those of its family, or all."""
+def _gpus(manifest: dict[str, Any]) -> list[GPU]:
+    """The GPU that the artifact was built for, those of its family or architectures, or all."""
+    if code := manifest.get("device_code"):
+        return [gpu for gpu in CUDA_GPUS if gpu.family in code["architectures"]]
+    target = manifest["target"]
     name = target["tvm"].get("device", target["name"])
     named = [gpu for gpu in GPUS if name in (gpu.name, gpu.family)]
     return named or list(GPUS)

@@ -72,7 +72,8 @@ def machine(target: Mapping[str, Any], how: str | None) -> str:
         device = opencl.devices()[0]
         return f"{device.name}, driven by {device.platform} {device.driver}"
     if how == "host" and target["tvm"]["kind"] == "cuda":
-        return cuda.devices()[0].name
+        gpu = cuda.devices()[0]
+        return f"{gpu.name}, sm_{gpu.capability}"
     if how != "qemu":
         return "this machine"
     libc = ", glibc in place of Android's libc" if "android" in target["tvm"].get("mtriple", "") else ""

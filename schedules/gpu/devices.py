@@ -9,12 +9,10 @@ that are generally quoted. Bandwidth is that of the chip's memory.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from schedules.gpu.nvidia import ARCHITECTURES, WARP
-
-KILO = 1024
+from schedules.gpu.nvidia import ARCHITECTURES, CHIPS, KILO, WARP, Chip
 
 
 @dataclass(frozen=True)
@@ -151,6 +149,27 @@ CUDA_LIMITS: Mapping[str, Limits] = {
     )
     for sm, each in ARCHITECTURES.items()
 }
+
+
+def _nvidia(chip: Chip) -> GPU:
+    """Local memory is that of a multiprocessor, which its blocks share: no block may have all of it."""
+    limits = replace(CUDA_LIMITS[chip.sm], local_bytes=ARCHITECTURES[chip.sm].shared_memory)
+    fma = chip.multiprocessors * chip.lanes
+    return GPU(
+        name=chip.name,
+        family=chip.sm,
+        chip=chip.sm,
+        cores=chip.multiprocessors,
+        clock_mhz=chip.clock_mhz,
+        fma=fma,
+        warp=WARP,
+        gigabytes_per_second=chip.gigabytes_per_second,
+        limits=limits,
+        android=False,
+    )
+
+
+CUDA_GPUS = tuple(map(_nvidia, CHIPS))
 
 
 def limits_of(target: Mapping[str, Any]) -> Limits:

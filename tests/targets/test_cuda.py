@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from saevit_tvm.runtime import artifact, cuda
 from saevit_tvm.runtime.cuda import errors, fatbin
 from saevit_tvm.targets import nvrtc, toolchain
 from schedules.gpu.devices import limits_of
-from schedules.gpu.nvidia import ARCHITECTURES
+from schedules.gpu.nvidia import ARCHITECTURES, CHIPS
 
 lacking = nvrtc.missing()
 needs_compiler = pytest.mark.skipif(lacking is not None, reason=lacking or "")
@@ -41,14 +41,6 @@ BOTH = ("sm_75", "sm_90")
 def packed() -> bytes:
     programs, ptx = nvrtc.compile_all(SOURCE, BOTH)
     return nvrtc.fat_binary(programs, ptx)
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from saevit_tvm.verbs.build import BuildOptions, build
-
-    options = BuildOptions("saevit_micro", "cuda-sm_90", batch=3, image_size=64, out=tmp_path_factory.mktemp("cuda"))
-    return build(options, say=lambda _line: None).artifact
 
 
 def test_targets_are_data() -> None:
@@ -128,8 +120,8 @@ def test_spills_are_counted() -> None:
 
 @needs_compiler
 @pytest.mark.slow
-def test_an_artifact_holds_machine_code_and_no_source(built: Path) -> None:
-    manifest, data = artifact.read_manifest(built), built.read_bytes()
+def test_an_artifact_holds_machine_code_and_no_source(cuda_artifact: Path) -> None:
+    manifest, data = artifact.read_manifest(cuda_artifact), cuda_artifact.read_bytes()
     code = manifest["device_code"]
     assert code["architectures"] == ["sm_90"] and code["ptx"] == "sm_90" and code["compiler"].startswith("NVRTC 13")
     (found,) = fatbin.find(data)
@@ -145,17 +137,17 @@ def test_an_artifact_holds_machine_code_and_no_source(built: Path) -> None:
 @needs_compiler
 @without_gpu
 @pytest.mark.slow
-def test_without_a_gpu_it_says_so(built: Path, cli: Callable[..., Any], tmp_path: Path) -> None:
+def test_without_a_gpu_it_says_so(cuda_artifact: Path, cli: Callable[..., Any], tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"needs an NVIDIA GPU \(target cuda-sm_90\), and there is no"):
-        saevit_tvm.load(built)
-    for command in (("run", built, tmp_path / "x.png"), ("bench", built)):
+        saevit_tvm.load(cuda_artifact)
+    for command in (("run", cuda_artifact, tmp_path / "x.png"), ("bench", cuda_artifact)):
         done = cli(*command)
         assert done.returncode == 1 and len(done.stderr.strip().splitlines()) == 1, done.stderr
         assert "needs an NVIDIA GPU" in done.stderr
 
 
 def test_without_a_compiler_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nvrtc, "_folder", lambda: None)
+    monkeypatch.setattr(nvrtc, "folder", lambda: None)
     with pytest.raises(TargetError, match=r"'cuda' cannot be built: .* is not installed: pip install"):
         toolchain.require(targets.get("cuda"))
 
@@ -167,23 +159,27 @@ def test_another_gpu_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     code = {"architectures": ["sm_80", "sm_90"], "ptx": "sm_90"}
     manifest = {"target": {"name": "custom"}, "device_code": code}
     monkeypatch.setattr(library, "available", lambda: (True, ""))
-    for capability, fits in ((75, False), (80, True), (86, True), (90, True), (100, True), (120, True)):
+    for capability, fits in ((75, False), (80, True), (86, True), (87, False), (90, True), (100, True), (120, True)):
         monkeypatch.setattr(library, "devices", lambda found=capability: [cuda.Device("GPU", found)])
         if fits:
             library.check_device(manifest, "x.so")
         else:
-            with pytest.raises(ArtifactError, match="holds code for sm_80, sm_90, and the GPU here, GPU, is sm_75"):
+            with pytest.raises(
+                ArtifactError, match=f"holds code for sm_80, sm_90, and the GPU here, GPU, is sm_{capability}"
+            ):
                 library.check_device(manifest, "x.so")
 
 
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        ("InternalError: CUDA: out of memory", "out of memory"),
-        ("CUDAError: cuModuleLoadData failed with error: CUDA_ERROR_NO_BINARY_FOR_GPU", "no code for this GPU"),
-        ("RuntimeError: CUDA: CUDA driver version is insufficient for CUDA runtime version", "driver is too old"),
+        ("RuntimeError: CUDA Runtime Error: cudaErrorMemoryAllocation (2): out of memory", "out of memory"),
+        ("CUDAError: cuModuleLoadData(...) failed with error: CUDA_ERROR_NO_BINARY_FOR_GPU", "no code for this GPU"),
+        ("RuntimeError: CUDA Runtime Error: cudaErrorInsufficientDriver (35): CUDA driver", "driver is too old"),
         ("InternalError: CUDALaunch Error: CUDA_ERROR_ILLEGAL_ADDRESS grid=(1,1,1)", "was lost"),
-        ("RuntimeError: CUDA: no CUDA-capable device is detected", "finds no NVIDIA GPU"),
+        ("RuntimeError: CUDA Runtime Error: cudaErrorNoDevice (100): no device", "finds no NVIDIA GPU"),
+        ("CUDAError: cuModuleLoadData(...) failed with error: CUDA_ERROR_NEW", "failed with CUDA_ERROR_NEW: see"),
+        ("RuntimeError: CUDA Runtime Error: cudaErrorUnknown (999): unknown error", "failed with status 999: see"),
     ],
 )
 def test_errors_of_cuda_are_sentences(words: str, sentence: str) -> None:
@@ -192,20 +188,27 @@ def test_errors_of_cuda_are_sentences(words: str, sentence: str) -> None:
     assert errors.of_words("an array is out of memory") is None
 
 
-def test_a_driver_that_is_too_old_is_a_sentence(tmp_path: Path) -> None:
-    """A library in the driver's place that says 12.4: a real one cannot be had here."""
-    import shutil
-    import subprocess
-    import sys
+@needs_compiler
+def test_models_of_time_are_of_chips_with_the_architecture(cuda_artifact: Path) -> None:
+    from saevit_tvm.runtime import manifest
+    from saevit_tvm.verbs.modelled import modelled
 
-    if shutil.which("cc") is None:
-        pytest.skip("needs a C compiler")
-    source = tmp_path / "driver.c"
-    source.write_text(
-        "int cuInit(unsigned f) { return 0; }\nint cuDriverGetVersion(int *v) { *v = 12040; return 0; }\n"
-    )
-    subprocess.run(["cc", "-shared", "-fPIC", "-o", tmp_path / "libcuda.so.1", source], check=True)
-    code = "from saevit_tvm.runtime.cuda import available; print(available())"
-    environment = os.environ | {"LD_LIBRARY_PATH": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
-    assert "driver is too old: install one for CUDA 13" in done.stdout
+    found = modelled(cuda_artifact)
+    manifest.validate(found, "modelled")
+    (chip,) = found["devices"]
+    assert (chip["name"], chip["family"]) == ("h200", "sm_90") and chip["roofline_ms"] > 0
+    assert {chip.sm for chip in CHIPS} == set(ARCHITECTURES)
+
+
+@needs_compiler
+def test_all_between_input_and_output_is_captured(cuda_artifact: Path) -> None:
+    """What is left in `main` reads the input or writes the output, which move from one inference to the next."""
+    (planned,) = (cuda_artifact.parent / "ir").glob("*-library.py")
+    functions = dict(re.findall(r"    def (\w*main\w*)\((.*?)\n\n", planned.read_text() + "\n\n", re.DOTALL))
+    assert functions.keys() == {"main", "main_cuda_graph_capture"}
+    kernels = {name: re.findall(r"^        cls\.(\w+)\(", text, re.MULTILINE) for name, text in functions.items()}
+    launches = artifact.read_manifest(cuda_artifact)["launches"]
+    assert len(kernels["main_cuda_graph_capture"]) == sum(row["calls"] for row in launches) - 2
+    assert kernels["main"] == [launches[0]["kernel"].removesuffix("_kernel"), "head"]
+    assert functions["main"].count("cuda_graph.run_or_capture") == 1
+    assert re.search(r"cls\.conv\(x, ", functions["main"]) and "(x, " not in functions["main_cuda_graph_capture"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 from typing import NamedTuple
 
-from saevit_tvm.runtime.cuda.errors import of_code
+from saevit_tvm.runtime.cuda.errors import NO_DEVICE, OLD_DRIVER, of_code
 
 NEEDED = 13000  # what TVM's runtime is linked with: CUDA 13.0
 _MAJOR, _MINOR = 75, 76  # attributes of a device: its compute capability
@@ -51,10 +51,11 @@ def _found() -> list[Device]:
         raise Unavailable(of_code(status))
     driver.cuDriverGetVersion(ctypes.byref(number))
     if number.value < NEEDED:
-        raise Unavailable(of_code(35))
+        raise Unavailable(of_code(OLD_DRIVER))
+    number.value = 0
     driver.cuDeviceGetCount(ctypes.byref(number))
     if not number.value:
-        raise Unavailable(of_code(100))
+        raise Unavailable(of_code(NO_DEVICE))
     return [_device(driver, index) for index in range(number.value)]
 
 

@@ -1,64 +1,62 @@
-"""Errors of CUDA as sentences: the driver's codes, TVM's runtime's words around them, one table for both."""
+"""Errors of CUDA as sentences. The driver gives a number, TVM's runtime its name or, from the CUDA runtime, the number.
+
+Numbers and names are those of CUresult in cuda.h; the runtime's are the same, but for the one that it has alone.
+"""
 
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
 
+OLD_DRIVER, NO_DEVICE = 35, 100
 
-class _Error(NamedTuple):
-    codes: tuple[int, ...]  # of CUresult
-    words: str  # a regular expression of what TVM or the CUDA runtime says
-    sentence: str
-
-
-_TABLE = (
-    _Error(
-        (2,),
-        r"out of memory|OUT_OF_MEMORY|MemoryAllocation",
-        "the GPU is out of memory: build a smaller --batch, or end what else runs on it",
-    ),
-    _Error(
-        (100,),
-        r"no CUDA-capable device|ERROR_NO_DEVICE|NoDevice",
-        "the driver finds no NVIDIA GPU: see with nvidia-smi whether one is there and free",
-    ),
-    _Error(
-        (3, 35, 803, 804),
-        r"driver version is insufficient|InsufficientDriver|SYSTEM_DRIVER_MISMATCH"
-        r"|UNSUPPORTED_PTX_VERSION|PTX was compiled with an unsupported",
-        "the NVIDIA driver is too old: install one for CUDA 13 (580 or later)",
-    ),
-    _Error(
-        (209, 218, 222),
-        r"NO_BINARY_FOR_GPU|no kernel image is available|NoKernelImage|INVALID_PTX",
-        "the artifact holds no code for this GPU's architecture: build it with --target cuda",
-    ),
-    _Error(
-        (46, 214, 700, 702, 709, 715, 716, 717, 718, 719),
-        r"ILLEGAL_ADDRESS|illegal memory access|LAUNCH_TIMEOUT|LAUNCH_FAILED|unspecified launch failure|ECC_"
-        r"UNCORRECTABLE"
-        r"|DEVICE_UNAVAILABLE|busy or unavailable|CONTEXT_IS_DESTROYED|misaligned address|fallen off",
-        "the GPU was lost while it computed: start the process again, and see with nvidia-smi what became of it",
-    ),
-    _Error(
-        (701,),
-        r"LAUNCH_OUT_OF_RESOURCES|too many resources requested",
-        "the GPU has fewer registers or less shared memory than the artifact's target: build for this GPU",
-    ),
-)
+_TABLE: dict[str, dict[int, str]] = {
+    "the GPU is out of memory: build a smaller --batch, or end what else runs on it": {2: "OUT_OF_MEMORY"},
+    "CUDA does not survive a fork: start processes with 'spawn', or load the artifact in each of them": {
+        3: "NOT_INITIALIZED"
+    },
+    "the driver finds no NVIDIA GPU: see with nvidia-smi whether one is there and free": {NO_DEVICE: "NO_DEVICE"},
+    "the NVIDIA driver is too old: install one for CUDA 13 (580 or later)": {
+        OLD_DRIVER: "INSUFFICIENT_DRIVER",
+        36: "CALL_REQUIRES_NEWER_DRIVER",
+        222: "UNSUPPORTED_PTX_VERSION",
+        803: "SYSTEM_DRIVER_MISMATCH",
+        804: "COMPAT_NOT_SUPPORTED_ON_DEVICE",
+    },
+    "the artifact holds no code for this GPU's architecture: build it with --target cuda": {
+        209: "NO_BINARY_FOR_GPU",
+        218: "INVALID_PTX",
+    },
+    "the GPU has fewer registers or less shared memory than the artifact's target: build for this GPU": {
+        701: "LAUNCH_OUT_OF_RESOURCES"
+    },
+    "the GPU was lost while it computed: start the process again, and see with nvidia-smi what became of it": {
+        46: "DEVICE_UNAVAILABLE",
+        214: "ECC_UNCORRECTABLE",
+        700: "ILLEGAL_ADDRESS",
+        702: "LAUNCH_TIMEOUT",
+        709: "CONTEXT_IS_DESTROYED",
+        714: "HARDWARE_STACK_ERROR",
+        715: "ILLEGAL_INSTRUCTION",
+        716: "MISALIGNED_ADDRESS",
+        717: "INVALID_ADDRESS_SPACE",
+        718: "INVALID_PC",
+        719: "LAUNCH_FAILED",
+    },
+}
+_SENTENCES = {code: sentence for sentence, codes in _TABLE.items() for code in codes}
+_CODES = {name: code for codes in _TABLE.values() for code, name in codes.items()}
 
 
 def of_code(code: int) -> str:
-    """What a status of the driver means."""
-    return next(
-        (error.sentence for error in _TABLE if code in error.codes),
-        f"the NVIDIA driver failed with status {code}: see what nvidia-smi says",
-    )
+    """What a status means."""
+    return _SENTENCES.get(code, f"CUDA failed with status {code}: see what nvidia-smi says of the GPU and its driver")
 
 
 def of_words(words: str) -> str | None:
-    """What an error's text means, if it is one of CUDA's that we know."""
-    if "cuda" not in words.lower():
-        return None
-    return next((error.sentence for error in _TABLE if re.search(error.words, words)), None)
+    """What an error of TVM's runtime means, if it comes from CUDA."""
+    if found := re.search(r"CUDA Runtime Error: \w+ \((\d+)\)", words):
+        return of_code(int(found[1]))
+    if found := re.search(r"\bCUDA_ERROR_(\w+)", words):
+        code = _CODES.get(found[1])
+        return of_code(code) if code else f"CUDA failed with {found[0]}: see what nvidia-smi says of the GPU"
+    return None

@@ -14,6 +14,7 @@ from saevit_tvm.runtime import abi
 from saevit_tvm.runtime.cuda.driver import available, devices
 
 CUDA = 2  # TVM's number for this kind of device
+TEGRA = {72, 87}
 _CUDART = "libcudart.so.13"
 
 
@@ -41,7 +42,7 @@ def check_device(manifest: Mapping[str, Any], path: Any) -> None:
         raise ArtifactError(f"'{path}' needs an NVIDIA GPU (target {name}), and {reason}.")
     device, code = devices()[0], manifest["device_code"]
     built = [int(sm.removeprefix("sm_")) for sm in code["architectures"]]
-    # Machine code runs on its own generation, from its own minor version on; PTX on all that came later.
+    # PTX runs on all that came later.
     if not any(_runs(sm, device.capability) for sm in built) and device.capability < int(
         code["ptx"].removeprefix("sm_")
     ):
@@ -52,7 +53,9 @@ def check_device(manifest: Mapping[str, Any], path: Any) -> None:
 
 
 def _runs(built: int, capability: int) -> bool:
-    return built // 10 == capability // 10 and built <= capability
+    """Machine code runs on its own generation, from its own minor version on, but for boards with Tegra."""
+    later = built // 10 == capability // 10 and built < capability and not {built, capability} & TEGRA
+    return built == capability or later
 
 
 def _cudart() -> str:
