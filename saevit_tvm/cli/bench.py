@@ -70,7 +70,9 @@ def _emulated(console: Console, artifact: Path) -> None:
 def _print_modelled(console: Console, result: dict[str, Any]) -> None:
     console.line(f"{result['model']} for {result['target']}, {result['dtype']}, one inference; {result['kind']}")
     memory = f"{1e-6 * result['bytes']:.2f} MB of tensors, {1e-6 * result['bytes_loaded']:.1f} MB asked for by loads"
-    console.line(f"{result['launches']} launches, {1e-6 * result['float_ops']:.1f} M float operations, {memory}")
+    images = result["launches_with_images"]
+    launches = f"{result['launches']} launches" + (f" ({images} read weights through images)" if images else "")
+    console.line(f"{launches}, {1e-6 * result['float_ops']:.1f} M float operations, {memory}")
     rows = [
         [
             f"{device['name']} ({device['chip']})",

@@ -77,6 +77,7 @@ class _Reading:
         self._memory: Counter[str] = Counter()
         self._counts: Counter[str] = Counter()
         self._accessed: Counter[Any] = Counter()
+        self._images: set[Any] = set()
         self._views = dict(views)
         self._main_memory = {buffer: _bytes(buffer) for buffer in func.params}
         self._extents: dict[Any, int] = {}  # of the loops around
@@ -93,6 +94,7 @@ class _Reading:
             "bytes_stored": self._counts["stored"],
             "local_bytes": self._memory["shared"],
             "registers": INDICES + -(-self._memory["local"] // 4),
+            "images": len(self._images),
         }
 
     def _statement(self, node: Any, times: int) -> None:
@@ -140,6 +142,10 @@ class _Reading:
             self._access("loaded", node.source, times * _lanes(node))
         elif isinstance(node, Call) and _half(node):
             self._half_access(node, times)
+        elif isinstance(node, Call) and _called(node).startswith("read_image"):
+            buffer = node.args[1].args[0]
+            self._images.add(self._views.get(buffer, buffer))
+            self._access("loaded", buffer, times * _lanes(node))
         elif isinstance(node, (*ARITHMETIC, Call)) and "float" in _dtype(node) and _name(node) not in FREE:
             self._count("float_ops", times * _lanes(node))
         for part in _parts(node):
@@ -226,10 +232,16 @@ def _name(call: Any) -> str:
     return str(getattr(getattr(call, "op", None), "name", ""))
 
 
+def _called(call: Call) -> str:
+    """The function of OpenCL's that is called, if it is one."""
+    called = getattr(call.args[0], "value", None) if _name(call).startswith("tirx.call_") else None
+    return called if isinstance(called, str) else ""
+
+
 def _half(call: Call) -> str | None:
     """ "vload" or "vstore" for OpenCL's functions that read and write numbers of 16 bits."""
-    called = getattr(call.args[0], "value", None) if _name(call).startswith("tirx.call_") else None
-    return called.partition("_half")[0] if isinstance(called, str) and "_half" in called else None
+    called = _called(call)
+    return called.partition("_half")[0] if "_half" in called else None
 
 
 def _parts(node: Any) -> list[Any]:

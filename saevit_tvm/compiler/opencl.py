@@ -12,6 +12,8 @@ A region for which there are no kernels is left to the rules, operator by operat
 from __future__ import annotations
 
 import contextlib
+import functools
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +43,8 @@ if TYPE_CHECKING:
     from saevit_tvm.targets import Target
 
 _SOURCE_HOOK = "tvm_callback_opencl_postproc"  # what TVM calls with every kernel's source
+_READ_OF_IMAGE = re.compile(r"\bread_image[fh]\((\w+),")
+_DECLARATION = re.compile(r"^__kernel [^{;]*;\n", re.MULTILINE)
 
 
 def regions(candidates: list[Region], limits: Limits) -> list[Pass]:
@@ -124,24 +128,37 @@ def kernels_to_tune(source: ModelSource, target: Target, dtype: str) -> list[pip
 
 @contextlib.contextmanager
 def generating_kernels(limits: Limits) -> Iterator[None]:
-    """The setting in which kernels become OpenCL C, for a library and for a measurement alike.
-
-    TVM lets every kernel that mentions float16 refuse to be compiled by a driver without arithmetic in it. For a
-    device without, ours only load and store such numbers, by functions that every driver has: the refusal goes.
-    """
+    """The setting in which kernels become OpenCL C, for a library and for a measurement alike."""
     import tvm_ffi
 
-    if not limits.half:
-        tvm_ffi.register_global_func(_SOURCE_HOOK, _without_refusal, override=True)
+    tvm_ffi.register_global_func(_SOURCE_HOOK, functools.partial(_adapted, limits), override=True)
     try:
         with tvm.transform.PassContext(opt_level=3):
             yield
     finally:
-        if not limits.half:
-            tvm_ffi.remove_global_func(_SOURCE_HOOK)
+        tvm_ffi.remove_global_func(_SOURCE_HOOK)
 
 
-def _without_refusal(source: str, _target: Any) -> str:
+def _adapted(limits: Limits, source: str, _target: Any) -> str:
+    """One kernel as it is to be compiled: without what TVM says too much, and with what it has no words for."""
+    # Every kernel comes with declarations of all others, and none calls another.
+    source = _with_images(_DECLARATION.sub("", source))
+    return source if limits.half else _without_refusal(source)
+
+
+def _with_images(source: str) -> str:
+    """What is read as an image is one, and not a buffer; the plugin wants to know of which numbers."""
+    for name in set(_READ_OF_IMAGE.findall(source)):
+        buffer = rf"__global (\w+)\* restrict {name}\b"
+        source = re.sub(buffer, rf"__read_only image1d_buffer_t {name} /* of \1 */", source)
+    return source
+
+
+def _without_refusal(source: str) -> str:
+    """TVM lets every kernel that mentions float16 refuse to be compiled by a driver without arithmetic in it.
+
+    For a device without, ours only load and store such numbers, by functions that every driver has.
+    """
     return "\n".join(line for line in source.splitlines() if not line.startswith("#error")) + "\n"
 
 

@@ -33,6 +33,7 @@ def modelled(path: Path) -> dict[str, Any]:
         "dtype": manifest["dtype"],
         "kind": KIND,
         "launches": sum(row["calls"] for row in rows),
+        "launches_with_images": sum(row["calls"] for row in rows if row.get("images")),
         **{name: sum(row["calls"] * row[name] for row in rows) for name in SUMS},
         "devices": [_device(gpu, rows) for gpu in gpus],
         "kernels": [row | {"on": {gpu.name: _launch(gpu, row) for gpu in gpus}} for row in rows],

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import product
 
-from schedules.gpu.launch import Buffer, Kernel, Limits, Memory, Program, blocks, gelu, nest
+from schedules.gpu.launch import TEXEL, Buffer, Kernel, Limits, Memory, Program, blocks, gelu, nest
 
 POSITIONS = 16  # work-items side by side along the positions, by default
 HALF_TERMS = 8  # products that float16 may sum up before float32 takes over
@@ -18,7 +18,8 @@ HALF_TERMS = 8  # products that float16 may sum up before float32 takes over
 class Tiling:
     """`lanes` positions by `channels` a work-item, in work-groups of `columns` by `rows`.
 
-    A work-group brings the weights of `staged` input channels at a time into local memory, unless that is 0.
+    Weights come through an `image`, or a work-group brings those of `staged` input channels at a time into local
+    memory; with both 0 every work-item loads what it needs.
     """
 
     lanes: int
@@ -26,6 +27,7 @@ class Tiling:
     columns: int
     rows: int
     staged: int
+    image: int
 
 
 @dataclass(frozen=True)
@@ -92,18 +94,27 @@ class Conv(Kernel):
         staged = [size for size in (8, 4) if self.c % size == 0] if limits.local_is_fast else []
         # Tiles of 8 channels are half the loads of tiles of 4, but with them a Mali's 64 registers are full.
         preferred = 8 if limits.registers_per_item > 64 else 4
-        default = Tiling(
-            lanes=lanes[0],
-            channels=next(size for size in channels if size <= preferred),
-            columns=POSITIONS,
-            rows=limits.wave // POSITIONS,
-            staged=staged[0] if staged else 0,
-        )
-        found = [default]
-        for lane, channel, columns, group, stage in product(
-            lanes, channels, (8, 16, 32), (32, 64, 128, 256), [0, *staged]
+        channel = next(size for size in channels if size <= preferred)
+        imaged = self.k % TEXEL == 0 and self.reads["w"].size <= limits.texels * TEXEL
+        # The cache of texture units pays where many work-groups read the same weights. A single one would read each
+        # of them once, and then local memory is the better place to share it.
+        reread = self.n * blocks(blocks(self.positions, lanes[0]), POSITIONS) > 1
+        found = [
+            Tiling(
+                lanes=lanes[0],
+                channels=channel,
+                columns=POSITIONS,
+                rows=limits.wave // POSITIONS,
+                staged=0 if (imaged and reread) or not staged else staged[0],
+                image=int(imaged and reread),
+            )
+        ]
+        ways = [(0, 0), *((size, 0) for size in staged), *([(0, 1)] if imaged else [])]
+        for lane, channel, columns, group, (stage, image) in product(
+            lanes, channels, (8, 16, 32), (32, 64, 128, 256), ways
         ):
-            found.append(Tiling(lane, channel, columns, group // columns, stage))
+            if not image or channel % TEXEL == 0:
+                found.append(Tiling(lane, channel, columns, group // columns, stage, image))
         return found
 
     def program(self, limits: Limits, tiling: Tiling) -> Program:
@@ -210,8 +221,12 @@ class _Body:
         )
 
     def weights(self, tap: str, channel: str) -> str:
+        row = f"({tap} * {self.conv.c} + {channel})"
+        if self.tiling.image:
+            texel = f"{row} * {self.conv.k // TEXEL} + ({self.row}) * {self.tiling.channels // TEXEL}"
+            return self.memory.load_texels("ws", "w", texel, self.tiling.channels, self.factor)
         if not self.tiling.staged:
-            index = f"({tap} * {self.conv.c} + {channel}) * {self.conv.k} + {self.channel}"
+            index = f"{row} * {self.conv.k} + {self.channel}"
             return self.memory.load_lanes("ws", "0", "w", index, self.tiling.channels, self.factor)
         near = f"near[ii * {self.width} + ty * {self.tiling.channels} + j]"
         near = f'T.Cast("float16", {near})' if self.halves else near

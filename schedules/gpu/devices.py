@@ -21,7 +21,8 @@ class Limits:
 
     `wave` is the work-group that fills it: how many work-items run in lockstep, or a few times that. A work-group
     shares the `registers` of a core, 32 bits each; `local_is_fast` where local memory is more than main memory by
-    another name; `half` where arithmetic in float16 (cl_khr_fp16) is there, and twice as fast.
+    another name; `half` where arithmetic in float16 (cl_khr_fp16) is there, and twice as fast. `texels`, four numbers
+    each, is the largest image over a buffer of weights, where reading through images may pay.
     """
 
     work_group: int
@@ -31,6 +32,7 @@ class Limits:
     registers_per_item: int = 64
     local_is_fast: bool = False
     half: bool = False
+    texels: int = 0
 
     def excess(self, work_items: int, local_bytes: int, registers: int) -> str | None:
         """What a kernel wants and the device has not, in words."""
@@ -76,14 +78,21 @@ def _mali(
 ) -> GPU:
     """A core runs all of its `threads` with 32 registers each, and half of them with 64, which is the most there are.
 
-    So the largest work-group is half of a core's threads. Local memory is main memory, behind the same cache.
+    So the largest work-group is half of a core's threads. Local memory is main memory, behind the same cache. Images
+    have nothing to offer: by Arm's OpenCL guide the texture unit reads one texel a clock, and a buffer gives as many
+    numbers to a load of four.
     """
     limits = Limits(threads // 2, 32 * KILO, wave=64, registers=32 * threads, registers_per_item=64, half=True)
     return GPU(name, "mali", chip, cores, clock, cores * fma, warp, bandwidth, limits, android)
 
 
 def _adreno(name: str, chip: str, cores: int, clock: int, fma: int, vectors: int, bandwidth: float) -> GPU:
-    """A register file of so many vectors of four for each of 128 work-items, a work-item takes at most 48 of them."""
+    """A register file of so many vectors of four for each of 128 work-items, a work-item takes at most 48 of them.
+
+    Reads of images go through the texture units, which have a cache of their own that reads of buffers pass by:
+    Qualcomm's advice for OpenCL is to prefer them, and its kernels in llama.cpp read weights like that, too. The
+    largest image over a buffer is what drivers of all these GPUs state.
+    """
     limits = Limits(
         work_group=1024,
         local_bytes=32 * KILO,
@@ -92,6 +101,7 @@ def _adreno(name: str, chip: str, cores: int, clock: int, fma: int, vectors: int
         registers_per_item=48 * 4,
         local_is_fast=True,
         half=True,
+        texels=1 << 27,
     )
     return GPU(name, "adreno", chip, cores, clock, fma, 64, bandwidth, limits)
 
@@ -124,6 +134,7 @@ def common(limits: Sequence[Limits]) -> Limits:
         registers_per_item=min(each.registers_per_item for each in limits),
         local_is_fast=all(each.local_is_fast for each in limits),
         half=all(each.half for each in limits),
+        texels=min(each.texels for each in limits),
     )
 
 

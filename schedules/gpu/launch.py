@@ -24,6 +24,7 @@ from schedules.gpu.devices import Limits
 
 OPAQUE = 8  # TVM's code for an operator that nothing may be fused into
 SIZES = {"float32": 4, "float16": 2}  # bytes
+TEXEL = 4  # numbers that one read of an image gives
 INDICES = 16  # registers that a work-item needs for positions, addresses and what is under way
 
 
@@ -66,6 +67,19 @@ class Memory:
             return f"{into}[T.Ramp({at}, 1, {lanes})] = {loaded}"
         number = self.load(name, f"{index} + v", dtype)
         return nest(f"for v in T.vectorized({lanes}):", f"{into}[{at} + v] = {number}")
+
+    def load_texels(self, into: str, name: str, index: str, lanes: int, dtype: str = "float32") -> str:
+        """Neighbouring numbers through an image over the buffer, as statements; the index is in texels.
+
+        The kernel's parameter is then the image, and nothing else may read it. An image of float16 gives float32 to
+        whom asks for that, also where there is no arithmetic in float16.
+        """
+        read = {"float32": "read_imagef", "float16": "read_imageh"}[dtype]
+        return "\n".join(
+            f"{into}[T.Ramp({first}, 1, {TEXEL})] = "
+            f'T.call_pure_extern("{dtype}x{TEXEL}", "{read}", {name}.data, {index} + {first // TEXEL})'
+            for first in range(0, lanes, TEXEL)
+        )
 
     def store(self, name: str, index: str, value: str) -> str:
         if self.buffers[name].dtype == "float32":

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -147,6 +149,23 @@ def test_values_travel_unchanged(plugins: Path) -> None:
     assert tvm.runtime.tensor(np.zeros((0, 3), "float32"), device).numpy().shape == (0, 3)
 
 
+def test_copies_begin_where_they_should(plugins: Path) -> None:
+    """Parts of tensors: from the host into one, from one to another, and back."""
+    import tvm
+
+    device, values = tvm.runtime.device("opencl", 0), np.arange(64, dtype="float32")
+
+    def part(tensor: Any, first: int) -> Any:
+        return tensor._create_view((16,), "float32", relative_byte_offset=4 * first)
+
+    source, target = tvm.runtime.tensor(values, device), tvm.runtime.tensor(0 * values, device)
+    part(source, 8).copyto(part(target, 40))
+    np.testing.assert_array_equal(target.numpy(), [0] * 40 + [*range(8, 24)] + [0] * 8)
+    np.testing.assert_array_equal(part(target, 36).numpy(), [0] * 4 + [*range(8, 20)])
+    part(target, 4).copyfrom(values[48:])
+    np.testing.assert_array_equal(target.numpy()[:24], [0] * 4 + [*range(48, 64)] + [0] * 4)
+
+
 def test_a_kernel_computes_and_takes_time(plugins: Path, library: Path) -> None:
     import tvm
 
@@ -154,9 +173,50 @@ def test_a_kernel_computes_and_takes_time(plugins: Path, library: Path) -> None:
     module = tvm.runtime.load_module(str(library))
     x = np.arange(LENGTH, dtype="float32")
     there, back = tvm.runtime.tensor(x, device), tvm.runtime.empty((LENGTH,), "float32", device)
+    begun = time.perf_counter()
     timed = module.time_evaluator("scale", device, number=3, repeat=2)(there, back)
+    passed = time.perf_counter() - begun
     np.testing.assert_array_equal(back.numpy(), 2 * x + 1)
     assert len(timed.results) == 2 and all(seconds > 0 for seconds in timed.results)
+    assert 3 * sum(timed.results) < passed  # the device takes no longer than the clock on the wall
+
+
+def test_all_that_it_makes_is_given_back(
+    call: Callable[..., Any], library: Path, failing_opencl: dict[str, str], tmp_path: Path
+) -> None:
+    """By the driver's own count: after kernels, timed ones, and failures of both."""
+    do = f"""
+    import gc, os, tvm
+    opencl.activate()
+    device = tvm.runtime.device("opencl", 0)
+    def work():
+        module = tvm.runtime.load_module({str(library)!r})
+        x = np.arange({LENGTH}, dtype="float32")
+        there, back = (tvm.runtime.tensor(x, device) for _ in range(2))
+        timed = module.time_evaluator("scale", device, number=3, repeat=2)
+        for order, act in [
+            ("clEnqueueNDRangeKernel -5", lambda: module["scale"](there, back)),
+            ("clEnqueueNDRangeKernel -5 3", lambda: timed(there, back)),
+            ("clEnqueueReadBuffer -5", back.numpy),
+        ]:
+            os.environ["FAIL"] = order
+            try:
+                act()
+            except Exception as error:
+                assert "could not" in str(error), error
+                del os.environ["FAIL"]
+            else:
+                sys.exit(order + " was not noticed")
+        timed(there, back)
+        assert (back.numpy() == 2 * x + 1).all()
+    work()
+    gc.collect()"""
+    balance = tmp_path / "balance"
+    for _ in range(2):  # from source, then from the cache
+        done = call(do.strip(), **failing_opencl, BALANCE=str(balance))
+        assert done.returncode == 0, done.stderr
+        # TVM keeps what it has loaded, and so there is one kernel.
+        assert balance.read_text().split() == ["memory", "0", "programs", "0", "kernels", "1", "events", "0"]
 
 
 def test_threads_share_the_device(call: Callable[..., Any], library: Path) -> None:
@@ -179,6 +239,72 @@ def test_threads_share_the_device(call: Callable[..., Any], library: Path) -> No
     assert done.returncode == 0, done.stderr
 
 
+# Images -----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def imaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A library with one convolution, 8 x 8 positions and 4 to 8 channels, that reads its weights through an image."""
+    import tvm
+
+    from saevit_tvm.compiler.opencl import generating_kernels
+    from schedules.gpu.conv import Conv, Tiling
+    from schedules.gpu.devices import LIMITS
+
+    tiling = dataclasses.asdict(Tiling(lanes=4, channels=4, columns=8, rows=4, staged=0, image=1))
+    limits = LIMITS["adreno"]
+    func = Conv(1, 8, 8, 4, 8).generated(limits, tiling).with_attr("global_symbol", "conv")
+    target = tvm.target.Target({"kind": "opencl", "host": {"kind": "llvm"}})
+    path = tmp_path_factory.mktemp("imaged") / "conv.so"
+    with generating_kernels(limits):
+        tvm.compile(tvm.IRModule({"conv": func}), target=target).export_library(str(path))
+    return path
+
+
+def convolve(module: Any, w: np.ndarray) -> None:
+    """Call it, on memory of its own that is given back afterwards, and see that it is right."""
+    import tvm
+
+    device = tvm.runtime.device("opencl", 0)
+    x = np.random.RandomState(1).standard_normal((1, 4, 8, 8)).astype("float32")
+    there = [tvm.runtime.tensor(value, device) for value in (x, w, np.zeros(8, "float32"))]
+    out = tvm.runtime.empty((1, 8, 8, 8), "float32", device)
+    module["conv"](*there, out)
+    np.testing.assert_allclose(out.numpy(), np.einsum("nchw,ck->nkhw", x, w), rtol=2e-5, atol=2e-5)
+
+
+def test_an_image_goes_with_its_buffer(plugins: Path, imaged: Path) -> None:
+    """Weights in memory that was others' before, which drivers like to give again."""
+    import tvm
+
+    module = tvm.runtime.load_module(str(imaged))
+    for seed in range(30):
+        convolve(module, np.random.RandomState(seed).standard_normal((4, 8)).astype("float32"))
+
+
+@pytest.mark.parametrize(
+    ("environment", "words"),
+    [
+        ({"NO_IMAGES": "1"}, ("has no images", "'conv_kernel'", "build for another target")),
+        ({"FAIL": "clCreateImage -10"}, ("weights of 128 bytes as an image", "CL_IMAGE_FORMAT_NOT_SUPPORTED", "alone")),
+        ({"FAIL": "clCreateImage -40"}, ("CL_INVALID_IMAGE_SIZE", "build for a target that reads buffers alone")),
+    ],
+)
+def test_a_device_without_such_images_says_so(
+    call: Callable[..., Any], imaged: Path, failing_opencl: dict[str, str], environment: dict[str, str], words: Any
+) -> None:
+    do = f"""
+    opencl.activate()
+    module = abi.global_function("ffi.Module.load_from_file.so")({str(imaged)!r}, "so")
+    shapes = (1, 4, 8, 8), (4, 8), (8,), (1, 8, 8, 8)
+    there = [abi.to_device(abi.lend(np.ones(shape, "float32")), opencl.OPENCL) for shape in shapes]
+    for _ in range(2):
+        abi.module_function(module, "conv")(*there)
+        assert (there[-1].fetch() == 5).all()"""
+    assert call(do.strip()).returncode == 0
+    refused(call(do.strip(), **failing_opencl, **environment), *words)
+
+
 # The cache --------------------------------------------------------------------
 
 
@@ -189,6 +315,19 @@ def test_the_second_process_compiles_nothing(call: Callable[..., Any], tmp_path:
     assert call().returncode == 0
     after = entry.stat()
     assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)  # a miss would have replaced it
+
+
+def test_kernels_are_kept_for_one_driver_and_one_source(
+    call: Callable[..., Any], tmp_path: Path, failing_opencl: dict[str, str]
+) -> None:
+    """After an update of the driver, and for another model whose kernel has the same name."""
+    assert call().returncode == 0
+    assert call(**failing_opencl, ANOTHER_DRIVER="1").returncode == 0
+    assert len(entries(tmp_path)) == 2
+    other = tmp_path / "other.so"
+    compiled("x[i] + x[i] + T.float32(1)").export_library(str(other))
+    assert call(f"call({str(other)!r})").returncode == 0
+    assert len(entries(tmp_path)) == 3
 
 
 @pytest.mark.parametrize(

@@ -187,8 +187,10 @@ def test_saa(n: int, h: int, w: int, c: int, heads: int, r: int, by_position: bo
         (2, 10, 7, 12, 20, GENERIC, "float32"),
         (1, 8, 8, 16, 64, LOCAL, "float32"),
         (1, 7, 7, 9, 18, GENERIC, "float16"),
+        (2, 10, 7, 12, 20, LOCAL, "float32"),
+        (1, 12, 12, 16, 64, LOCAL, "float16"),
     ],
-    ids=["generic", "local memory", "half"],
+    ids=["generic", "local memory", "half", "images", "images of half"],
 )
 def test_ciffn(n: int, h: int, w: int, c: int, e: int, limits: Limits, dtype: str, folder: Path) -> None:
     given = weights(ex_w=(c, e), ex_b=(e,), dw_w=(3, 3, e), dw_b=(e,), dec_w=(e,), dec_b=(1,), g=(e,))
@@ -288,12 +290,12 @@ def test_a_depthwise_convolution_in_float16() -> None:
 # What differs between devices, and why --------------------------------------------
 
 
-def source(name: str, dtype: str) -> str:
+def source(name: str, dtype: str, side: int = 24) -> str:
     """The OpenCL C of a CIFFN and of the first two kernels of an SAA for a device."""
     c, e = 16, 64
     given = weights(ex_w=(c, e), ex_b=(e,), dw_w=(3, 3, e), dw_b=(e,), dec_w=(e,), dec_b=(1,), g=(e,))
     given |= weights(pr_w=(e, c), pr_b=(c,))
-    ciffn = lower("ciffn", {"n": 1, "h": 24, "w": 24, "c": c, "e": e}, given, LIMITS[name], dtype)
+    ciffn = lower("ciffn", {"n": 1, "h": side, "w": side, "c": c, "e": e}, given, LIMITS[name], dtype)
     assert ciffn is not None
     given = weights(ln_g=(c,), ln_b=(c,), qkv_w=(c, 3 * c), qkv_b=(3 * c,), pr_w=(c, c), pr_b=(c,))
     shape = {"n": 1, "h": 7, "w": 7, "c": c, "heads": 1, "r": 1, "eps": 1e-5, "scale": 0.25}
@@ -319,8 +321,28 @@ def sources() -> dict[tuple[str, str], str]:
 
 def test_only_adreno_brings_weights_to_local_memory(sources: dict[tuple[str, str], str]) -> None:
     """On Mali local memory is main memory by another name."""
-    assert re.search(r"__local float near\w*\[512\]", sources["adreno", "float32"])
-    assert not re.search(r"__local \w+ near", sources["mali", "float32"])
+    assert re.search(r"__local float near\w*\[512\]", source("adreno", "float32", side=8))
+    assert not re.search(r"__local \w+ near", source("mali", "float32", side=8) + sources["mali", "float32"])
+
+
+def test_only_adreno_reads_weights_through_images(sources: dict[tuple[str, str], str]) -> None:
+    """Where many work-groups read them: the texture units have a cache of their own there."""
+    image = r"__read_only image1d_buffer_t w\w* /\* of {} \*/"
+    for dtype, word, read in (("float32", "float", "read_imagef(w"), ("float16", "half", "read_imageh(w")):
+        text = sources["adreno", dtype]
+        assert len(re.findall(image.format(word), text)) == 2 and read in text and "near" not in text
+    assert "image" not in source("adreno", "float32", side=8)
+    assert not any("image" in text for (name, _), text in sources.items() if name != "adreno")
+
+
+def test_tuning_decides_where_weights_come_from() -> None:
+    conv = Conv(1, 14, 14, 48, 96)
+    ways = {(tiling.staged, tiling.image) for tiling in conv.tilings(LIMITS["adreno"])}
+    assert ways == {(0, 0), (8, 0), (4, 0), (0, 1)}
+    # Weights that no image can hold, or that are not whole texels, stay buffers.
+    small = dataclasses.replace(LIMITS["adreno"], texels=48 * 96 // 4 - 1)
+    for other, limits in ((conv, LIMITS["mali"]), (conv, small), (Conv(1, 14, 14, 48, 94), LIMITS["adreno"])):
+        assert not any(tiling.image for tiling in other.tilings(limits))
 
 
 def test_mali_shares_positions_less(sources: dict[tuple[str, str], str]) -> None:

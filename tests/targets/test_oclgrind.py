@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -21,6 +22,7 @@ pytestmark = [
 ]
 
 LENGTH, GROUP = 100, 32
+TARGET = {"kind": "opencl", "host": {"kind": "llvm"}}
 MODEL = """
 import sys
 import numpy as np
@@ -97,6 +99,47 @@ def test_it_sees_what_is_wrong_with_a_kernel(
     assert complaint in said if complaint else said == "", said
 
 
+CONV = """
+import sys
+import numpy as np
+from saevit_tvm.runtime import abi, opencl
+
+opencl.activate()
+module = abi.global_function("ffi.Module.load_from_file.so")(sys.argv[1], "so")
+with np.load(sys.argv[2]) as saved:
+    there = [abi.to_device(abi.lend(saved[name]), opencl.OPENCL) for name in ("x", "w", "b", "out")]
+abi.module_function(module, "conv")(*there)
+np.save(sys.argv[3], there[-1].fetch())
+"""
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_images_are_read_where_they_are(dtype: str, watched: Callable[..., str], tmp_path: Path) -> None:
+    """A convolution as on Adreno, more work-items than there is work for; oclgrind reads images over buffers, too."""
+    import tvm
+
+    from saevit_tvm.compiler.opencl import generating_kernels
+    from schedules.gpu.conv import Conv
+    from schedules.gpu.devices import LIMITS
+
+    limits = dataclasses.replace(LIMITS["adreno"], half=False)
+    kernel, n, c, k, side = Conv(2, 9, 9, 6, 12, dtype=dtype, given=dtype), 2, 6, 12, 9
+    default = kernel.default(limits)
+    assert default is not None and default.image
+    func = kernel.generated(limits).with_attr("global_symbol", "conv")
+    with generating_kernels(limits):
+        library = tvm.compile(tvm.IRModule({"conv": func}), target=tvm.target.Target(TARGET))
+    library.export_library(str(tmp_path / "conv.so"))
+    random = np.random.RandomState(0)
+    x, w, b = (random.standard_normal(shape).astype(dtype) for shape in ((n, c, side, side), (c, k), (k,)))
+    out = np.zeros((n, k, side, side), dtype)
+    np.savez(tmp_path / "in.npz", x=x, w=w, b=b.astype("float32"), out=out)
+    assert watched(CONV, tmp_path / "conv.so", tmp_path / "in.npz", tmp_path / "out.npy") == ""
+    expected = np.einsum("nchw,ck->nkhw", x.astype("float64"), w.astype("float64")) + b[:, None, None]
+    tolerance = 2e-5 if dtype == "float32" else 5e-3
+    assert np.abs(np.load(tmp_path / "out.npy") - expected).max() < tolerance * np.abs(expected).max()
+
+
 def compiled(statement: str) -> Any:
     """A library with one kernel `work(x, out)`, for as many work-groups as cover the hundred numbers and more."""
     import tvm
@@ -112,5 +155,5 @@ def work(x: T.Buffer(({LENGTH},), "float32"), out: T.Buffer(({LENGTH},), "float3
         for t in T.thread_binding({GROUP}, thread="threadIdx.x"):
             {body}
 """
-    target = tvm.target.Target({"kind": "opencl", "host": {"kind": "llvm"}})
-    return tvm.compile(tvm.IRModule({"work": from_source(source, extra_vars={"T": tirx})}), target=target)
+    module = tvm.IRModule({"work": from_source(source, extra_vars={"T": tirx})})
+    return tvm.compile(module, target=tvm.target.Target(TARGET))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Callable
@@ -90,6 +91,36 @@ def test_it_computes_what_pytorch_computes(built: Path) -> None:
     kernels = manifest["kernels"]
     assert kernels["total"] == kernels["scheduled"] and kernels["tuned"] == kernels["fallback"] == 0
     assert all(count["found"] == count["expected"] for count in manifest["regions"].values())
+
+
+@pytest.mark.slow
+def test_adrenos_images_in_a_whole_model(tmp_path: Path) -> None:
+    """The kernels of an Adreno, but beside this machine's CPU."""
+    import tvm
+    from tvm import relax
+
+    from saevit_tvm.compiler.launches import launches
+    from saevit_tvm.compiler.pipeline import compile_model
+    from saevit_tvm.models.sources import open_model
+
+    here, adreno = targets.get(TARGET), targets.get("adreno")
+    target = dataclasses.replace(here, name="adreno", tvm=adreno.tvm | {"host": here.tvm["host"]})
+    source = open_model("saevit_micro", image_size=64)
+    compiled = compile_model(source, target, use_tuned=False)
+    compiled.export(tmp_path / "adreno.so")
+    rows = launches(compiled.module)
+    # Where several work-groups read the same weights: the stem's two, three at 16 x 16, the one between the stages.
+    assert sum(row["calls"] for row in rows if row["images"]) == 6
+    # What comes through an image counts like any other load.
+    assert all(row["bytes"] <= row["bytes_loaded"] + row["bytes_stored"] for row in rows)
+    opencl.activate()
+    device = tvm.runtime.device("opencl", 0)
+    model = relax.VirtualMachine(tvm.runtime.load_module(str(tmp_path / "adreno.so")), device)["main"]
+    for seed in range(3):
+        x = np.random.RandomState(seed).standard_normal(source.input_shape).astype("float32")
+        (expected,) = source.reference(x)
+        found = model(tvm.runtime.tensor(x, device)).numpy()
+        assert np.abs(found - expected).max() / max(1.0, np.abs(expected).max()) < 2e-5
 
 
 def test_engines_agree_from_any_thread(built: Path) -> None:

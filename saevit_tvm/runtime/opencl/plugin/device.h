@@ -13,10 +13,12 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <sstream>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "driver.h"
@@ -33,6 +35,8 @@ inline std::string StatusName(cl_int status) {
     case CL_MEM_OBJECT_ALLOCATION_FAILURE: return "CL_MEM_OBJECT_ALLOCATION_FAILURE";
     case CL_OUT_OF_RESOURCES: return "CL_OUT_OF_RESOURCES";
     case CL_OUT_OF_HOST_MEMORY: return "CL_OUT_OF_HOST_MEMORY";
+    case CL_IMAGE_FORMAT_NOT_SUPPORTED: return "CL_IMAGE_FORMAT_NOT_SUPPORTED";
+    case CL_INVALID_IMAGE_SIZE: return "CL_INVALID_IMAGE_SIZE";
     case CL_BUILD_PROGRAM_FAILURE: return "CL_BUILD_PROGRAM_FAILURE";
     case CL_INVALID_WORK_GROUP_SIZE: return "CL_INVALID_WORK_GROUP_SIZE";
     case CL_INVALID_WORK_ITEM_SIZE: return "CL_INVALID_WORK_ITEM_SIZE";
@@ -55,6 +59,9 @@ inline std::string Advice(cl_int status) {
     case CL_INVALID_WORK_GROUP_SIZE:
     case CL_INVALID_WORK_ITEM_SIZE:
       return "the kernels were built for a larger device; build for a target with smaller work-groups";
+    case CL_IMAGE_FORMAT_NOT_SUPPORTED:
+    case CL_INVALID_IMAGE_SIZE:
+      return "the kernels were built for a device with other images; build for a target that reads buffers alone";
     default:
       return "update the driver, or use another device";
   }
@@ -90,6 +97,34 @@ struct Gpu {
       queue_ = Cl().clCreateCommandQueue(context, id, 0, &status);
       Check(status, "create a queue");
     });
+  }
+
+  // The buffer as an image of four numbers a texel, which lives until the buffer goes. Under the lock.
+  cl_mem Image(cl_mem buffer, cl_uint numbers) {
+    cl_mem& image = images_[{buffer, numbers}];
+    if (image != nullptr) return image;
+    size_t size = 0;
+    Check(Cl().clGetMemObjectInfo(buffer, CL_MEM_SIZE, sizeof(size), &size, nullptr), "tell the size of a buffer");
+    cl_image_format format{CL_RGBA, numbers};
+    cl_image_desc what{};
+    what.type = CL_MEM_OBJECT_IMAGE1D_BUFFER;
+    what.width = size / (numbers == CL_FLOAT ? 16 : 8);
+    what.buffer = buffer;
+    cl_int status;
+    cl_mem made = Cl().clCreateImage(context, CL_MEM_READ_ONLY, &format, &what, nullptr, &status);
+    Check(status, "see weights of " + std::to_string(size) + " bytes as an image");
+    return image = made;
+  }
+
+  // Its images hold a buffer as long as they are there.
+  void Release(cl_mem buffer) {
+    std::lock_guard<std::mutex> guard(lock);
+    auto first = images_.lower_bound({buffer, 0}), last = first;
+    for (; last != images_.end() && last->first.first == buffer; ++last) {
+      if (last->second != nullptr) Cl().clReleaseMemObject(last->second);
+    }
+    images_.erase(first, last);
+    Cl().clReleaseMemObject(buffer);
   }
 
   cl_command_queue Queue() const { return timers_ ? timed_ : queue_; }
@@ -150,6 +185,7 @@ struct Gpu {
   cl_command_queue queue_ = nullptr, timed_ = nullptr;
   int timers_ = 0;
   std::vector<cl_event> events_;
+  std::map<std::pair<cl_mem, cl_uint>, cl_mem> images_;
 };
 
 class Gpus {
@@ -173,6 +209,11 @@ class Gpus {
     Gpu& gpu = *found_[index];
     gpu.Open();
     return gpu;
+  }
+
+  // Never fails, as whoever gives memory back expects. A fork's child has no business with its parent's.
+  void Release(int index, cl_mem buffer) {
+    if (getpid() == process_) found_[index]->Release(buffer);
   }
 
   // One sentence where nothing can run.
@@ -289,7 +330,9 @@ class OpenCLDevice final : public tvm::runtime::DeviceAPI {
 
   using DeviceAPI::AllocDataSpace;
 
-  void FreeDataSpace(DLDevice, void* data) final { Cl().clReleaseMemObject(static_cast<cl_mem>(data)); }
+  void FreeDataSpace(DLDevice device, void* data) final {
+    Gpus::All().Release(device.device_id, static_cast<cl_mem>(data));
+  }
 
   void StreamSync(DLDevice device, TVMStreamHandle) final { Gpus::All().At(device.device_id).Finish(); }
 

@@ -32,7 +32,9 @@ enum : cl_int {
   CL_MEM_OBJECT_ALLOCATION_FAILURE = -4,
   CL_OUT_OF_RESOURCES = -5,
   CL_OUT_OF_HOST_MEMORY = -6,
+  CL_IMAGE_FORMAT_NOT_SUPPORTED = -10,
   CL_BUILD_PROGRAM_FAILURE = -11,
+  CL_INVALID_IMAGE_SIZE = -40,
   CL_INVALID_KERNEL_NAME = -46,
   CL_INVALID_WORK_GROUP_SIZE = -54,
   CL_INVALID_WORK_ITEM_SIZE = -55,
@@ -47,6 +49,7 @@ enum : cl_uint {
   CL_DEVICE_MAX_WORK_GROUP_SIZE = 0x1004,
   CL_DEVICE_MAX_WORK_ITEM_SIZES = 0x1005,
   CL_DEVICE_MAX_CLOCK_FREQUENCY = 0x100C,
+  CL_DEVICE_IMAGE_SUPPORT = 0x1016,
   CL_DEVICE_GLOBAL_MEM_CACHE_SIZE = 0x101E,
   CL_DEVICE_GLOBAL_MEM_SIZE = 0x101F,
   CL_DEVICE_LOCAL_MEM_SIZE = 0x1023,
@@ -54,6 +57,11 @@ enum : cl_uint {
   CL_DEVICE_VENDOR = 0x102C,
   CL_DRIVER_VERSION = 0x102D,
   CL_DEVICE_VERSION = 0x102F,
+  CL_RGBA = 0x10B5,
+  CL_HALF_FLOAT = 0x10DD,
+  CL_FLOAT = 0x10DE,
+  CL_MEM_OBJECT_IMAGE1D_BUFFER = 0x10F6,
+  CL_MEM_SIZE = 0x1102,
   CL_PROGRAM_BINARY_SIZES = 0x1165,
   CL_PROGRAM_BINARIES = 0x1166,
   CL_PROGRAM_BUILD_LOG = 0x1183,
@@ -65,7 +73,19 @@ constexpr cl_bitfield CL_DEVICE_TYPE_GPU = 1 << 2;
 constexpr cl_bitfield CL_DEVICE_TYPE_ALL = 0xFFFFFFFF;
 constexpr cl_bitfield CL_QUEUE_PROFILING_ENABLE = 1 << 1;
 constexpr cl_bitfield CL_MEM_READ_WRITE = 1 << 0;
+constexpr cl_bitfield CL_MEM_READ_ONLY = 1 << 2;
 constexpr cl_uint CL_TRUE = 1;
+
+struct cl_image_format {
+  cl_uint order, numbers;
+};
+
+struct cl_image_desc {
+  cl_uint type;
+  size_t width, height, depth, array_size, row_pitch, slice_pitch;
+  cl_uint mip_levels, samples;
+  cl_mem buffer;
+};
 
 // Result, name, parameters of every function that is called.
 #define SAEVIT_CL_FUNCTIONS(X)                                                                                   \
@@ -76,6 +96,9 @@ constexpr cl_uint CL_TRUE = 1;
   X(cl_context, clCreateContext, (const intptr_t*, cl_uint, const cl_device_id*, void*, void*, cl_int*))         \
   X(cl_command_queue, clCreateCommandQueue, (cl_context, cl_device_id, cl_bitfield, cl_int*))                    \
   X(cl_mem, clCreateBuffer, (cl_context, cl_bitfield, size_t, void*, cl_int*))                                   \
+  X(cl_mem, clCreateImage,                                                                                       \
+    (cl_context, cl_bitfield, const cl_image_format*, const cl_image_desc*, void*, cl_int*))                     \
+  X(cl_int, clGetMemObjectInfo, (cl_mem, cl_uint, size_t, void*, size_t*))                                       \
   X(cl_int, clReleaseMemObject, (cl_mem))                                                                        \
   X(cl_int, clEnqueueReadBuffer,                                                                                 \
     (cl_command_queue, cl_mem, cl_uint, size_t, size_t, void*, cl_uint, const cl_event*, cl_event*))             \

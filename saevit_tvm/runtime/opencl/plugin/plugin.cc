@@ -4,6 +4,7 @@
 #include <tvm/ffi/extra/module.h>
 #include <tvm/ffi/reflection/registry.h>
 
+#include <algorithm>
 #include <array>
 #include <cstring>
 #include <map>
@@ -21,6 +22,7 @@ namespace saevit {
 struct Signature {
   std::string name;
   std::vector<DLDataType> parameters;
+  std::vector<cl_uint> images;  // of each parameter: the numbers of the image that it is, 0 where it is none
   std::vector<int> extents;  // of each launch extent: 0 to 2 for work-groups, 3 to 5 for work-items
 };
 
@@ -90,6 +92,8 @@ class OpenCLModule final : public ffi::ModuleObj {
     std::string format = reader.Text();
     for (uint64_t left = reader.Take<uint64_t>(); left > 0; --left) signatures_.push_back(reader.TakeSignature());
     source_ = reader.Text();
+    std::map<std::string, std::string> sections = Sections();
+    for (Signature& signature : signatures_) signature.images = Images(signature, sections[signature.name]);
     if (format != "cl") {
       TVM_FFI_THROW(OpenCLError) << "the OpenCL kernels are in the format '" << format
                                  << "', and only source can be loaded: build the library again.";
@@ -138,7 +142,9 @@ class OpenCLModule final : public ffi::ModuleObj {
     for (int i = 0; i < 3; ++i) size[i] *= size[i + 3];
     std::lock_guard<std::mutex> guard(gpu.lock);
     for (size_t i = 0; i < kernel.parameters.size(); ++i) {
-      gpu.Check(SetArgument(handle, i, kernel.parameters[i], values[i]), "take the arguments of '" + kernel.name + "'");
+      TVMFFIAny value = values[i];
+      if (kernel.images[i]) value.v_ptr = gpu.Image(static_cast<cl_mem>(value.v_ptr), kernel.images[i]);
+      gpu.Check(SetArgument(handle, i, kernel.parameters[i], value), "take the arguments of '" + kernel.name + "'");
     }
     cl_int status = Cl().clEnqueueNDRangeKernel(gpu.Queue(), handle, 3, nullptr, size, size + 3, 0, nullptr,
                                                 gpu.NewEvent());
@@ -152,7 +158,7 @@ class OpenCLModule final : public ffi::ModuleObj {
       float number = static_cast<float>(value.v_float64);
       return Cl().clSetKernelArg(kernel, index, sizeof(number), &number);
     }
-    // A pointer is a cl_mem; of an integer, the low bytes come first here.
+    // A pointer is a cl_mem, of a buffer or an image; of an integer, the low bytes come first here.
     return Cl().clSetKernelArg(kernel, index, (type.bits + 7) / 8, &value.v_int64);
   }
 
@@ -160,6 +166,7 @@ class OpenCLModule final : public ffi::ModuleObj {
     std::lock_guard<std::mutex> guard(compiling_);
     std::vector<cl_kernel>& kernels = compiled_[device];
     if (!kernels.empty()) return kernels;
+    RequireImages(gpu);
     BinaryCache cache(gpu.Identity(), source_);
     kernels = Kernels(FromBinaries(gpu, cache.Load()));
     if (!kernels.empty()) return kernels;
@@ -170,6 +177,16 @@ class OpenCLModule final : public ffi::ModuleObj {
     gpu.Check(kernels.empty() ? CL_INVALID_KERNEL_NAME : CL_SUCCESS, "find its kernels in what it compiled");
     cache.Store(binaries);
     return kernels;
+  }
+
+  void RequireImages(const Gpu& gpu) const {
+    for (const Signature& signature : signatures_) {
+      bool needed = std::any_of(signature.images.begin(), signature.images.end(), [](cl_uint each) { return each != 0; });
+      if (needed && !DeviceNumber<cl_uint>(gpu.id, CL_DEVICE_IMAGE_SUPPORT)) {
+        TVM_FFI_THROW(OpenCLError) << "the OpenCL device '" << gpu.name << "' has no images, which the kernel '"
+                                   << signature.name << "' reads its weights through: build for another target.";
+      }
+    }
   }
 
   // The kernels of one program for all, or of one program each; nothing unless all are there. Takes the programs.
@@ -246,6 +263,21 @@ class OpenCLModule final : public ffi::ModuleObj {
     char* start = &binary[0];
     gpu.Check(Cl().clGetProgramInfo(program, CL_PROGRAM_BINARIES, sizeof(start), &start, nullptr), "give a binary");
     return binary;
+  }
+
+  // Which parameters are images, and of what numbers, by the text: "__read_only image1d_buffer_t w /* of half */".
+  static std::vector<cl_uint> Images(const Signature& signature, const std::string& section) {
+    std::vector<cl_uint> images(signature.parameters.size());
+    size_t at = section.find(signature.name + "("), end = section.find(')', at);
+    for (size_t i = 0; i < images.size() && at < end; ++i) {
+      size_t next = std::min(section.find(',', at + 1), end);
+      std::string parameter = section.substr(at, next - at);
+      if (parameter.find("image1d_buffer_t") != std::string::npos) {
+        images[i] = parameter.find("of half") != std::string::npos ? CL_HALF_FLOAT : CL_FLOAT;
+      }
+      at = next;
+    }
+    return images;
   }
 
   // The compiler writes the kernels one after the other, each complete in itself under a heading.
