@@ -66,7 +66,8 @@ def main() -> None:
 
 def cases(model: str, image_size: int = 224) -> list[Case]:
     """Every kernel of the network, largest map first."""
-    from schedules.cpu import ciffn, conv, dwsconv, head, saa
+    from schedules.cpu import ciffn, conv, dwsconv, head
+    from schedules.saa import SAAShape
 
     dims, depths = DIMS[model]
     rng = np.random.RandomState(0)
@@ -92,7 +93,7 @@ def cases(model: str, image_size: int = 224) -> list[Case]:
         names = {"ln_g": (c,), "ln_b": (c,), "qkv_w": (c, 3 * c), "qkv_b": (3 * c,), "pr_w": (c, c), "pr_b": (c,)}
         if rate > 1:
             names |= {"sal_w": (3, 3, c), "sal_b": (1,), "up_w": (rate, rate, c), "up_b": (c,)}
-        add(f"saa{stage}", "saa", saa.SAAShape(n=1, h=size, w=size, c=c, heads=heads, r=rate), depth, **names)
+        add(f"saa{stage}", "saa", SAAShape(n=1, h=size, w=size, c=c, heads=heads, r=rate), depth, **names)
         sizes = {"ex_w": (c, e), "ex_b": (e,), "dw_w": (3, 3, e), "dw_b": (e,), "dec_w": (e,), "dec_b": (1,)}
         shape_e = ciffn.CIFFNShape(1, size, size, c, e)
         add(f"ciffn{stage}", "ciffn", shape_e, depth, **sizes, g=(e,), pr_w=(e, c), pr_b=(c,))

@@ -23,6 +23,7 @@ from tvm.script import tirx as script
 from schedules.cpu import ciffn, conv, dwsconv, head, saa
 from schedules.cpu.isa import Isa
 from schedules.gpu.families import KERNELS
+from schedules.saa import SAAShape
 
 BLOCK = "region"
 NAME = "saevit.region"
@@ -54,7 +55,7 @@ class Declared(NamedTuple):
 
 # The generator of each region, and the class of its shape.
 GENERATORS: dict[str, tuple[Any, type]] = {
-    "saa": (saa, saa.SAAShape),
+    "saa": (saa, SAAShape),
     "ciffn": (ciffn, ciffn.CIFFNShape),
     "dwsconv": (dwsconv, dwsconv.DWSConvShape),
     "conv": (conv, conv.ConvShape),

@@ -28,45 +28,11 @@ from schedules.cpu.isa import Isa
 from schedules.cpu.lanes import across, exp2, power_of_two, transposed
 from schedules.cpu.lowered import Lowered, stored
 from schedules.cpu.microkernel import Rows, Tile
+from schedules.saa import NO_SHARE, TAPS, SAAShape
 
-NO_SHARE = -1e30  # the saliency of positions beyond the image
-TAPS = 9
 UNROLLED = 8  # loops of up to this many turns are written out
 UNROLL = 4  # steps of a reduction in one turn of its loop
 MOST_SCORES = 4096  # that are kept at a time: half of a first-level cache
-
-
-@dataclass(frozen=True)
-class SAAShape:
-    n: int
-    h: int
-    w: int
-    c: int
-    heads: int
-    r: int
-    eps: float = 1e-5
-    scale: float = 0.25
-
-    @property
-    def rows(self) -> int:
-        return -(-self.h // self.r)
-
-    @property
-    def columns(self) -> int:
-        return -(-self.w // self.r)
-
-    @property
-    def tokens(self) -> int:
-        return self.rows * self.columns
-
-    @property
-    def dim(self) -> int:
-        return self.c // self.heads
-
-    @property
-    def flops(self) -> int:
-        sampled = self.h * self.w * self.c * (TAPS + 1 + 1) if self.r > 1 else 0
-        return 2 * self.n * (sampled + self.tokens * self.c * (4 * self.c + 2 * self.tokens))
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,9 @@ from schedules.gpu.depthwise import Depthwise
 from schedules.gpu.head import Head
 from schedules.gpu.launch import Kernel
 from schedules.gpu.reduce import CommonPart
-from schedules.gpu.saa import Attend, Measure, Normalise, Recover, Sample
+from schedules.gpu.saa import Attend, Recover, Sample
 
 PREFIX = "gpu."
 KERNELS: dict[str, type[Kernel]] = {
-    PREFIX + kernel.NAME: kernel
-    for kernel in (Conv, Depthwise, CommonPart, Measure, Sample, Normalise, Attend, Recover, Head, Cast)
+    PREFIX + kernel.NAME: kernel for kernel in (Conv, Depthwise, CommonPart, Sample, Attend, Recover, Head, Cast)
 }

@@ -18,9 +18,9 @@ class Tiling:
     group: int
 
 
-def groups(limits: Limits, least: int = 1) -> list[Tiling]:
-    """The smallest work-group that fills the device and has so many work-items at least, then all others."""
-    sizes = [size for size in (32, 64, 128, 256) if size >= least]
+def groups(limits: Limits) -> list[Tiling]:
+    """The smallest work-group that fills the device, then all others."""
+    sizes = (32, 64, 128, 256)
     default = [size for size in sizes if size >= limits.wave][:1]
     return [Tiling(size) for size in (*default, *sizes)]
 

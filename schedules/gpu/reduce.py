@@ -16,15 +16,14 @@ class Tiling:
     parts: int
 
 
-def shares(positions: int, limits: Limits, least: int = 1) -> list[Tiling]:
-    """Ways to share positions, the default first; `least` work-items have something to do at the end."""
+def shares(positions: int, limits: Limits) -> list[Tiling]:
+    """Ways to share positions, the default first."""
     # Where local memory is main memory, every share is a number written and read again: few, if the positions alone
     # keep the device busy.
     few = not limits.local_is_fast and positions >= 4 * limits.wave
-    parts = max(4 if few else 16, least)
+    parts = 4 if few else 16
     default = Tiling(limits.wave // parts * (1 if few else 2), parts)
-    found = [default, *(Tiling(*knobs) for knobs in product((4, 8, 16, 32), (4, 8, 16, 32)))]
-    return [tiling for tiling in found if tiling.parts >= least]
+    return [default, *(Tiling(*knobs) for knobs in product((4, 8, 16, 32), (4, 8, 16, 32)))]
 
 
 @dataclass(frozen=True)

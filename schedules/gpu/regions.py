@@ -33,8 +33,7 @@ def lower(
 
 def _launches(region: str, shape: dict[str, Any], weights: Weights, dtype: str, given: str) -> Lowered | None:
     if region == "saa":
-        scale = shape.pop("scale")
-        return saa(SAA(**shape, dtype=dtype), scale, dict(weights))
+        return saa(SAA(**shape, dtype=dtype), dict(weights))
     if region == "ciffn":
         return _ciffn(shape, weights, dtype)
     if region == "dwsconv":

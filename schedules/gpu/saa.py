@@ -1,39 +1,34 @@
-"""SAA in four launches, or three where every position is a token:
+"""SAA in three launches, or two where every position is a token:
 
-* measure: mean and spread of every position, and what it adds to the saliency of its nine neighbours
-* sample: a work-group a window; softmax of its saliency, then its token
+* sample: a work-group a few windows beside each other; mean and spread of their positions and of those around, the
+  softmax of their saliency, their tokens
 * attend: a work-group a head; keys and values of all tokens stay in its local memory, scores in registers
 * recover: a work-group a token; projection, spread over its window, residual
 
-At rate 1, `normalise` takes the place of the first two. Everything is computed in float32, whatever is stored:
-means, exponentials and long sums are where float16 would lose what matters.
+At rate 1, `attend` normalises its tokens by itself: every head anew, which is less than to launch a kernel for it.
+Everything is computed in float32, whatever is stored: means, exponentials and long sums are where float16 would lose
+what matters.
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from itertools import product
 
 import numpy as np
 
-from schedules.gpu import head, reduce
+from schedules.gpu import head
 from schedules.gpu.launch import Buffer, Kernel, Launch, Limits, Lowered, Memory, Program, blocks, nest
+from schedules.saa import NO_SHARE, TAPS, SAAShape
 
-TAPS = 9
-STATISTICS = 2 + TAPS  # mean, 1 / deviation, and a share for each neighbour
-NO_SHARE = -1e30  # the saliency of positions beyond the image
+WORK_GROUPS = 16  # as many as the largest of mobile GPUs has cores
+SHARES = 4  # of a token's channels, where attention normalises
 
 
 @dataclass(frozen=True)
-class SAA:
+class SAA(SAAShape):
     """What all of its kernels are told."""
 
-    n: int
-    h: int
-    w: int
-    c: int
-    heads: int
-    r: int
-    eps: float = 1e-5
     dtype: str = "float32"
 
     @property
@@ -45,28 +40,18 @@ class SAA:
         return self.r**2
 
     @property
-    def columns(self) -> int:
-        return -(-self.w // self.r)
-
-    @property
-    def tokens(self) -> int:
-        return -(-self.h // self.r) * self.columns
-
-    @property
-    def dim(self) -> int:
-        return self.c // self.heads
-
-    @property
     def image(self) -> Buffer:
         return Buffer((self.n, self.c, self.h, self.w), self.dtype)
 
     @property
-    def statistics(self) -> Buffer:
-        return Buffer((self.n, STATISTICS, self.area))
+    def tokens_first(self) -> Buffer:
+        """By token, as the projection wants them."""
+        return Buffer((self.n, self.tokens, self.c), self.dtype)
 
     @property
-    def by_token(self) -> Buffer:
-        return Buffer((self.n, self.tokens, self.c), self.dtype)
+    def channels_first(self) -> Buffer:
+        """By channel, as an image is stored: neighbouring work-items have neighbouring tokens."""
+        return Buffer((self.n, self.c, self.tokens), self.dtype)
 
     def matrix(self, *extents: int) -> Buffer:
         return Buffer(extents, self.dtype)
@@ -75,207 +60,249 @@ class SAA:
     def vector(self) -> Buffer:
         return Buffer((self.c,))
 
-    def place(self, position: str) -> tuple[str, str]:
-        """Row and column of a position of the window that is work-group bx."""
-        row = f"(bx // {self.columns} * {self.r} + {position} // {self.r})"
-        return row, f"(bx % {self.columns} * {self.r} + {position} % {self.r})"
 
-    def inside(self, row: str, column: str) -> str:
-        return f"{row} < {self.h} and {column} < {self.w}"
+@dataclass(frozen=True)
+class Items:
+    """The work-items of a group, which take turns at what there is to do; `at` is what one of them does."""
 
-    def moments(self, memory: Memory, side: int, parts: int, sums: int, *each: str) -> str:
-        """Mean and spread of a position, the latter in two passes because squares cancel; `each` sees d = x - mean."""
-        position, channel = f"(bx * {side} + tx)", f"(i * {parts} + ty)"
-        element = memory.load("x", f"(by * {self.c} + {channel}) * {self.area} + {position}")
-
-        def over_channels(*statements: str) -> str:
-            loop = nest(f"for i in range({blocks(self.c, parts)}):", nest(f"if {channel} < {self.c}:", *statements))
-            return nest(f"if {position} < {self.area}:", loop)
-
-        return "\n".join(
-            [
-                "acc[0] = T.float32(0)",
-                over_channels(f"acc[0] = acc[0] + {element}"),
-                f"part[ty * {side} + tx] = acc[0]",
-                "mean[0] = T.float32(0)",
-                nest(
-                    f"for i in range({parts}):",
-                    f"mean[0] = mean[0] + part[i * {side} + tx] * T.float32({1 / self.c!r})",
-                ),
-                nest(f"for s in T.unroll({sums}):", "sums[s] = T.float32(0)"),
-                over_channels(f"d[0] = {element} - mean[0]", "sums[0] = sums[0] + d[0] * d[0]", *each),
-            ]
-        )
+    group: int
 
     @property
-    def deviation(self) -> str:
-        return f"T.rsqrt(acc[0] * T.float32({1 / self.c!r}) + T.float32({self.eps!r}))"
+    def at(self) -> str:
+        return f"(i * {self.group} + tx)"
+
+    def each(self, count: int, *statements: str) -> str:
+        turns = nest(f"if {self.at} < {count}:", *statements)
+        return nest(f"for i in range({blocks(count, self.group)}):", turns)
 
 
 @dataclass(frozen=True)
-class Measure(SAA, Kernel):
-    NAME = "saa_measure"
-    KNOBS = reduce.Tiling
+class Moments:
+    """Mean and spread of some positions, the latter in two passes because squares cancel.
+
+    `parts` work-items share the channels of a position, and meet in local memory.
+    """
+
+    shape: SAA
+    items: Items
+    positions: int
+    parts: int
+    sums: int = 1  # in the second pass: of squares, and others
 
     @property
-    def reads(self) -> dict[str, Buffer]:
-        return {"x": self.image, "sal_w": Buffer((TAPS, self.c)), "sal_b": Buffer((TAPS,))}
+    def position(self) -> str:
+        return f"({self.items.at} % {self.positions})"
 
     @property
-    def out(self) -> Buffer:
-        return self.statistics
+    def channel(self) -> str:
+        return f"(k * {self.parts} + {self.items.at} // {self.positions})"
 
-    def offered(self, limits: Limits) -> list[reduce.Tiling]:
-        return reduce.shares(self.area, limits, least=16)  # one for each neighbour, and the first
+    @property
+    def private(self) -> dict[str, int]:
+        return {"acc": 1, "mean": 1, "d": 1, "sums": self.sums}
 
-    def program(self, limits: Limits, tiling: reduce.Tiling) -> Program:
-        side, parts = tiling.side, tiling.parts
-        position = f"bx * {side} + tx"
-        tap = f"sums[1 + s] = sums[1 + s] + d[0] * sal_w[s * {self.c} + i * {parts} + ty]"
-        moments = self.moments(self.memory(limits), side, parts, TAPS + 1, nest(f"for s in T.unroll({TAPS}):", tap))
-        statistic = f"out[(by * {STATISTICS} + WHICH) * {self.area} + {position}]"
-        share = nest(f"for i in range({parts}):", f"d[0] = d[0] + all[(ty * {parts} + i) * {side} + tx]")
-        body = [
-            moments,
-            nest(f"for s in T.unroll({TAPS + 1}):", f"all[(s * {parts} + ty) * {side} + tx] = sums[s]"),
-            "acc[0] = T.float32(0)",
-            nest(f"for i in range({parts}):", f"acc[0] = acc[0] + all[i * {side} + tx]"),
-            f"acc[0] = {self.deviation}",
-            nest(
-                f"if {position} < {self.area} and ty == 0:",
-                f"{statistic.replace('WHICH', '0')} = mean[0]",
-                f"{statistic.replace('WHICH', '1')} = acc[0]",
-            ),
-            nest(
-                f"if {position} < {self.area} and ty > 0 and ty <= {TAPS}:",
-                "d[0] = T.float32(0)",
-                share,
-                f"{statistic.replace('WHICH', '1 + ty')} = d[0] * acc[0] + sal_b[ty - 1]",
+    @property
+    def shared(self) -> dict[str, int]:
+        each, parts = self.positions, self.positions * self.parts
+        return {"first": parts, "second": self.sums * parts, "means": each, "scales": each}
+
+    def total(self, into: str, part: str) -> str:
+        return nest(
+            f"for p in range({self.parts}):", f"{into} = {into} + {part}[p * {self.positions} + {self.position}]"
+        )
+
+    def statements(self, element: str, *others: str, inside: str = "") -> list[str]:
+        """Leaves `means` and `scales`, 1 / deviation; `others` see d = x - mean of a channel and add to sums[1:]."""
+        c, eps, parts = self.shape.c, self.shape.eps, self.positions * self.parts
+
+        def over_channels(*statements: str) -> str:
+            here = nest(f"if {self.channel} < {c}:", *statements)
+            loop = nest(f"for k in range({blocks(c, self.parts)}):", here)
+            return nest(f"if {inside}:", loop) if inside else loop
+
+        mean = ["mean[0] = T.float32(0)", self.total("mean[0]", "first"), f"mean[0] = mean[0] * T.float32({1 / c!r})"]
+        first = ["acc[0] = T.float32(0)", over_channels(f"acc[0] = acc[0] + {element}")]
+        second = [
+            nest(f"for s in T.unroll({self.sums}):", "sums[s] = T.float32(0)"),
+            over_channels(f"d[0] = {element} - mean[0]", "sums[0] = sums[0] + d[0] * d[0]", *others),
+            nest(f"for s in T.unroll({self.sums}):", f"second[s * {parts} + {self.items.at}] = sums[s]"),
+        ]
+        spread = ["acc[0] = T.float32(0)", self.total("acc[0]", "second")]
+        scale = f"T.rsqrt(acc[0] * T.float32({1 / c!r}) + T.float32({eps!r}))"
+        return [
+            self.items.each(parts, *first, f"first[{self.items.at}] = acc[0]"),
+            self.items.each(parts, *mean, *second),
+            self.items.each(
+                self.positions,
+                *mean,
+                *spread,
+                f"means[{self.items.at}] = mean[0]",
+                f"scales[{self.items.at}] = {scale}",
             ),
         ]
-        return Program(
-            grid=(blocks(self.area, side), self.n),
-            group=(side, parts),
-            body="\n".join(body),
-            private={"acc": 1, "mean": 1, "d": 1, "sums": TAPS + 1},
-            shared={"part": side * parts, "all": (TAPS + 1) * side * parts},
-        )
+
+
+@dataclass(frozen=True)
+class Strip:
+    """Work-groups of `group` work-items for `wide` windows beside each other, `parts` work-items a position."""
+
+    wide: int
+    group: int
+    parts: int
 
 
 @dataclass(frozen=True)
 class Sample(SAA, Kernel):
+    """Tokens without the affine part of the layer norm, which is in the weights of what reads them."""
+
     NAME = "saa_sample"
-    KNOBS = head.Tiling
+    KNOBS = Strip
 
     @property
     def reads(self) -> dict[str, Buffer]:
-        window = Buffer((self.window,))
-        return {
-            "x": self.image,
-            "stats": self.statistics,
-            "in_window": window,
-            "ln_g": self.vector,
-            "ln_b": self.vector,
-        }
+        taps = {"sal_w": Buffer((TAPS, self.c)), "sal_b": Buffer((TAPS,)), "in_window": Buffer((self.window,))}
+        return {"x": self.image, **taps}
 
     @property
     def out(self) -> Buffer:
-        return self.by_token
+        return self.channels_first
 
-    def offered(self, limits: Limits) -> list[head.Tiling]:
-        return head.groups(limits, least=self.window)  # a work-item for each position of a window
+    def positions(self, wide: int) -> int:
+        """Those of a strip and those around it."""
+        return (self.r + 2) * (wide * self.r + 2)
 
-    def program(self, limits: Limits, tiling: head.Tiling) -> Program:
-        memory, group, window, area = self.memory(limits), tiling.group, self.window, self.area
-        (row, column), (each_row, each_column) = self.place("tx"), self.place("p")
-        here, statistic = f"{row} * {self.w} + {column}", f"by * {STATISTICS} * {area}"
-        inside = f"tx < {window} and {self.inside(row, column)}"
-        there = f"{row} + dy >= 1 and {row} + dy <= {self.h} and {column} + dx >= 1 and {column} + dx <= {self.w}"
-        neighbour = f"{statistic} + (2 + dy * 3 + dx) * {area} + {here} + (dy - 1) * {self.w} + dx - 1"
-        channel = f"(i * {group} + tx)"
-        element = memory.load("x", f"(by * {self.c} + {channel}) * {area} + {each_row} * {self.w} + {each_column}")
-        token = f"(by * {self.tokens} + bx) * {self.c} + {channel}"
-        neighbours = nest(f"if {there}:", f"acc[0] = acc[0] + stats[{neighbour}]")
-        neighbours = nest("for dy in T.unroll(3):", nest("for dx in T.unroll(3):", neighbours))
-        sampled = nest(
-            f"if {self.inside(each_row, each_column)}:", f"acc[0] = acc[0] + share[p] * ({element} - means[p])"
-        )
+    def offered(self, limits: Limits) -> list[Strip]:
+        # What lies between two windows of a strip is computed once. But every core wants a work-group of its own, and
+        # where local memory is main memory, work-items should not have to share a position.
+        def suits(wide: int) -> bool:
+            groups = self.n * self.rows * blocks(self.columns, wide)
+            return groups >= WORK_GROUPS and self.positions(wide) <= limits.wave
+
+        wide = max(filter(suits, range(1, self.columns + 1)), default=1)
+        parts = max(1, min(2 * limits.wave // self.positions(wide), self.c))
+        waves = min(blocks(parts * self.positions(wide), limits.wave), 4)
+        found = [Strip(wide, waves * limits.wave, parts)]
+        wides = [size for size in (1, 2, 3, 4, 8) if size <= self.columns]
+        return found + [Strip(*knobs) for knobs in product(wides, (64, 128, 256), (1, 2, 4, 8, 16))]
+
+    def program(self, limits: Limits, tiling: Strip) -> Program:
+        items, place = Items(tiling.group), _Place(self, tiling.wide)
+        positions, memory, entries = self.positions(tiling.wide), self.memory(limits), tiling.wide * self.window
+        moments = Moments(self, items, positions, tiling.parts, sums=1 + TAPS)
+        row, column = place.around(moments.position)
+        element = memory.load("x", place.element(moments.channel, row, column))
+        tap = f"sums[1 + s] = sums[1 + s] + d[0] * sal_w[s * {self.c} + {moments.channel}]"
+        taps = nest(f"for s in T.unroll({TAPS}):", tap)
         body = [
-            f"acc[0] = T.float32({NO_SHARE})",
-            nest(f"if {inside}:", "acc[0] = in_window[tx]", neighbours),
-            nest(f"if tx < {window}:", "salience[tx] = acc[0]"),
-            "top[0] = salience[0]",
-            nest(f"for p in range({window}):", "top[0] = T.max(top[0], salience[p])"),
-            "total[0] = T.float32(0)",
-            nest(f"for p in range({window}):", "total[0] = total[0] + T.exp(salience[p] - top[0])"),
-            nest(f"if tx < {window}:", "share[tx] = T.float32(0)", "means[tx] = T.float32(0)"),
-            nest(
-                f"if {inside}:",
-                f"share[tx] = T.exp(acc[0] - top[0]) / total[0] * stats[{statistic} + {area} + {here}]",
-                f"means[tx] = stats[{statistic} + {here}]",
-            ),
-            nest(
-                f"for i in range({blocks(self.c, group)}):",
-                nest(
-                    f"if {channel} < {self.c}:",
-                    "acc[0] = T.float32(0)",
-                    nest(f"for p in range({window}):", sampled),
-                    memory.store("out", token, f"acc[0] * ln_g[{channel}] + ln_b[{channel}]"),
-                ),
-            ),
+            *moments.statements(element, taps, inside=place.inside(row, column)),
+            *self._shares(items, place, tiling.parts),
+            items.each(self.c * tiling.wide, *self._token(memory, items, place)),
         ]
         return Program(
-            grid=(self.tokens, self.n),
-            group=(group,),
+            grid=(self.rows * place.strips, self.n),
+            group=(tiling.group,),
             body="\n".join(body),
-            private={"acc": 1, "top": 1, "total": 1},
-            shared={"salience": window, "share": window, "means": window},
+            private={**moments.private, "total": 1},
+            shared={**moments.shared, "salience": entries, "powers": entries},
         )
+
+    def _shares(self, items: Items, place: _Place, parts: int) -> list[str]:
+        """The saliency of the windows' positions, from their neighbours' shares; then their powers in the softmax."""
+        entries, positions = place.wide * self.window, self.positions(place.wide)
+        window, p = f"({items.at} // {self.window})", f"({items.at} % {self.window})"
+        row, column = place.within(window, p)
+        here, there = place.index(row, column), place.index(f"({row} + dy - 1)", f"({column} + dx - 1)")
+        share = f"second[((1 + dy * 3 + dx) * {parts} + q) * {positions} + {there}]"
+        neighbour = nest(
+            f"if {place.inside(*place.around(there))}:",
+            "d[0] = T.float32(0)",
+            nest(f"for q in range({parts}):", f"d[0] = d[0] + {share}"),
+            f"acc[0] = acc[0] + d[0] * scales[{there}] + sal_b[dy * 3 + dx]",
+        )
+        neighbours = nest("for dy in T.unroll(3):", nest("for dx in T.unroll(3):", neighbour))
+        return [
+            items.each(
+                entries,
+                f"acc[0] = T.float32({NO_SHARE})",
+                nest(f"if {place.inside(*place.around(here))}:", f"acc[0] = in_window[{p}]", neighbours),
+                f"salience[{items.at}] = acc[0]",
+            ),
+            items.each(
+                entries,
+                f"acc[0] = salience[{window} * {self.window}]",
+                nest(
+                    f"for p in range({self.window}):",
+                    f"acc[0] = T.max(acc[0], salience[{window} * {self.window} + p])",
+                ),
+                f"powers[{items.at}] = T.exp(salience[{items.at}] - acc[0])",
+            ),
+        ]
+
+    def _token(self, memory: Memory, items: Items, place: _Place) -> list[str]:
+        """One channel of one token; neighbouring work-items have neighbouring windows."""
+        window, channel = f"({items.at} % {place.wide})", f"({items.at} // {place.wide})"
+        here = place.index(*place.within(window, "p"))
+        row, column = place.around(here)
+        power = f"powers[{window} * {self.window} + p]"
+        normal = f"({memory.load('x', place.element(channel, row, column))} - means[{here}]) * scales[{here}]"
+        sums = [f"total[0] = total[0] + {power}", f"acc[0] = acc[0] + {power} * {normal}"]
+        token = f"(by * {self.c} + {channel}) * {self.tokens} + {place.row} * {self.columns} + {place.first} + {window}"
+        return [
+            "acc[0] = T.float32(0)",
+            "total[0] = T.float32(0)",
+            nest(f"for p in range({self.window}):", nest(f"if {place.inside(row, column)}:", *sums)),
+            nest(f"if {place.first} + {window} < {self.columns}:", memory.store("out", token, "acc[0] / total[0]")),
+        ]
 
 
 @dataclass(frozen=True)
-class Normalise(SAA, Kernel):
-    NAME = "saa_normalise"
-    KNOBS = reduce.Tiling
+class _Place:
+    """Where things are in the strip of `wide` windows that is work-group bx, with a margin of one around it.
+
+    Rows and columns count from that margin, of the strip as of the image.
+    """
+
+    shape: SAA
+    wide: int
 
     @property
-    def reads(self) -> dict[str, Buffer]:
-        return {"x": self.image, "ln_g": self.vector, "ln_b": self.vector}
+    def strips(self) -> int:
+        """Of a row of windows."""
+        return blocks(self.shape.columns, self.wide)
 
     @property
-    def out(self) -> Buffer:
-        return self.by_token
+    def row(self) -> str:
+        """Of windows."""
+        return f"(bx // {self.strips})"
 
-    def offered(self, limits: Limits) -> list[reduce.Tiling]:
-        return reduce.shares(self.area, limits)
+    @property
+    def first(self) -> str:
+        """The column of the first window."""
+        return f"(bx % {self.strips} * {self.wide})"
 
-    def program(self, limits: Limits, tiling: reduce.Tiling) -> Program:
-        memory, side, parts = self.memory(limits), tiling.side, tiling.parts
-        position, channel = f"(bx * {side} + tx)", f"(i * {parts} + ty)"
-        element = memory.load("x", f"(by * {self.c} + {channel}) * {self.area} + {position}")
-        token = f"(by * {self.tokens} + {position}) * {self.c} + {channel}"
-        normalised = [
-            f"d[0] = ({element} - mean[0]) * acc[0]",
-            memory.store("out", token, f"d[0] * ln_g[{channel}] + ln_b[{channel}]"),
-        ]
-        body = [
-            self.moments(memory, side, parts, 1),
-            f"spread[ty * {side} + tx] = sums[0]",
-            "acc[0] = T.float32(0)",
-            nest(f"for i in range({parts}):", f"acc[0] = acc[0] + spread[i * {side} + tx]"),
-            f"acc[0] = {self.deviation}",
-            nest(
-                f"if {position} < {self.area}:",
-                nest(f"for i in range({blocks(self.c, parts)}):", nest(f"if {channel} < {self.c}:", *normalised)),
-            ),
-        ]
-        return Program(
-            grid=(blocks(self.area, side), self.n),
-            group=(side, parts),
-            body="\n".join(body),
-            private={"acc": 1, "mean": 1, "d": 1, "sums": 1},
-            shared={"part": side * parts, "spread": side * parts},
-        )
+    @property
+    def breadth(self) -> int:
+        return self.wide * self.shape.r + 2
+
+    def index(self, row: str, column: str) -> str:
+        return f"({row} * {self.breadth} + {column})"
+
+    def within(self, window: str, p: str) -> tuple[str, str]:
+        """Row and column, in the strip, of position p of a window."""
+        r = self.shape.r
+        return f"({p} // {r} + 1)", f"({window} * {r} + {p} % {r} + 1)"
+
+    def around(self, position: str) -> tuple[str, str]:
+        """Row and column, in the image, of a position of the strip."""
+        r, breadth = self.shape.r, self.breadth
+        return f"({self.row} * {r} + {position} // {breadth})", f"({self.first} * {r} + {position} % {breadth})"
+
+    def inside(self, row: str, column: str) -> str:
+        return f"{row} >= 1 and {row} <= {self.shape.h} and {column} >= 1 and {column} <= {self.shape.w}"
+
+    def element(self, channel: str, row: str, column: str) -> str:
+        plane = f"(by * {self.shape.c} + {channel}) * {self.shape.area}"
+        return f"{plane} + ({row} - 1) * {self.shape.w} + {column} - 1"
 
 
 @dataclass(frozen=True)
@@ -285,56 +312,64 @@ class Attend(SAA, Kernel):
 
     @property
     def reads(self) -> dict[str, Buffer]:
-        c = self.c
-        return {"tokens": self.by_token, "qkv_w": self.matrix(c, 3 * c), "qkv_b": Buffer((3 * c,))}
+        c, tokens = self.c, self.image if self.r == 1 else self.channels_first
+        return {"x": tokens, "qkv_w": self.matrix(c, 3 * c), "qkv_b": Buffer((3 * c,))}
 
     @property
     def out(self) -> Buffer:
-        return self.by_token
+        return self.tokens_first
 
     def offered(self, limits: Limits) -> list[head.Tiling]:
         return head.groups(limits)
 
+    @property
+    def lanes(self) -> int:
+        """How many weights to load at once."""
+        return next(size for size in (4, 2, 1) if self.dim % size == 0)
+
     def program(self, limits: Limits, tiling: head.Tiling) -> Program:
-        memory, group = self.memory(limits), tiling.group
-        tokens, c, dim, pair = self.tokens, self.c, self.dim, 2 * self.dim
-        at = f"(i * {group} + tx)"
-        column = f"({c} + {at} % {pair} // {dim} * {c} + by * {dim} + {at} % {dim})"
-        token = memory.load("tokens", f"(bx * {tokens} + {at} // {pair}) * {c} + k")
-        keys_and_values = nest(
-            f"if {at} < {tokens * pair}:",
-            f"acc[0] = qkv_b[{column}]",
-            nest(
-                f"for k in range({c}):",
-                f"acc[0] = acc[0] + {token} * {memory.load('qkv_w', f'k * {3 * c} + {column}')}",
+        memory, items = self.memory(limits), Items(tiling.group)
+        tokens, dim, pair = self.tokens, self.dim, 2 * self.dim
+        private = {"acc": 1, "top": 1, "total": 1, "weight": self.lanes, "q": dim, "mix": dim}
+        shared, body = {"pairs": tokens * pair}, []
+        if self.r == 1:
+            moments = Moments(self, items, tokens, SHARES)
+            body += moments.statements(self._element(memory, moments.position, moments.channel))
+            private, shared = moments.private | private, moments.shared | shared
+        token, third = f"({items.at} % {tokens})", f"({items.at} // {tokens})"
+        kept = f"pairs[{token} * {pair} + {third} * {dim} + j] = q[j]"
+        body += [
+            items.each(
+                2 * tokens,
+                *self._projected(memory, token, f"(1 + {third})"),
+                nest(f"for j in T.unroll({dim}):", kept),
             ),
-            f"pairs[{at}] = acc[0]",
-        )
-        body = [
-            nest(f"for i in range({blocks(tokens * pair, group)}):", keys_and_values),
-            nest(
-                f"for i in range({blocks(tokens, group)}):",
-                nest(f"if {at} < {tokens}:", *self._query(memory, at), *self._mix(memory, at)),
-            ),
+            items.each(tokens, *self._projected(memory, items.at, "0"), *self._mix(memory, items.at)),
         ]
         return Program(
-            grid=(self.n, self.heads),
-            group=(group,),
-            body="\n".join(body),
-            private={"acc": 1, "top": 1, "total": 1, "q": dim, "mix": dim},
-            shared={"pairs": tokens * pair},
+            grid=(self.n, self.heads), group=(tiling.group,), body="\n".join(body), private=private, shared=shared
         )
 
-    def _query(self, memory: Memory, at: str) -> list[str]:
-        c, dim = self.c, self.dim
-        weight = memory.load("qkv_w", f"k * {3 * c} + by * {dim} + j")
+    def _element(self, memory: Memory, token: str, channel: str) -> str:
+        return memory.load("x", f"(bx * {self.c} + {channel}) * {self.tokens} + {token}")
+
+    def _projected(self, memory: Memory, token: str, third: str) -> list[str]:
+        """A token's query (third 0), key (1) or value (2) for this head, in q."""
+        c, dim, lanes = self.c, self.dim, self.lanes
+        first = f"{third} * {c} + by * {dim}"
+        normal = self.r == 1
+        value = self._element(memory, token, "k") + (f" - means[{token}]" if normal else "")
+        product = f"q[g * {lanes} + v] = q[g * {lanes} + v] + acc[0] * weight[v]"
+        products = nest(
+            f"for g in T.unroll({dim // lanes}):",
+            memory.load_lanes("weight", "0", "qkv_w", f"k * {3 * c} + {first} + g * {lanes}", lanes),
+            nest(f"for v in T.unroll({lanes}):", product),
+        )
+        total = f"q[j] * scales[{token}]" if normal else "q[j]"
         return [
-            nest(f"for j in T.unroll({dim}):", f"q[j] = qkv_b[by * {dim} + j]", "mix[j] = T.float32(0)"),
-            nest(
-                f"for k in range({c}):",
-                f"acc[0] = {memory.load('tokens', f'(bx * {self.tokens} + {at}) * {c} + k')}",
-                nest(f"for j in T.unroll({dim}):", f"q[j] = q[j] + acc[0] * {weight}"),
-            ),
+            nest(f"for j in T.unroll({dim}):", "q[j] = T.float32(0)"),
+            nest(f"for k in range({c}):", f"acc[0] = {value}", products),
+            nest(f"for j in T.unroll({dim}):", f"q[j] = {total} + qkv_b[{first} + j]"),
         ]
 
     def _mix(self, memory: Memory, at: str) -> list[str]:
@@ -350,6 +385,7 @@ class Attend(SAA, Kernel):
             "top[0] = T.float32(-3.0e38)",
             nest(f"for t in range({tokens}):", *score, "top[0] = T.max(top[0], acc[0])"),
             "total[0] = T.float32(0)",
+            nest(f"for j in T.unroll({dim}):", "mix[j] = T.float32(0)"),
             nest(
                 f"for t in range({tokens}):",
                 *score,
@@ -368,7 +404,7 @@ class Recover(SAA, Kernel):
 
     @property
     def reads(self) -> dict[str, Buffer]:
-        found = {"x": self.image, "mixed": self.by_token, "pr_w": self.matrix(self.c, self.c), "pr_b": self.vector}
+        found = {"x": self.image, "mixed": self.tokens_first, "pr_w": self.matrix(self.c, self.c), "pr_b": self.vector}
         if self.r > 1:
             found |= {"up_w": self.matrix(self.r, self.r, self.c), "up_b": self.vector}
         return found
@@ -381,69 +417,67 @@ class Recover(SAA, Kernel):
         return head.groups(limits)
 
     def program(self, limits: Limits, tiling: head.Tiling) -> Program:
-        memory, group, c, window = self.memory(limits), tiling.group, self.c, self.window
-        at = f"(i * {group} + tx)"
-        channel, p = f"({at} // {window})", f"({at} % {window})"
-        row, column = self.place(p)
+        memory, items, c, window = self.memory(limits), Items(tiling.group), self.c, self.window
+        channel, p = f"({items.at} // {window})", f"({items.at} % {window})"
+        row = f"(bx // {self.columns} * {self.r} + {p} // {self.r})"
+        column = f"(bx % {self.columns} * {self.r} + {p} % {self.r})"
         image = f"(by * {c} + {channel}) * {self.area} + {row} * {self.w} + {column}"
         spread = f"whole[{channel}]"
         if self.r > 1:
             spread = f"{spread} * {memory.load('up_w', f'{p} * {c} + {channel}')} + up_b[{channel}]"
-        mixed = memory.load("mixed", f"(by * {self.tokens} + bx) * {c} + {at}")
-        product = f"acc[0] = acc[0] + row[k] * {memory.load('pr_w', f'k * {c} + {at}')}"
+        mixed = memory.load("mixed", f"(by * {self.tokens} + bx) * {c} + {items.at}")
+        product = f"acc[0] = acc[0] + row[k] * {memory.load('pr_w', f'k * {c} + {items.at}')}"
+        recovered = memory.store("out", image, f"{memory.load('x', image)} + {spread}")
         body = [
-            nest(f"for i in range({blocks(c, group)}):", nest(f"if {at} < {c}:", f"row[{at}] = {mixed}")),
-            nest(
-                f"for i in range({blocks(c, group)}):",
-                nest(
-                    f"if {at} < {c}:",
-                    f"acc[0] = pr_b[{at}]",
-                    nest(f"for k in range({c}):", product),
-                    f"whole[{at}] = acc[0]",
-                ),
+            items.each(c, f"row[{items.at}] = {mixed}"),
+            items.each(
+                c,
+                f"acc[0] = pr_b[{items.at}]",
+                nest(f"for k in range({c}):", product),
+                f"whole[{items.at}] = acc[0]",
             ),
-            nest(
-                f"for i in range({blocks(c * window, group)}):",
-                nest(
-                    f"if {at} < {c * window} and {self.inside(row, column)}:",
-                    memory.store("out", image, f"{memory.load('x', image)} + {spread}"),
-                ),
-            ),
+            items.each(c * window, nest(f"if {row} < {self.h} and {column} < {self.w}:", recovered)),
         ]
         return Program(
             grid=(self.tokens, self.n),
-            group=(group,),
+            group=(tiling.group,),
             body="\n".join(body),
             private={"acc": 1},
             shared={"row": c, "whole": c},
         )
 
 
-def saa(shape: SAA, scale: float, weights: dict[str, np.ndarray]) -> Lowered | None:
+def saa(shape: SAA, weights: dict[str, np.ndarray]) -> Lowered | None:
     """The launches of the region, and its constants; None where heads do not divide the channels."""
     if shape.c % shape.heads:
         return None
     told = asdict(shape)
-    attend = Launch(Attend(**told), ("tokens", "qkv_w", "qkv_b"), "mixed")
-    recover = Launch(Recover(**told), tuple(Recover(**told).reads), "out")
-    if shape.r == 1:
-        first = [Launch(Normalise(**told), ("x", "ln_g", "ln_b"), "tokens")]
-    else:
-        measure = Launch(Measure(**told), ("x", "sal_w", "sal_b"), "stats")
-        first = [measure, Launch(Sample(**told), tuple(Sample(**told).reads), "tokens")]
-    return Lowered([*first, attend, recover], _constants(shape, scale, weights))
-
-
-def _constants(shape: SAA, scale: float, weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The affine part of the layer norm goes into the saliency, the scale of the scores into the query."""
-    found = {name: weights[name] for name in ("ln_g", "ln_b", "pr_w", "pr_b")}
-    scales = np.ones(3 * shape.c, "float32")
-    scales[: shape.c] = scale
-    found["qkv_w"], found["qkv_b"] = weights["qkv_w"] * scales, weights["qkv_b"] * scales
+    tokens, launches = "x", []
     if shape.r > 1:
-        taps = weights["sal_w"].reshape(TAPS, shape.c).astype("float64")
-        found["sal_w"] = taps * weights["ln_g"]
-        found["sal_b"] = taps @ weights["ln_b"].astype("float64")
-        found["in_window"] = np.broadcast_to(weights["sal_b"], (shape.r, shape.r)).reshape(-1)
-        found["up_w"], found["up_b"] = weights["up_w"], weights["up_b"]
+        tokens, sample = "tokens", Sample(**told)
+        launches.append(Launch(sample, tuple(sample.reads), tokens))
+    recover = Recover(**told)
+    launches += [
+        Launch(Attend(**told), (tokens, "qkv_w", "qkv_b"), "mixed"),
+        Launch(recover, tuple(recover.reads), "out"),
+    ]
+    return Lowered(launches, _constants(shape, weights))
+
+
+def _constants(shape: SAA, weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The affine part of the layer norm goes into what reads it, the scale of the scores into the query."""
+    wide = {name: weight.astype("float64") for name, weight in weights.items()}
+    scales = np.ones(3 * shape.c)
+    scales[: shape.c] = shape.scale
+    found = {
+        "qkv_w": wide["ln_g"][:, None] * wide["qkv_w"] * scales,
+        "qkv_b": (wide["ln_b"] @ wide["qkv_w"] + wide["qkv_b"]) * scales,
+        "pr_w": wide["pr_w"],
+        "pr_b": wide["pr_b"],
+    }
+    if shape.r > 1:
+        taps = wide["sal_w"].reshape(TAPS, shape.c)
+        in_window = np.broadcast_to(wide["sal_b"], (shape.r, shape.r)).reshape(-1)
+        found |= {"sal_w": taps * wide["ln_g"], "sal_b": taps @ wide["ln_b"], "in_window": in_window}
+        found |= {"up_w": wide["up_w"], "up_b": wide["up_b"]}
     return found

@@ -28,7 +28,7 @@ from schedules.gpu.depthwise import Depthwise
 from schedules.gpu.devices import GENERIC, GPUS, LIMITS, Limits
 from schedules.gpu.launch import Lowered
 from schedules.gpu.regions import lower
-from schedules.gpu.saa import Attend
+from schedules.gpu.saa import Attend, Sample
 
 # As on Adreno: local memory that is worth using, tiles for many registers. But PoCL has no arithmetic in float16.
 LOCAL = dataclasses.replace(LIMITS["adreno"], half=False)
@@ -59,28 +59,33 @@ def image(*shape: int) -> np.ndarray:
     return np.random.RandomState(1).standard_normal(shape).astype("float32") + 0.5
 
 
-def compiled(lowered: Lowered, limits: Limits) -> Any:
-    """A library of the launches, k0, k1, and so on."""
+def compiled(lowered: Lowered, limits: Limits, chance: random.Random | None = None) -> Any:
+    """A library of the launches, k0, k1, and so on; by chance with other tilings than the default."""
     import tvm
 
     from saevit_tvm.compiler.opencl import generating_kernels
 
+    def tiling(kernel: Any) -> dict[str, int] | None:
+        return dataclasses.asdict(chance.choice(kernel.tilings(limits))) if chance else None
+
     functions = {
-        f"k{i}": launch.kernel.generated(limits).with_attr("global_symbol", f"k{i}")
+        f"k{i}": launch.kernel.generated(limits, tiling(launch.kernel)).with_attr("global_symbol", f"k{i}")
         for i, launch in enumerate(lowered.launches)
     }
     with generating_kernels(limits):
         return tvm.compile(tvm.IRModule(functions), target=tvm.target.Target(TARGET))
 
 
-def compute(lowered: Lowered, x: np.ndarray, folder: Path, limits: Limits) -> np.ndarray:
+def compute(
+    lowered: Lowered, x: np.ndarray, folder: Path, limits: Limits, chance: random.Random | None = None
+) -> np.ndarray:
     """Run the launches one after the other on the first OpenCL device."""
     import tvm
 
     opencl.activate()
     device = tvm.runtime.device("opencl", 0)
     path = folder / f"{len(list(folder.iterdir()))}.so"
-    compiled(lowered, limits).export_library(str(path))
+    compiled(lowered, limits, chance).export_library(str(path))
     module = tvm.runtime.load_module(str(path))
     values: dict[str, Any] = {name: tvm.runtime.tensor(value, device) for name, value in lowered.constants.items()}
     values["x"] = tvm.runtime.tensor(x.astype(lowered.launches[0].kernel.reads["x"].dtype), device)
@@ -101,10 +106,11 @@ def agree(
     folder: Path,
     limits: Limits = GENERIC,
     dtype: str = "float32",
+    chance: random.Random | None = None,
 ) -> Lowered:
     lowered = lower(region, shape, given, limits, dtype)
     assert lowered is not None
-    within(TOLERANCE[dtype], compute(lowered, x, folder, limits), expected)
+    within(TOLERANCE[dtype], compute(lowered, x, folder, limits, chance), expected)
     return lowered
 
 
@@ -165,19 +171,24 @@ def pointwise(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torc
     [
         (1, 9, 6, 20, 2, 3, True, "float32"),
         (2, 7, 9, 16, 1, 4, False, "float32"),  # partly filled windows below and on the right
-        (1, 7, 7, 64, 4, 1, False, "float32"),
+        (1, 14, 14, 20, 2, 2, True, "float32"),  # strips of three windows, the last of one
+        (2, 7, 7, 64, 4, 1, False, "float32"),
         (1, 16, 8, 32, 2, 8, False, "float16"),
     ],
 )
 def test_saa(n: int, h: int, w: int, c: int, heads: int, r: int, by_position: bool, dtype: str, folder: Path) -> None:
+    lowered = agree("saa", *saa_case(n, h, w, c, heads, r, by_position), folder, dtype=dtype)
+    assert len(lowered.launches) == (3 if r > 1 else 2)
+
+
+def saa_case(n: int, h: int, w: int, c: int, heads: int, r: int, by_position: bool) -> tuple[Any, ...]:
+    """Its shape, its weights, an image, and what PyTorch makes of it."""
     given = weights(ln_g=(c,), ln_b=(c,), qkv_w=(c, 3 * c), qkv_b=(3 * c,), pr_w=(c, c), pr_b=(c,))
     if r > 1:
         given |= weights(sal_w=(3, 3, c), sal_b=(r, r) if by_position else (1,), up_w=(r, r, c), up_b=(c,))
     shape = {"n": n, "h": h, "w": w, "c": c, "heads": heads, "r": r, "eps": 1e-5, "scale": 0.25}
     x = image(n, c, h, w)
-    expected = saa(torch.from_numpy(x).double(), doubles(given), heads, r, 1e-5, 0.25)
-    lowered = agree("saa", shape, given, x, expected, folder, dtype=dtype)
-    assert len(lowered.launches) == (4 if r > 1 else 3)
+    return shape, given, x, saa(torch.from_numpy(x).double(), doubles(given), heads, r, 1e-5, 0.25)
 
 
 @on_a_device
@@ -193,6 +204,10 @@ def test_saa(n: int, h: int, w: int, c: int, heads: int, r: int, by_position: bo
     ids=["generic", "local memory", "half", "images", "images of half"],
 )
 def test_ciffn(n: int, h: int, w: int, c: int, e: int, limits: Limits, dtype: str, folder: Path) -> None:
+    agree("ciffn", *ciffn_case(n, h, w, c, e), folder, limits, dtype)
+
+
+def ciffn_case(n: int, h: int, w: int, c: int, e: int) -> tuple[Any, ...]:
     given = weights(ex_w=(c, e), ex_b=(e,), dw_w=(3, 3, e), dw_b=(e,), dec_w=(e,), dec_b=(1,), g=(e,))
     given |= weights(pr_w=(e, c), pr_b=(c,))
     x, exact = image(n, c, h, w), doubles(given)
@@ -200,7 +215,7 @@ def test_ciffn(n: int, h: int, w: int, c: int, e: int, limits: Limits, dtype: st
     common = F.gelu(pointwise(z, exact["dec_w"][:, None], exact["dec_b"]))
     z = z + exact["g"][:, None, None] * (z - common)
     expected = torch.from_numpy(x).double() + pointwise(z, exact["pr_w"], exact["pr_b"])
-    agree("ciffn", {"n": n, "h": h, "w": w, "c": c, "e": e}, given, x, expected, folder, limits, dtype)
+    return {"n": n, "h": h, "w": w, "c": c, "e": e}, given, x, expected
 
 
 @on_a_device
@@ -251,6 +266,15 @@ def test_head(folder: Path) -> None:
     x, exact = image(n, c, h, w), doubles(given)
     expected = torch.from_numpy(x).double().mean((2, 3)) @ exact["w"] + exact["b"]
     agree("head", {"n": n, "h": h, "w": w, "c": c, "k": k}, given, x, expected, folder)
+
+
+@on_a_device
+@pytest.mark.parametrize("seed", range(2))
+def test_tilings_compute_the_same(seed: int, folder: Path) -> None:
+    chance = random.Random(seed)
+    agree("saa", *saa_case(1, 10, 18, 24, 3, 4, True), folder, chance=chance)
+    agree("saa", *saa_case(1, 5, 4, 24, 3, 1, False), folder, chance=chance)
+    agree("ciffn", *ciffn_case(1, 8, 9, 16, 64), folder, LOCAL, chance=chance)
 
 
 # Arithmetic in float16 ------------------------------------------------------------
@@ -394,6 +418,8 @@ def kernels() -> list[Any]:
         Conv(1, 224, 224, 3, 24, kernel=3, stride=2, padding=1, activation="gelu"),
         Conv(1, 7, 7, 1280, 320, residual=True, rank_one=True),
         Depthwise(1, 192, 56, 56),
+        Sample(1, 28, 28, 96, 6, 4),
+        Attend(1, 7, 7, 320, 20, 1),
         Attend(1, 56, 56, 48, 3, 8),
     ]
 
