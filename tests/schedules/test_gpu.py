@@ -181,6 +181,19 @@ def test_saa(n: int, h: int, w: int, c: int, heads: int, r: int, by_position: bo
     assert len(lowered.launches) == (3 if r > 1 else 2)
 
 
+@on_a_device
+def test_a_softmax_of_large_numbers_is_safe(folder: Path) -> None:
+    """Saliencies and scores of hundreds below and above zero, in partly filled windows too."""
+    shape, given, x, _ = saa_case(1, 7, 5, 16, 2, 3, False)
+    given["sal_w"] *= 100.0
+    given["qkv_w"] *= 20.0
+    expected = saa(torch.from_numpy(x).double(), doubles(given), 2, 3, 1e-5, 0.25)
+    lowered = lower("saa", shape, given, GENERIC)
+    assert lowered is not None
+    # A rounding of a score of hundreds is a visible part of its power: this is about safety, not precision.
+    within(1e-2, compute(lowered, x, folder, GENERIC), expected)
+
+
 def saa_case(n: int, h: int, w: int, c: int, heads: int, r: int, by_position: bool) -> tuple[Any, ...]:
     """Its shape, its weights, an image, and what PyTorch makes of it."""
     given = weights(ln_g=(c,), ln_b=(c,), qkv_w=(c, 3 * c), qkv_b=(3 * c,), pr_w=(c, c), pr_b=(c,))

@@ -57,7 +57,8 @@ def watched(cache: str, tmp_path: Path) -> Callable[..., str]:
     (tmp_path / "oclgrind.icd").write_text(f"{DRIVER}\n")
     log = tmp_path / "log"
     environment = {"OCL_ICD_VENDORS": str(tmp_path), "OCLGRIND_DATA_RACES": "1", "OCLGRIND_LOG": str(log)}
-    environment |= {"SAEVIT_TVM_CACHE": cache}
+    # Not optimised: LLVM tests bits as numbers of two bits, and its simulator does not cut off the others.
+    environment |= {"SAEVIT_TVM_CACHE": cache, "OCLGRIND_BUILD_OPTIONS": "-cl-opt-disable"}
 
     def run(program: str, *arguments: Path) -> str:
         command = [sys.executable, "-c", program, *map(str, arguments)]
