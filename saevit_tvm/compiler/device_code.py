@@ -38,18 +38,18 @@ def source_of(module: Any) -> str:
     return str(_cuda_module(module).inspect_source("cuda"))
 
 
-def compile_kernels(source: str, architectures: tuple[str, ...]) -> DeviceCode:
+def compile_kernels(source: str, architectures: tuple[str, ...], with_ptx: bool = True) -> DeviceCode:
     """Kernels as a fat binary that was checked."""
     threads = {name: int(bound or 0) for bound, name in _KERNEL.findall(source)}
-    programs, ptx = nvrtc.compile_all(source, architectures)
+    programs, ptx = nvrtc.compile_all(source, architectures, with_ptx)
     packed = nvrtc.fat_binary(programs, ptx)
-    kernels = check(packed, architectures, threads)
+    kernels = check(packed, architectures, threads, with_ptx)
     for program in programs:
         for name, spilled in program.spills.items():
             kernels[name]["spill_bytes"] = max(kernels[name]["spill_bytes"], spilled)
     report = {
         "architectures": list(architectures),
-        "ptx": architectures[-1],
+        "ptx": architectures[-1] if with_ptx else None,
         "compiler": nvrtc.version(),
         "bytes": len(packed),
         "kernels": dict(sorted(kernels.items())),
@@ -57,7 +57,9 @@ def compile_kernels(source: str, architectures: tuple[str, ...]) -> DeviceCode:
     return DeviceCode(packed, report)
 
 
-def check(packed: bytes, architectures: tuple[str, ...], threads: dict[str, int]) -> dict[str, dict[str, int]]:
+def check(
+    packed: bytes, architectures: tuple[str, ...], threads: dict[str, int], with_ptx: bool = True
+) -> dict[str, dict[str, int]]:
     """Raise CompileError unless every kernel is there for every architecture, within its limits; what each takes."""
     try:
         entries = fatbin.entries(packed)
@@ -66,7 +68,7 @@ def check(packed: bytes, architectures: tuple[str, ...], threads: dict[str, int]
     except fatbin.FatbinError as error:
         raise CompileError(f"the compiled kernels cannot be read back ({error}): please report the model.") from error
     wanted = [("cubin", ARCHITECTURES[sm].number) for sm in architectures]
-    wanted.append(("ptx", ARCHITECTURES[architectures[-1]].number))
+    wanted += [("ptx", ARCHITECTURES[architectures[-1]].number)] if with_ptx else []
     for kind, number in wanted:
         absent = threads.keys() - found.get((kind, number), set())
         if absent:

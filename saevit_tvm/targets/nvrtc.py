@@ -16,6 +16,7 @@ from functools import cache
 from pathlib import Path
 
 from saevit_tvm.errors import CompileError, TargetError
+from saevit_tvm.runtime import abi
 
 INSTALL = "pip install 'saevit-tvm[cuda]'"
 _NVRTC, _BUILTINS, _FATBIN = "libnvrtc.so.13", "libnvrtc-builtins.so.13.*", "libnvfatbin.so.13"
@@ -53,12 +54,23 @@ def version() -> str:
     return f"NVRTC {major.value}.{minor.value}"
 
 
-def compile_all(source: str, architectures: Sequence[str]) -> tuple[list[Program], bytes]:
-    """Machine code for each architecture, and PTX of the last, which is the newest."""
+def cuda_runtime() -> dict[str, Path]:
+    """TVM's CUDA device and the CUDA runtime from PyPI's packages, by file name, to be copied to where they are not."""
+    folder = _folder()
+    path = folder / "lib" / "libcudart.so.13" if folder else None
+    if path is None or not path.is_file():
+        raise TargetError(f"libcudart.so.13 is not installed: {INSTALL}.")
+    device = abi.library_path("tvm", "tvm_runtime_cuda")
+    return {path.name: path, device.name: device}
+
+
+def compile_all(source: str, architectures: Sequence[str], with_ptx: bool = True) -> tuple[list[Program], bytes]:
+    """Machine code for each architecture, and PTX of the last, which is the newest, or b"" where none is wanted."""
+    newest = architectures[-1].replace("sm_", "compute_")
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        ptx = pool.submit(_compile, source, architectures[-1].replace("sm_", "compute_"))
+        ptx = pool.submit(_compile, source, newest) if with_ptx else None
         programs = list(pool.map(lambda sm: _compile(source, sm), architectures))
-        return programs, ptx.result().code
+        return programs, ptx.result().code if ptx else b""
 
 
 def fat_binary(programs: Sequence[Program], ptx: bytes) -> bytes:
@@ -74,9 +86,9 @@ def fat_binary(programs: Sequence[Program], ptx: bytes) -> bytes:
                 library.nvFatbinAddCubin(handle, each.code, ctypes.c_size_t(len(each.code)), number, b"kernels"),
                 "nvFatbin",
             )
-        number = programs[-1].architecture.removeprefix("sm_").encode()
-        text = ptx.rstrip(b"\0") + b"\0"
-        _fine(library.nvFatbinAddPTX(handle, text, ctypes.c_size_t(len(text)), number, b"kernels", b""), "nvFatbin")
+        if text := ptx.rstrip(b"\0"):
+            number, size.value = programs[-1].architecture.removeprefix("sm_").encode(), len(text) + 1
+            _fine(library.nvFatbinAddPTX(handle, text + b"\0", size, number, b"kernels", b""), "nvFatbin")
         _fine(library.nvFatbinSize(handle, ctypes.byref(size)), "nvFatbin")
         buffer = ctypes.create_string_buffer(size.value)
         _fine(library.nvFatbinGet(handle, buffer), "nvFatbin")

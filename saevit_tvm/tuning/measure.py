@@ -19,6 +19,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
+from saevit_tvm.runtime import cuda
 from saevit_tvm.runtime.opencl import devices, plugin
 from saevit_tvm.targets import Target, toolchain
 from saevit_tvm.tuning.pool import POLL_SECONDS, Failed, Pool
@@ -81,6 +82,18 @@ class Builders:
             else:
                 yield candidate, Built(library, outcome)
 
+    def build(
+        self, candidates: Sequence[Candidate], stopping: Callable[[], bool]
+    ) -> Iterator[tuple[Candidate, Built | Result]]:
+        """All of them, each as soon as it is built; ends early when asked to stop."""
+        waiting = list(candidates)
+        while (waiting or self.pool.busy) and not stopping():
+            while waiting and self.pool.idle:
+                self.give(waiting.pop(0))
+            wait(self.pool.connections, POLL_SECONDS)
+            yield from self.collect()
+        self.pool.drop()
+
 
 class LocalMeasurer:
     """Builds and runs candidates on this machine."""
@@ -110,7 +123,7 @@ class LocalMeasurer:
     def measure(self, candidates: Sequence[Candidate], best: float, stopping: Callable[[], bool]) -> Iterator[Pair]:
         """Each candidate with its result, as soon as there is one; ends early when asked to stop."""
         built: list[tuple[Candidate, Built]] = []
-        for candidate, outcome in self._build(candidates, stopping):
+        for candidate, outcome in self.builders.build(candidates, stopping):
             if isinstance(outcome, Built):
                 built.append((candidate, outcome))
             else:
@@ -120,17 +133,6 @@ class LocalMeasurer:
             if stopping():
                 return
             yield candidate, self._run(kernel, best)
-
-    def _build(
-        self, candidates: Sequence[Candidate], stopping: Callable[[], bool]
-    ) -> Iterator[tuple[Candidate, Built | Result]]:
-        waiting, pool = list(candidates), self.builders.pool
-        while (waiting or pool.busy) and not stopping():
-            while waiting and pool.idle:
-                self.builders.give(waiting.pop(0))
-            wait(pool.connections, POLL_SECONDS)
-            yield from self.builders.collect()
-        pool.drop()
 
     def _run(self, built: Built, best: float) -> Result:
         arguments = str(built.library), built.arguments, self._kind, HOPELESS * best
@@ -162,5 +164,6 @@ def this_machine(kind: str = "llvm") -> dict[str, Any]:
         found = None
     cpu = found.group(1) if found else platform.machine()
     name = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
-    device = {"device": devices()[0].name} if kind == "opencl" and devices() else {}
-    return {"id": name, "cpu": cpu, "cores": len(os.sched_getaffinity(0))} | device
+    names = [device.name for device in devices()] if kind == "opencl" else []
+    names += [device.name for device in cuda.devices()] if kind == "cuda" else []
+    return {"id": name, "cpu": cpu, "cores": len(os.sched_getaffinity(0))} | ({"device": names[0]} if names else {})

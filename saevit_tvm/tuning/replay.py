@@ -27,10 +27,14 @@ def module_key(module: Any) -> str:
     return shash2hex(module)
 
 
-def pack_module(module: Any) -> str:
+def as_text(module: Any) -> str:
     import tvm
 
-    return base64.b64encode(zlib.compress(tvm.ir.save_json(module).encode(), 9)).decode()
+    return str(tvm.ir.save_json(module))
+
+
+def pack_module(module: Any) -> str:
+    return base64.b64encode(zlib.compress(as_text(module).encode(), 9)).decode()
 
 
 def unpack_module(text: str) -> Any:

@@ -104,6 +104,7 @@ class Session:
         self._open_measurer = measurer or (lambda: LocalMeasurer(target))
         self._seeds = seeds
         self._show = show
+        self._deadline: float | None = None
         self._history: list[float] = []  # predicted seconds an inference, after each round
         self._proven = False  # something has worked in this run
         self._unproven: list[tuple[Trial, Task]] = []  # failures from before that
@@ -125,6 +126,23 @@ class Session:
         if self._unproven:
             raise self._nothing_worked()
         return self.snapshot
+
+    def proposals(self, count: int) -> list[tuple[Task, Candidate]]:
+        """What to measure next where this process cannot: kernels take turns, those with the most work first.
+
+        Of each the best that is known elsewhere, what a build takes without a record, and the cost model's favourites.
+        """
+        self._resume()
+        tasks = sorted(self.tasks, key=lambda task: -task.weight * task.flops)[:count]
+        share = 2 * -(-count // max(1, len(tasks)))  # some kernels have few schedules: others fill their turns
+        offers = [(task, self._first_of(task, share)) for task in tasks]
+        turns = [(task, offer[turn]) for turn in range(share) for task, offer in offers if turn < len(offer)]
+        return turns[:count]
+
+    def _first_of(self, task: Task, count: int) -> list[Candidate]:
+        offered = [*self._seeds_of(task), *task.default(), *task.propose(count, self.guide.model)]
+        distinct = {candidate.key: candidate for candidate in reversed(offered) if candidate.key not in task.seen}
+        return list(reversed(distinct.values()))[:count]
 
     def _resume(self) -> None:
         """Take in what the store knows of these kernels, and teach the cost model what it knows of any."""

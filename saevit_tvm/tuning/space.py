@@ -29,7 +29,7 @@ def space_for(kernel: Kernel, target: Target) -> Any | None:
     """The tilings of a declared kernel; None for any other, which has MetaSchedule's own space."""
     if declared(kernel.module["main"]) is None:
         return None
-    if target.kind == "opencl":
+    if target.kind != "llvm":
         limits = limits_of(target.tvm)
         return ScheduleFn(lambda schedule: declare.tilings(schedule.mod, limits), [], [], {})
     isa = isa_of(target.tvm)

@@ -11,7 +11,7 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
@@ -237,6 +237,11 @@ class Store:
         if not _same_model(self.models.get(model.label), model):
             self.log.append([_tagged(model)])
             self.refresh()
+
+    def fill(self, model: Model, workloads: Iterable[Workload], trials: Iterable[Trial]) -> None:
+        """Remember all of this at once."""
+        self.log.append([_tagged(record) for record in (model, *workloads, *trials)])
+        self.refresh()
 
     def merge(self, source: Store, best: int | None = None) -> int:
         """Take over what the source has and this store has not, or of its trials only the best; how many trials.

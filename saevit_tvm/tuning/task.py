@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import os
 import random
 from collections.abc import Callable, Collection, Iterable
@@ -58,9 +59,12 @@ class Task:
 
     @functools.cached_property
     def flops(self) -> float:
+        """Operations, or for a declaration, which has no loops to count them in, the numbers that it touches."""
         from tvm.s_tir.analysis import estimate_tir_flops
 
-        return float(estimate_tir_flops(self.kernel.module))
+        buffers = self.kernel.module["main"].params
+        touched = sum(math.prod(int(extent) for extent in buffer.shape) for buffer in buffers)
+        return float(estimate_tir_flops(self.kernel.module) or touched)
 
     @functools.cached_property
     def context(self) -> Any:
@@ -141,6 +145,11 @@ class Task:
         return (
             None if schedule is None else self._candidate(replay.as_source(schedule), replay.module_key(schedule.mod))
         )
+
+    def default(self) -> list[Candidate]:
+        """The schedule that a build takes without a record, where it is the first of the space."""
+        first = [] if self._has_decisions else list(self._ready.items())[:1]
+        return [self._candidate(source, key) for key, source in first]
 
     def propose(self, count: int, model: Any) -> list[Candidate]:
         """The most promising candidates that were never measured, fewer when the space has no more."""

@@ -44,16 +44,29 @@ def build(module_json: str, target_json: str, library: str, linker: list[str]) -
     module = RemoveWeightLayoutRewriteBlock(skip_tensor_rewrite=True)(module)
     link = cc.cross_compiler(linker[0], options=linker[1:])
     with _generating(module, target):
-        tvm.tirx.build(module, target=tvm.target.Target(target)).export_library(library, fcompile=link)
+        built = tvm.tirx.build(module, target=tvm.target.Target(target))
+    _export(built, target, library, link)
     arguments = [argument.as_json() for argument in ArgInfo.from_entry_func(module, remove_preproc=False)]
     return [(str(dtype), [int(extent) for extent in shape]) for _, dtype, shape in arguments]
+
+
+def _export(built: Any, target: dict[str, Any], library: str, link: Any) -> None:
+    """Link a kernel; one for an NVIDIA GPU as machine code, as an artifact has it."""
+    if target["kind"] != "cuda":
+        built.export_library(library, fcompile=link)
+        return
+    from saevit_tvm.compiler.device_code import check_library, compile_kernels, packer, source_of
+
+    code = compile_kernels(source_of(built), (target["arch"],), with_ptx=False)
+    built.export_library(library, fcompile=link, fpack_imports=packer(code))
+    check_library(Path(library), code)
 
 
 def _with_loops(module: Any, target: dict[str, Any]) -> Any:
     """The module itself, or the loops that its generator makes of it if it is a declaration."""
     if "saevit.region" not in module["main"].attrs:
         return module
-    if target["kind"] == "opencl":
+    if target["kind"] != "llvm":
         from schedules.gpu import declare
         from schedules.gpu.devices import limits_of
 
@@ -66,7 +79,7 @@ def _with_loops(module: Any, target: dict[str, Any]) -> Any:
 
 def _generating(module: Any, target: dict[str, Any]) -> AbstractContextManager[None]:
     """The setting in which a build of a model makes its kernels, too."""
-    if target["kind"] == "opencl":
+    if target["kind"] != "llvm":
         from saevit_tvm.compiler.opencl import generating_kernels
         from schedules.gpu.devices import limits_of
 
@@ -80,15 +93,15 @@ def run(library: str, arguments: list[Argument], kind: str, hopeless: float) -> 
     """Time a kernel in seconds a call. One that takes longer than `hopeless` is timed only once."""
     import tvm
 
-    if kind == "opencl":
-        from saevit_tvm.runtime import opencl
+    if kind != "llvm":
+        from saevit_tvm.runtime import cuda, opencl
 
-        opencl.activate()
+        (cuda if kind == "cuda" else opencl).activate()
     module = tvm.runtime.load_module(library)
     Path(library).unlink()
     device = tvm.runtime.device(_device(kind), 0)
     tensors = random_tensors(arguments, device, tvm.get_global_func(FILL))
-    return timed(module, device, tensors, hopeless)
+    return (replayed if kind == "cuda" else timed)(module, device, tensors, hopeless)
 
 
 def _device(kind: str) -> str:
@@ -113,6 +126,18 @@ def timed(module: Any, device: Any, tensors: list[Any], hopeless: float) -> list
         return list(once)
     timer = module.time_evaluator("main", device, number=1, repeat=REPEATS, min_repeat_ms=REPEAT_MS)
     return list(timer(*tensors).results)
+
+
+def replayed(module: Any, device: Any, tensors: list[Any], hopeless: float) -> list[float]:
+    """The same by replays of a CUDA graph, as an artifact launches kernels."""
+    from saevit_tvm.runtime import cuda
+    from saevit_tvm.runtime.offline import LAUNCH_SECONDS, Graph
+
+    (once,) = module.time_evaluator("main", device, number=1, repeat=1)(*tensors).results
+    if once > hopeless + LAUNCH_SECONDS:
+        return [once]
+    main = module["main"]
+    return Graph(*cuda.libraries()).seconds(lambda: main(*tensors), once, REPEATS, REPEAT_MS)
 
 
 _session: Any = None  # with the device that `reach` has reached, until `run_remotely` is done with it

@@ -26,7 +26,7 @@ REFUSED = 3
 SECONDS = 300
 QUEUE_SECONDS = 120.0
 _NAIVE_ALLOCATOR = 1
-_DEVICES = {"llvm": (1,), "opencl": (4, 1)}  # where a target's kernels run, and its host part
+_DEVICES = {"llvm": (1,), "opencl": (4, 1), "cuda": (2, 1)}  # where a target's kernels run, and its host part
 
 
 def answers(address: str, artifact: Path, inputs: Sequence[np.ndarray], scratch: Path) -> list[list[np.ndarray]]:

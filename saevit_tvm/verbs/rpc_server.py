@@ -18,6 +18,7 @@ from saevit_tvm.errors import CompileError, TargetError
 from saevit_tvm.runtime import elf, emulator
 from saevit_tvm.runtime.opencl import plugin
 from saevit_tvm.targets import Target, toolchain
+from saevit_tvm.targets.nvrtc import cuda_runtime
 from saevit_tvm.verbs import workspace
 
 PROGRAM = "rpc-server"
@@ -40,7 +41,7 @@ def rpc_server(target: str, out: Path) -> dict[str, Any]:
     chosen = targets.get(target)
     libraries = _libraries(chosen)
     with workspace.staging(out) as folder:
-        files = [folder / PROGRAM, folder / "README.txt", *(folder / name for name in emulator.RUNTIME)]
+        files = [folder / PROGRAM, folder / "README.txt", *(folder / name for name in libraries)]
         files += [folder / plugin.NAME] if chosen.kind == "opencl" else []
         finished = [(file, out / file.name) for file in files]
         workspace.free(*(place for _, place in finished))
@@ -61,7 +62,8 @@ def rpc_server(target: str, out: Path) -> dict[str, Any]:
 
 
 def _readme(target: Target, out: Path) -> str:
-    driver = " but its GPU's OpenCL driver" if target.kind == "opencl" else ""
+    drivers = {"opencl": " but its GPU's OpenCL driver", "cuda": " but NVIDIA's driver, 580 or later"}
+    driver = drivers.get(target.kind, "")
     return README.format(target=target.name, folder=out, program=PROGRAM, driver=driver)
 
 
@@ -89,9 +91,15 @@ def _libraries(target: Target) -> dict[str, Path]:
             "use the RPC app of TVM's source tree there."
         )
     if target.arch != platform.machine():
+        if target.kind == "cuda":
+            raise TargetError(
+                f"there is no RPC server for target '{target.name}' on this machine: install apache-tvm there, and "
+                "start 'python -m tvm.exec.rpc_server'."
+            )
         folder = emulator.foreign_runtime(target.arch)
         return {name: folder / name for name in emulator.RUNTIME}
-    return {name: _package("tvm_ffi" if "ffi" in name else "tvm") / "lib" / name for name in emulator.RUNTIME}
+    found = {name: _package("tvm_ffi" if "ffi" in name else "tvm") / "lib" / name for name in emulator.RUNTIME}
+    return found | (cuda_runtime() if target.kind == "cuda" else {})
 
 
 def _package(name: str) -> Path:

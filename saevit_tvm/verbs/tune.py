@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saevit_tvm import targets
 from saevit_tvm.errors import TargetError, UsageError
+from saevit_tvm.runtime import cuda
+from saevit_tvm.verbs import parity, workspace
 from saevit_tvm.verbs.build import check_dtype
 
 if TYPE_CHECKING:
     from saevit_tvm.tuning.progress import Show
+    from saevit_tvm.tuning.session import Session
     from saevit_tvm.tuning.store import Store
 
 TRIALS_A_KERNEL = 64
@@ -43,39 +46,22 @@ def tune(
     from saevit_tvm.tuning import measurers
 
     open_measurer = measurers.parse(measure, cluster)
-    check_dtype(dtype)
-    chosen = targets.get(target, threads)
-    chosen.require(dtype)
+    chosen = _target(target, threads, dtype)
     if measure == "local" and cluster is None:
         _require_runnable(chosen)
-    from saevit_tvm.compiler.pipeline import kernels_to_tune
-    from saevit_tvm.models.sources import open_model
     from saevit_tvm.tuning import progress as display
-    from saevit_tvm.tuning.records import open_records
-    from saevit_tvm.tuning.session import Session
-    from saevit_tvm.tuning.space import Features, space_for
-    from saevit_tvm.tuning.store import MODELLED, Store, default_root
 
-    # What an emulator computes must never be taken for a time: it has a folder of its own.
-    records = Store(store or default_root(), chosen.fingerprint + (MODELLED if measure == "qemu" else ""))
-    records.repair()
-    _report_damage(records, say)
-    source = open_model(model, weights=weights, batch=batch, image_size=image_size)
-    kernels = kernels_to_tune(source, chosen, dtype)
-    what = source.name if dtype == "float32" else f"{source.name} in {dtype}"
-    say(f"tuning {len(kernels)} kernels of {what} for {chosen.name}, records in {records.path.parent}")
-    session = Session(
-        kernels,
+    session = _session(
         chosen,
-        records,
-        model=str(source.recipe["model"]),
-        input_shape=source.input_shape,
+        store,
+        dtype,
+        say,
+        {"model": model, "weights": weights, "batch": batch, "image_size": image_size},
+        modelled=measure == "qemu",
         measurer=lambda: open_measurer(chosen, say),
-        seeds=open_records(store, chosen),
-        space_for=lambda kernel: space_for(kernel, chosen),
-        features=Features(),
         show=progress or display.plain(say),
     )
+    records = session.store
     if trials is None and minutes is None:
         trials = TRIALS_A_KERNEL * len(session.tasks)
     result = session.run(trials=trials, minutes=minutes)
@@ -101,13 +87,140 @@ def tune(
     }
 
 
+def export_candidates(
+    path: Path,
+    *,
+    model: str = "saevit_xs",
+    target: str = "native",
+    threads: int | None = None,
+    trials: int | None = None,
+    store: Path | None = None,
+    weights: str | None = None,
+    image_size: int | None = None,
+    batch: int = 1,
+    dtype: str = "float32",
+    with_runtime: bool = False,
+    say: Say = lambda _line: None,
+) -> dict[str, Any]:
+    """Put as many candidates as `trials` into one file, with the program that measures them elsewhere."""
+    start = time.monotonic()
+    from saevit_tvm.tuning import bundle
+
+    bundle.check_name(path)
+    chosen = _target(target, threads, dtype)
+    what = {"model": model, "weights": weights, "batch": batch, "image_size": image_size}
+    session = _session(chosen, store, dtype, say, what)
+    with workspace.staging(path.parent) as staged, workspace.scratch() as scratch:
+        made = bundle.export(
+            session,
+            chosen,
+            trials or TRIALS_A_KERNEL * len(session.tasks),
+            staged / path.name,
+            scratch,
+            folder=path.name.partition(".")[0],
+            tolerance=parity.TOLERANCE[dtype],
+            with_runtime=with_runtime,
+            say=say,
+        )
+        workspace.place([(staged / path.name, path)])
+    return {
+        "exported": str(path),
+        "candidates": made.candidates,
+        "kernels": made.kernels,
+        "failed": made.failed,
+        "bytes": made.bytes,
+        "target": session.store.fingerprint,
+        "dtype": dtype,
+        "seconds": time.monotonic() - start,
+    }
+
+
+def import_results(path: Path, *, target: str | None = None, store: Path | None = None) -> dict[str, Any]:
+    """Bring what `run.py` measured into the store; what is there already is not taken twice."""
+    start = time.monotonic()
+    from saevit_tvm.tuning import bundle
+    from saevit_tvm.tuning.store import default_root
+
+    recovered = bundle.read_results(path)
+    if target is not None and targets.get(target).fingerprint != recovered.fingerprint:
+        raise UsageError(
+            f"'{path}' was measured for {recovered.fingerprint}, not for target '{target}': leave out --target."
+        )
+    with workspace.scratch() as scratch:
+        records, counts = bundle.take(recovered, store or default_root(), scratch)
+    return {
+        "imported": str(path),
+        "new": counts["new"],
+        "known": counts["known"],
+        "valid": counts["valid"],
+        "failed": counts["failed"],
+        "machines": recovered.machines,
+        "target": records.fingerprint,
+        "store": str(records.path),
+        "seconds": time.monotonic() - start,
+    }
+
+
+def _target(name: str, threads: int | None, dtype: str) -> targets.Target:
+    """A target that candidates can be built for in this type."""
+    from saevit_tvm.targets import toolchain
+
+    check_dtype(dtype)
+    chosen = targets.get(name, threads)
+    chosen.require(dtype)
+    toolchain.require(chosen)
+    return chosen
+
+
+def _session(
+    chosen: targets.Target,
+    store: Path | None,
+    dtype: str,
+    say: Say,
+    what: Mapping[str, Any],
+    *,
+    modelled: bool = False,
+    **ways: Any,
+) -> Session:
+    """The search over the kernels of a model, with all that the store knows of them."""
+    from saevit_tvm.compiler.pipeline import kernels_to_tune
+    from saevit_tvm.models.sources import open_model
+    from saevit_tvm.tuning.records import open_records
+    from saevit_tvm.tuning.session import Session
+    from saevit_tvm.tuning.space import Features, space_for
+    from saevit_tvm.tuning.store import MODELLED, Store, default_root
+
+    # What an emulator computes must never be taken for a time: it has a folder of its own.
+    records = Store(store or default_root(), chosen.fingerprint + (MODELLED if modelled else ""))
+    records.repair()
+    _report_damage(records, say)
+    source = open_model(**what)
+    kernels = kernels_to_tune(source, chosen, dtype)
+    name = source.name if dtype == "float32" else f"{source.name} in {dtype}"
+    say(f"tuning {len(kernels)} kernels of {name} for {chosen.name}, records in {records.path.parent}")
+    return Session(
+        kernels,
+        chosen,
+        records,
+        model=str(source.recipe["model"]),
+        input_shape=source.input_shape,
+        seeds=open_records(store, chosen),
+        space_for=lambda kernel: space_for(kernel, chosen),
+        features=Features(),
+        **ways,
+    )
+
+
 def _require_runnable(target: targets.Target) -> None:
     works, reason = targets.runs_here(target)
     if not works:
         raise TargetError(
             f"target '{target.name}' cannot be tuned on this machine: it {reason}. "
-            "Tune on a machine that has it and copy the store, or reach a board with --measure rpc://HOST:PORT/KEY."
+            "Tune on a machine that has it and copy the store, reach one with --measure rpc://HOST:PORT/KEY, or take "
+            "candidates there with --export-candidates."
         )
+    if target.kind == "cuda":
+        cuda.require_architecture(target.name, target.tvm["arch"])
     threads, cores = int(target.tvm.get("num-cores", 1)), len(os.sched_getaffinity(0))
     if threads > cores:
         raise UsageError(

@@ -4,6 +4,6 @@
 """
 
 from saevit_tvm.runtime.cuda.driver import Device, available, devices
-from saevit_tvm.runtime.cuda.library import CUDA, activate, check_device
+from saevit_tvm.runtime.cuda.library import CUDA, activate, check_device, libraries, require_architecture
 
-__all__ = ["CUDA", "Device", "activate", "available", "check_device", "devices"]
+__all__ = ["CUDA", "Device", "activate", "available", "check_device", "devices", "libraries", "require_architecture"]

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from saevit_tvm.errors import ArtifactError
+from saevit_tvm.errors import ArtifactError, TargetError
 from saevit_tvm.runtime import abi
 from saevit_tvm.runtime.cuda.driver import available, devices
 
@@ -49,6 +49,21 @@ def check_device(manifest: Mapping[str, Any], path: Any) -> None:
         raise ArtifactError(
             f"'{path}' holds code for {', '.join(code['architectures'])}, and the GPU here, {device.name}, is "
             f"sm_{device.capability}: build it with --target cuda or cuda-sm_{device.capability}."
+        )
+
+
+def libraries() -> tuple[ctypes.CDLL, ctypes.CDLL]:
+    """TVM's foreign function interface and the CUDA runtime, for what the former's functions do not do."""
+    return ctypes.CDLL(str(abi.library_path("tvm_ffi"))), ctypes.CDLL(_cudart())
+
+
+def require_architecture(name: str, architecture: str) -> None:
+    """Raise TargetError unless the first GPU is of the architecture that kernels of a target are tuned for."""
+    device, wanted = devices()[0], int(architecture.removeprefix("sm_"))
+    if not _runs(wanted, device.capability):
+        raise TargetError(
+            f"kernels for target '{name}' are timed on a GPU of {architecture}, and the one here, {device.name}, is "
+            f"sm_{device.capability}: tune with --target cuda-sm_{device.capability}."
         )
 
 

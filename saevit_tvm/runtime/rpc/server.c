@@ -336,16 +336,15 @@ static void provide(const char* name, TVMFFISafeCallType function) {
     }
 }
 
-/* OpenCL, where its plugin lies beside this program. It looks for a driver when a session first uses it. */
-static bool load_opencl(void) {
-    static const char name[] = "libsaevit_opencl.so";
+/* A kind of device, where its part of the runtime lies beside this program. A session that uses it starts the driver. */
+static bool load_device(const char* name, const char* trouble) {
     char path[4096];
-    ssize_t length = readlink("/proc/self/exe", path, sizeof path - sizeof name);
+    ssize_t length = readlink("/proc/self/exe", path, sizeof path - strlen(name) - 1);
     while (length > 0 && path[length - 1] != '/') length--;
     if (length <= 0) return false;
     snprintf(path + length, sizeof path - (size_t)length, "%s", name);
     if (access(path, F_OK)) return false;
-    if (!dlopen(path, RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE)) fail("the plugin for OpenCL cannot be loaded", dlerror());
+    if (!dlopen(path, RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE)) fail(trouble, dlerror());
     return true;
 }
 
@@ -498,9 +497,10 @@ int main(int count, char** arguments) {
     provide("tvm.rpc.server.workpath", work_path);
     provide("tvm.rpc.server.load_module", load_module);
     global_function("tvm.contrib.random.random_fill_for_measure");
-    bool opencl = load_opencl();
+    bool opencl = load_device("libsaevit_opencl.so", "the plugin for OpenCL cannot be loaded");
+    bool cuda = load_device("libtvm_runtime_cuda.so", "CUDA cannot be loaded: is NVIDIA's driver installed?");
     int listener = listen_on(options.port);
-    say("serving on port %d with the key %s%s", options.port, options.key, opencl ? ", with OpenCL" : "");
+    say("serving on port %d with the key %s%s", options.port, options.key, opencl ? ", with OpenCL" : cuda ? ", with CUDA" : "");
     while (!asked_to_end) {
         Session session;
         if (*options.tracker_host) tracker_find();
