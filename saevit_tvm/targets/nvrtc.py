@@ -56,8 +56,8 @@ def version() -> str:
 
 def cuda_runtime() -> dict[str, Path]:
     """TVM's CUDA device and the CUDA runtime from PyPI's packages, by file name, to be copied to where they are not."""
-    folder = _folder()
-    path = folder / "lib" / "libcudart.so.13" if folder else None
+    there = folder()
+    path = there / "lib" / "libcudart.so.13" if there else None
     if path is None or not path.is_file():
         raise TargetError(f"libcudart.so.13 is not installed: {INSTALL}.")
     device = abi.library_path("tvm", "tvm_runtime_cuda")
