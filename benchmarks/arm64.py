@@ -3,10 +3,11 @@
 
     python benchmarks/arm64.py [--models saevit_xs] [--target rpi5]
 
-A count of instructions is a model of the work, not a time. One thread, float32, every answer compared with PyTorch's
-before it counts; two runs that differ by one inference are subtracted, so starting and loading cancel out. Needs Debian
-with qemu-user, gcc-aarch64-linux-gnu and libstdc++6-arm64-cross, and the Python packages onnx, onnxruntime, ncnn and
-pnnx; the arm64 wheels of the other runtimes and a Python for them are downloaded once, into the cache folder.
+A count of instructions is a model of the work, not a time. One thread; float32, but for one row; every answer is
+compared with PyTorch's before it counts; two runs that differ by one inference are subtracted, so starting and loading
+cancel out. Needs Debian with qemu-user, gcc-aarch64-linux-gnu and libstdc++6-arm64-cross, and the Python packages onnx,
+onnxruntime, ncnn and pnnx; the arm64 wheels of the other runtimes and a Python for them are downloaded once, into the
+cache folder.
 """
 
 from __future__ import annotations
@@ -15,15 +16,17 @@ import argparse
 import json
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import rows
 from foreign import Guest
+from rows import Row, say
 
+from saevit_tvm import targets
 from saevit_tvm.models.sources import open_model
 from saevit_tvm.runtime import emulator
 from saevit_tvm.runtime.artifact import read_manifest
@@ -36,7 +39,6 @@ from saevit_tvm.verbs.sdk import SdkOptions, sdk
 OURS = "saevit-tvm"
 PEERS = ("onnxruntime", "ncnn")
 PARTS = ("instructions", "fma", "vector", "scalar", "load", "store", "branch", "bytes_loaded", "bytes_stored")
-Row = dict[str, Any]
 
 # Runs in the guest. The runtimes are loaded and called there as `saevit-tvm bench` does it here.
 WORKER = """
@@ -53,52 +55,29 @@ numpy.savez(answer, *outputs)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", type=lambda text: text.split(","), default=["saevit_xs"])
-    parser.add_argument("--target", default="rpi5", help="one of saevit-tvm's ARM targets")
-    parser.add_argument("--image-size", type=int)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
-    options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
-    rows: list[Row] = []
-    for model in options.models:
-        with tempfile.TemporaryDirectory() as scratch:
-            for row in counted(model, options.target, options.image_size, Path(scratch)):
-                rows.append(row | {"ratio": None if row["name"].startswith(OURS) else of_ours(rows, row)})
-                say(f"{model}, {row['name']}: {row['instructions'] / 1e6:.1f} million instructions")
-                write(options.out, rows)
-    print(table(rows))
+    rows.gather("arm64", rows.parser(__doc__, ("saevit_xs",), "rpi5").parse_args(), counted, table)
     return 0
-
-
-def of_ours(rows: list[Row], row: Row) -> float:
-    """The instructions of our library over theirs."""
-    ours = next(each for each in rows if each["model"] == row["model"])
-    return ours["instructions"] / row["instructions"]
-
-
-def say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 # Counting -------------------------------------------------------------
 
 
-def counted(model: str, target: str, image_size: int | None, scratch: Path) -> Iterator[Row]:
-    """Ours as a library and as a static program, then everyone else."""
-    artifact = build(BuildOptions(model=model, target=target, image_size=image_size, out=scratch), say).artifact
+def counted(model: str, options: argparse.Namespace, scratch: Path) -> Iterator[Row]:
+    """Ours as a library, as a static program and in float16 where the target can, then everyone else."""
+    artifact = _built(model, options, "float32", scratch)
     manifest = read_manifest(artifact)
-    head = {"model": model, "target": target, "machine": manifest["verification"]["machine"]}
-    version = manifest["versions"]["saevit_tvm"]
-    error = manifest["verification"]["max_abs_error"]
-    yield head | _row(OURS, version, error, _flat(emulated(artifact, say)))
+    head = {"target": options.target, "machine": manifest["verification"]["machine"]}
+    library = _library(artifact)
+    yield head | library
 
-    source = open_model(model, image_size=image_size)
+    source = open_model(model, image_size=options.image_size)
     (x,) = parity.random_inputs(source.input_shape, 1)
     expected = source.reference(x)
     np.save(scratch / "example.npy", x)
     answer, counts = _static(artifact, manifest, x, scratch)
-    yield head | _row(f"{OURS}, static program", version, _error([answer], expected), counts)
+    yield head | _row(f"{OURS}, static program", library["version"], _error([answer], expected), counts)
+    if "float16" in targets.get(options.target).dtypes:
+        yield head | _library(_built(model, options, "float16", scratch), f"{OURS}, float16")
 
     packages = [f"{name}=={metadata.version(name)}" for name in ("numpy", *PEERS)]
     guest = Guest(packages, manifest["target"]["emulator"], manifest["target"]["features"])
@@ -111,15 +90,28 @@ def counted(model: str, target: str, image_size: int | None, scratch: Path) -> I
         folder.mkdir()
         peers.get(name).convert(scratch / "model.pt", scratch / "example.npy", folder)
         answers, counts = _foreign(guest, name, folder, scratch)
-        yield head | _row(name, metadata.version(name), _error(answers, expected), counts)
+        row = _row(name, metadata.version(name), _error(answers, expected), counts)
+        yield head | row | {"ratio": library["instructions"] / row["instructions"]}
 
 
-def _row(name: str, version: str, error: float, counts: dict[str, int]) -> Row:
-    return {"name": name, "version": version, "max_abs_error": error} | {part: counts[part] for part in PARTS}
+def _built(model: str, options: argparse.Namespace, dtype: str, scratch: Path) -> Path:
+    """Its work cut for one thread, as the others are told to have one."""
+    told = {"image_size": options.image_size, "dtype": dtype, "threads": 1}
+    return build(BuildOptions(model=model, target=options.target, out=scratch / dtype, **told), say).artifact
 
 
-def _flat(told: dict[str, Any]) -> dict[str, int]:
-    return told | told["classes"]
+def _library(artifact: Path, name: str = OURS) -> Row:
+    manifest = read_manifest(artifact)
+    counts = emulated(artifact, say)
+    error = manifest["verification"]["max_abs_error"]
+    return _row(name, manifest["versions"]["saevit_tvm"], error, counts | counts["classes"])
+
+
+def _row(name: str, version: str, error: float, counts: dict[str, Any]) -> Row:
+    """`ratio` is of the instructions of our library to someone else's."""
+    say(f"{name}: {counts['instructions'] / 1e6:.1f} million instructions")
+    row = {"name": name, "version": version, "ratio": None, "max_abs_error": error}
+    return row | {part: counts[part] for part in PARTS}
 
 
 def _error(answers: list[np.ndarray], expected: list[np.ndarray]) -> float:
@@ -166,22 +158,17 @@ def _foreign(guest: Guest, name: str, folder: Path, scratch: Path) -> tuple[list
 # Telling --------------------------------------------------------------
 
 
-def write(out: Path, rows: list[Row]) -> None:
-    (out / "arm64.json").write_text(json.dumps(rows, indent=1) + "\n")
-    (out / "arm64.md").write_text(table(rows))
-
-
-def table(rows: list[Row]) -> str:
+def table(counted: list[Row]) -> str:
     columns = ["model", "machine", "runtime", "million instructions", "ours / its", "multiply-adds", "other vector"]
     columns += ["scalar", "loads", "stores", "MB moved", "max error"]
-    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
-    for row in rows:
+    lines = []
+    for row in counted:
         cells = [row["model"], row["machine"], f"{row['name']} {row['version']}"]
         cells += [f"{row['instructions'] / 1e6:.1f}", f"{row['ratio']:.2f}" if row["ratio"] else ""]
         cells += [f"{row[part] / 1e6:.1f}" for part in ("fma", "vector", "scalar", "load", "store")]
         cells += [f"{(row['bytes_loaded'] + row['bytes_stored']) / 1e6:.0f}", f"{row['max_abs_error']:.1e}"]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        lines.append(cells)
+    return rows.lined(columns, lines)
 
 
 if __name__ == "__main__":

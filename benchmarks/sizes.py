@@ -12,11 +12,9 @@ from __future__ import annotations
 
 import argparse
 import gzip
-import json
 import re
 import subprocess
 import sys
-import tempfile
 import zipfile
 from collections.abc import Iterator, Sequence
 from importlib import metadata
@@ -24,7 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import rows
 from foreign import PLATFORMS
+from rows import Row, say
 
 from saevit_tvm.models.sources import open_model
 from saevit_tvm.runtime import emulator
@@ -36,7 +36,6 @@ SMALL = "LDFLAGS=-static -s -Wl,--gc-sections"
 # What ExecuTorch needs of its wheel to run a model with XNNPACK and its own kernels for the rest.
 EXECUTORCH = ("libexecutorch", "libexecutorch_backend_xnnpack", "libexecutorch_threadpool")
 EXECUTORCH += ("libexecutorch_kernels_optimized",)
-Row = dict[str, Any]
 
 NCNN_PROGRAM = """
 #include <stdio.h>
@@ -64,30 +63,10 @@ NCNN_OFF += ("BUILD_TOOLS", "BUILD_EXAMPLES", "RUNTIME_CPU", "ARM82")
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--models", type=lambda text: text.split(","), default=["saevit_micro", "saevit_xs", "saevit_s"]
-    )
-    parser.add_argument("--target", default="arm64", help="one of saevit-tvm's ARM targets")
-    parser.add_argument("--image-size", type=int)
+    parser = rows.parser(__doc__, ("saevit_micro", "saevit_xs", "saevit_s"), "arm64")
     parser.add_argument("--ncnn", type=Path, help="a checkout of github.com/Tencent/ncnn")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
-    options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
-    rows: list[Row] = []
-    for model in options.models:
-        with tempfile.TemporaryDirectory() as scratch:
-            for row in measured(model, options, Path(scratch)):
-                rows.append({"model": model} | row)
-                say(f"{model}, {row['name']}: {row['program'] + row['weights']} bytes")
-                (options.out / "sizes.json").write_text(json.dumps(rows, indent=1) + "\n")
-                (options.out / "sizes.md").write_text(table(rows))
-    print(table(rows))
+    rows.gather("sizes", parser.parse_args(), measured, table)
     return 0
-
-
-def say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def measured(model: str, options: argparse.Namespace, scratch: Path) -> Iterator[Row]:
@@ -207,14 +186,13 @@ def _build_ncnn(checkout: Path, source: Any, scratch: Path) -> Path:
 # Telling --------------------------------------------------------------
 
 
-def table(rows: list[Row]) -> str:
+def table(measured: list[Row]) -> str:
     columns = ["model", "runtime", "", "all but the weights, MB", "weights, MB", "together, MB", "gzip, MB"]
-    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
-    for each in rows:
+    lines = []
+    for each in measured:
         sizes = (each["program"], each["weights"], each["program"] + each["weights"], each["compressed"])
-        cells = [each["model"], each["name"], each["how"], *(f"{size / 1e6:.2f}" for size in sizes)]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        lines.append([each["model"], each["name"], each["how"], *(f"{size / 1e6:.2f}" for size in sizes)])
+    return rows.lined(columns, lines)
 
 
 if __name__ == "__main__":

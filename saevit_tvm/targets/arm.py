@@ -17,59 +17,28 @@ V8_2 = (*V8, "asimddp", "asimdhp", "asimdrdm", "atomics", "lrcpc")
 V8_4_SVE = (*V8_2, "asimdfhm", "bf16", "fcma", "i8mm", "jscvt", "sve")
 
 
-def _linux(cpu: str | None, **more: Any) -> dict[str, Any]:
-    return {"kind": "llvm", "mtriple": "aarch64-linux-gnu"} | ({"mcpu": cpu} if cpu else {}) | more
+def _linux(name: str, summary: str, features: tuple[str, ...], emulator: str, **tvm: Any) -> Target:
+    """A board or a server that runs Linux."""
+    return Target(
+        name=name,
+        summary=summary,
+        tvm={"kind": "llvm", "mtriple": "aarch64-linux-gnu"} | tvm,
+        arch="aarch64",
+        features=features,
+        dtypes=dtypes_with(features),
+        emulator=emulator,
+        linkers=LINKERS,
+    )
 
+
+_FOUR_CORES = {"num-cores": 4}
 
 ARM_TARGETS = (
-    Target(
-        name="arm64",
-        summary="any 64-bit ARM Linux (armv8-a)",
-        tvm=_linux(None, mattr=["+neon"]),
-        arch="aarch64",
-        features=V8,
-        emulator="cortex-a53",
-        linkers=LINKERS,
-    ),
-    Target(
-        name="rpi4",
-        summary="Raspberry Pi 4 (Cortex-A72)",
-        tvm=_linux("cortex-a72", **{"num-cores": 4}),
-        arch="aarch64",
-        features=V8,
-        emulator="cortex-a72",
-        linkers=LINKERS,
-    ),
-    Target(
-        name="rpi5",
-        summary="Raspberry Pi 5 (Cortex-A76)",
-        tvm=_linux("cortex-a76", **{"num-cores": 4}),
-        arch="aarch64",
-        features=V8_2,
-        dtypes=dtypes_with(V8_2),
-        emulator="cortex-a76",
-        linkers=LINKERS,
-    ),
-    Target(
-        name="graviton3",
-        summary="AWS Graviton3 (Neoverse V1)",
-        tvm=_linux("neoverse-v1"),
-        arch="aarch64",
-        features=V8_4_SVE,
-        dtypes=dtypes_with(V8_4_SVE),
-        emulator="max",
-        linkers=LINKERS,
-    ),
-    Target(
-        name="jetson-orin-cpu",
-        summary="the CPU of a Jetson Orin (Cortex-A78AE)",
-        tvm=_linux("cortex-a78ae"),
-        arch="aarch64",
-        features=V8_2,
-        dtypes=dtypes_with(V8_2),
-        emulator="cortex-a76",
-        linkers=LINKERS,
-    ),
+    _linux("arm64", "any 64-bit ARM Linux (armv8-a)", V8, "cortex-a53", mattr=["+neon"]),
+    _linux("rpi4", "Raspberry Pi 4 (Cortex-A72)", V8, "cortex-a72", mcpu="cortex-a72", **_FOUR_CORES),
+    _linux("rpi5", "Raspberry Pi 5 (Cortex-A76)", V8_2, "cortex-a76", mcpu="cortex-a76", **_FOUR_CORES),
+    _linux("graviton3", "AWS Graviton3 (Neoverse V1)", V8_4_SVE, "max", mcpu="neoverse-v1"),
+    _linux("jetson-orin-cpu", "the CPU of a Jetson Orin (Cortex-A78AE)", V8_2, "cortex-a76", mcpu="cortex-a78ae"),
     Target(
         name="android-arm64",
         summary="any 64-bit ARM Android (armv8-a)",

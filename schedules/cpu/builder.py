@@ -21,10 +21,13 @@ _KINDS = {"serial": tirx.ForKind.SERIAL, "parallel": tirx.ForKind.PARALLEL}
 
 
 class Builder:
-    """Builds one PrimFunc that computes in `dtype` on parameters that are `stored` in the same type or in another."""
+    """Builds one PrimFunc that computes in `dtype` on parameters that are `stored` in the same type or in another.
 
-    def __init__(self, dtype: str = "float32", stored: str = "float32") -> None:
-        self.dtype, self.stored = dtype, stored
+    `cells` is the scope of what should live in registers.
+    """
+
+    def __init__(self, dtype: str = "float32", stored: str = "float32", cells: str = "local") -> None:
+        self.dtype, self.stored, self._cells = dtype, stored, cells
         self._scopes: list[list[tirx.Stmt]] = [[]]
         self._params: list[Buffer] = []
 
@@ -40,8 +43,15 @@ class Builder:
         self._emit(tirx.DeclBuffer(flat, data=whole.data))
         return flat
 
-    def alloc(self, name: str, size: int, scope: str = "global", dtype: str | None = None) -> Buffer:
-        """Scratch memory that lives as long as the scope being written; small ones end up in registers."""
+    def alloc(self, name: str, size: int, dtype: str | None = None) -> Buffer:
+        """Scratch memory that lives as long as the scope being written."""
+        return self._allocated(name, size, dtype, "global")
+
+    def cell(self, name: str, size: int, dtype: str | None = None) -> Buffer:
+        """A few numbers that change, in registers."""
+        return self._allocated(name, size, dtype, self._cells)
+
+    def _allocated(self, name: str, size: int, dtype: str | None, scope: str) -> Buffer:
         buffer = tirx.decl_buffer((size,), dtype or self.dtype, name, scope=scope)
         self._emit(tirx.AllocBuffer(buffer))
         return buffer
@@ -73,8 +83,7 @@ class Builder:
         """
         if isinstance(value, (int, tirx.IntImm)):
             return value
-        cell = tirx.decl_buffer((1,), "int32", name, scope="local")
-        self._emit(tirx.AllocBuffer(cell))
+        cell = self.cell(name, 1, "int32")
         self._emit(tirx.BufferStore(cell, value, [integer(0)]))
         return tirx.BufferLoad(cell, [integer(0)])
 

@@ -96,7 +96,7 @@ class _Kernel:
         self.depth = shape.kernel**2 * shape.c
         self.panels = microkernel.panels(shape.k, self.tile, isa)
         self.line = (shape.w + 2 * shape.padding) * shape.c
-        self.b = Builder(isa.dtype, isa.stored)
+        self.b = Builder(isa.dtype, isa.stored, isa.cells)
 
     def constants(self, weights: dict[str, np.ndarray]) -> list[np.ndarray]:
         flat = weights["w"].reshape(self.depth, self.shape.k)

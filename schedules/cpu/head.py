@@ -69,7 +69,7 @@ class _Kernel:
 
     def function(self) -> tirx.PrimFunc:
         shape, isa, tile, groups = self.shape, self.isa, self.tile, self.groups
-        b = Builder(isa.dtype, isa.stored)
+        b = Builder(isa.dtype, isa.stored, isa.cells)
         panels = microkernel.panels(shape.k, tile, isa)
         x = b.param("x", (shape.n, shape.h, shape.w, shape.c))
         weight = b.param("weight", (panels, shape.c, tile.vectors * isa.lanes))
@@ -111,7 +111,7 @@ def _mean(b: Builder, isa: Isa, shape: HeadShape, x: Buffer, image: Expr, mean: 
 
 
 def _sum(b: Builder, x: Buffer, at: Expr, count: int, pitch: int, target: Buffer, to: Expr, lanes: int) -> None:
-    total = b.alloc("total", lanes, "local")
+    total = b.cell("total", lanes)
     b.store(total, 0, splat(0.0, lanes))
     with b.loop("position", count) as position:
         b.store(total, 0, b.load(total, 0, lanes) + b.load(x, at + position * pitch, lanes))

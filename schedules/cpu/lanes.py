@@ -62,6 +62,11 @@ def transposed(b: Builder, vectors: Sequence[Expr]) -> list[Expr]:
     return [group[0] for group in groups]
 
 
+def lane(vector: Expr, index: int, lanes: int) -> Expr:
+    """One lane in every lane of another vector; where the CPU multiplies by a lane, LLVM makes no vector of it."""
+    return splat(tirx.Shuffle([vector], [tirx.const(index, "int32")]), lanes)
+
+
 def power_of_two(count: int) -> int:
     """The next one from `count` on."""
     return 1 << (count - 1).bit_length()

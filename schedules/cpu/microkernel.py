@@ -2,7 +2,8 @@
 
 B is packed as [panels, depth, panel width], a panel being what the tile covers of N, so that a tile reads it straight
 through. A may be any matrix whose rows start anywhere and whose depth is a nest of strides: activations in NHWC, a
-channel-blocked scratch buffer, or the windows of a convolution. What happens to a result is the caller's `finish`.
+channel-blocked scratch buffer, or the windows of a convolution. Where the CPU multiplies by a lane of a vector,
+neighbours along the depth load as one. What happens to a result is the caller's `finish`.
 
 In float16 only some PART of the depth is accumulated, where the error stays near that of the operands' own rounding;
 the parts are added up in float32. Every step in float32 would take twice the instructions and more.
@@ -17,6 +18,7 @@ import numpy as np
 
 from schedules.cpu.builder import Buffer, Builder, Expr, minimum, splat
 from schedules.cpu.isa import Isa
+from schedules.cpu.lanes import lane
 
 PART = 64  # steps of the depth whose sum may stay in float16: its error grows as their square root
 
@@ -66,7 +68,7 @@ def tiles(isa: Isa, rows: int, columns: int) -> list[Tile]:
         Tile(height, vectors)
         for vectors in (1, 2, 3, 4)
         for height in range(1, min(rows, 14) + 1)
-        if height * vectors + vectors < isa.registers
+        if height * vectors + vectors + height * isa.by_lane < isa.registers
     ]
     return sorted(fitting, key=lambda tile: _cost(isa, tile, rows, columns))
 
@@ -76,11 +78,19 @@ def tile_for(isa: Isa, rows: int, columns: int) -> Tile:
 
 
 def _cost(isa: Isa, tile: Tile, rows: int, columns: int) -> float:
-    """Cycles a step of the depth: bound by multiply-adds, by loads, or by the latency of one accumulator."""
-    steps = max(tile.rows * tile.vectors / 2, (tile.rows + tile.vectors) / 2, 4)
+    """Cycles to multiply all rows by all columns, for each step of the depth."""
     vectors = -(-columns // isa.lanes)
     waste = (vectors % tile.vectors > 0) * 0.1  # a tail panel is narrower and slower
-    return -(-rows // tile.rows) * (vectors / tile.vectors + waste) * (steps + 0.02 * (tile.rows + tile.vectors))
+    return -(-rows // tile.rows) * (vectors / tile.vectors + waste) * _cycles(isa, tile)
+
+
+def _cycles(isa: Isa, tile: Tile) -> float:
+    """Of a step of the depth: bound by multiply-adds, by loads, or by the latency of one accumulator."""
+    multiplies = tile.rows * tile.vectors
+    if isa.by_lane:  # small cores do one thing at a time; two vectors of B load as one
+        return max(multiplies + tile.rows / isa.lanes + tile.vectors / 2, 8) / 2
+    loads = tile.rows + tile.vectors
+    return max(multiplies / 2, loads / 2, 4) + 0.02 * loads
 
 
 def gemm(
@@ -155,22 +165,28 @@ def _tile(
     sums = _cleared(b, tile, lanes, "sum", isa.dtype)
     starts = [b.settle(f"start{i}", a.start(row + i)) for i in range(tile.rows)]
 
-    def step(offset: Expr, k: Expr) -> None:
-        places = [base + k * pitch + j * lanes for j in range(tile.vectors)]
-        factors = [b.bind(f"w{j}", b.load(weight, place, lanes, isa.dtype)) for j, place in enumerate(places)]
-        for start, line in zip(starts, sums, strict=True):
-            value = b.bind("a", splat(b.load(a.buffer, start + offset, dtype=isa.dtype), lanes))
-            for total, factor in zip(line, factors, strict=True):
-                b.store(total, 0, b.load(total, 0, lanes, isa.dtype) + value * factor)
+    def steps(offset: Expr, k: Expr, count: int) -> None:
+        """`count` steps of the depth, along which the elements of a row are neighbours where it is more than one."""
+        together = [b.load(a.buffer, start + offset, count, isa.dtype) for start in starts]
+        if count > 1:
+            together = [b.bind("ahead", values) for values in together]
+        for i in range(count):
+            places = [base + (k + i) * pitch + j * lanes for j in range(tile.vectors)]
+            factors = [b.bind(f"w{j}", b.load(weight, place, lanes, isa.dtype)) for j, place in enumerate(places)]
+            for values, line in zip(together, sums, strict=True):
+                value = b.bind("a", lane(values, i, lanes) if count > 1 else splat(values, lanes))
+                for total, factor in zip(line, factors, strict=True):
+                    b.store(total, 0, b.load(total, 0, lanes, isa.dtype) + value * factor)
 
     totals = sums
+    group = isa.lanes if isa.by_lane and a.depth[-1][1] == 1 else 1
     if isa.dtype == "float32" or int(np.prod([extent for extent, _ in a.depth])) <= PART:
-        _reduce(b, a.depth, tile.unroll, 0, 0, step)
+        _reduce(b, a.depth, tile.unroll, group, 0, 0, steps)
     else:
         totals = _cleared(b, tile, lanes, "total", "float32")
 
         def part(inner: tuple[tuple[int, int], ...], offset: Expr, k: Expr) -> None:
-            _reduce(b, inner, tile.unroll, offset, k, step)
+            _reduce(b, inner, tile.unroll, group, offset, k, steps)
             for line, wide in zip(sums, totals, strict=True):
                 for each, total in zip(line, wide, strict=True):
                     more = b.load(each, 0, lanes, "float32")
@@ -187,7 +203,7 @@ def _tile(
 
 def _cleared(b: Builder, tile: Tile, lanes: int, name: str, dtype: str) -> list[list[Buffer]]:
     """An accumulator for each vector of the tile, all zeros."""
-    sums = [[b.alloc(f"{name}{i}_{j}", lanes, "local", dtype) for j in range(tile.vectors)] for i in range(tile.rows)]
+    sums = [[b.cell(f"{name}{i}_{j}", lanes, dtype) for j in range(tile.vectors)] for i in range(tile.rows)]
     for line in sums:
         for total in line:
             b.store(total, 0, splat(0.0, lanes, dtype))
@@ -220,24 +236,26 @@ def _reduce(
     b: Builder,
     depth: tuple[tuple[int, int], ...],
     unroll: int,
+    group: int,
     offset: Expr,
     k: Expr,
-    step: Callable[[Expr, Expr], None],
+    steps: Callable[[Expr, Expr, int], None],
 ) -> None:
-    """Call `step` for every point of the depth, the innermost loop unrolled."""
+    """Call `steps` for all of the depth, at most `group` points at once, the innermost loop unrolled."""
     (extent, stride), *inner = depth
     if inner:
         below = int(np.prod([size for size, _ in inner]))
         with b.loop("k", extent) as outer:
-            _reduce(b, tuple(inner), unroll, offset + outer * stride, k + outer * below, step)
+            _reduce(b, tuple(inner), unroll, group, offset + outer * stride, k + outer * below, steps)
         return
-    turns = extent // unroll
+    unroll = max(unroll, group)
+    turns, rest = divmod(extent, unroll)
     if turns:
         with b.loop("k", turns) as turn:
-            for i in range(unroll):
-                step(offset + (turn * unroll + i) * stride, k + turn * unroll + i)
-    for i in range(turns * unroll, extent):
-        step(offset + i * stride, k + i)
+            for i, count in pieces(unroll, group):
+                steps(offset + (turn * unroll + i) * stride, k + turn * unroll + i, count)
+    for i, count in pieces(rest, group):
+        steps(offset + (extent - rest + i) * stride, k + (extent - rest + i), count)
 
 
 def pieces(wanted: int, lanes: int) -> list[tuple[int, int]]:

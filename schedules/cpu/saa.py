@@ -114,7 +114,7 @@ class _Kernel:
         self.head_width = self.head_panels * self.qkv.vectors * products.lanes
         self.line = (shape.columns * shape.r + 2) * shape.c  # a row of the ring: a position more at both ends
         self.pitch = round_up(shape.columns * shape.r, isa.lanes) + isa.lanes  # a row of saliencies
-        self.b = Builder(isa.dtype, isa.stored)
+        self.b = Builder(isa.dtype, isa.stored, isa.cells)
 
     def constants(self, weights: dict[str, np.ndarray]) -> list[np.ndarray]:
         wide = {name: weight.astype(np.float64) for name, weight in weights.items()}
@@ -310,7 +310,7 @@ class _Kernel:
         above = [b.bind(f"above{ky}", ring.start(place + ky - 1)) for ky in range(3)]
         with b.loop("strip", -(-width // strip)) as index:
             x = b.bind("x", minimum(index * strip, width - strip))
-            sums = [b.alloc(f"sum{i}", vector, "local") for i in range(strip)]
+            sums = [b.cell(f"sum{i}", vector) for i in range(strip)]
             for total in sums:
                 b.store(total, 0, splat(0.0, vector))
             with b.loop("channel", self.vectors) as k:
@@ -369,7 +369,7 @@ class _Kernel:
         left = b.bind("left", column * shape.r)
         with b.loop("chunk", -(-self.vectors // chunk)) as index:
             channel = b.bind("channel", minimum(index * chunk, self.vectors - chunk) * vector)
-            sums = [b.alloc(f"sum{k}", vector, "local") for k in range(chunk)]
+            sums = [b.cell(f"sum{k}", vector) for k in range(chunk)]
             for total in sums:
                 b.store(total, 0, splat(0.0, vector))
 
@@ -491,7 +491,7 @@ class _Kernel:
         return max(1, (self.isa.registers - 1) // (rows + 1))
 
     def _accumulators(self, rows: int, width: int, lanes: int) -> list[list[Buffer]]:
-        return [[self.b.alloc("sum", lanes, "local") for _ in range(width)] for _ in range(rows)]
+        return [[self.b.cell("sum", lanes) for _ in range(width)] for _ in range(rows)]
 
     def _multiply_add(self, sums: list[Buffer], value: Expr, factors: list[Expr]) -> None:
         b, value = self.b, self.b.bind("factor", value)
@@ -527,7 +527,7 @@ class _Kernel:
             ) -> Expr:
                 results = []
                 for i in range(size):
-                    result = b.alloc("result", lanes, "local")
+                    result = b.cell("result", lanes)
                     b.store(result, 0, splat(start, lanes))
 
                     def step(j: Expr, i: int = i, result: Buffer = result) -> None:

@@ -18,12 +18,25 @@ from schedules.cpu.microkernel import Rows, Tile, gemm, pack, panels, pieces, ti
 X86 = {"kind": "llvm", "mtriple": "x86_64-linux-gnu"}
 
 
-def product(m: int, k: int, n: int, tile: Tile, isa: Isa) -> tirx.PrimFunc:
-    b = Builder()
-    a = b.param("a", (m, k))
+RPI5 = {"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": "cortex-a76"}
+
+
+@pytest.fixture(params=["here", "neon"])
+def vectors(request: pytest.FixtureRequest, here: Isa) -> Isa:
+    """This CPU's, and NEON's, of which LLVM makes code for this CPU, too."""
+    return here if request.param == "here" else NEON
+
+
+def product(
+    m: int, k: int, n: int, tile: Tile, isa: Isa, depth: tuple[tuple[int, int], ...] = (), pitch: int = 0
+) -> tirx.PrimFunc:
+    """A times B; the rows of A are neighbours, unless a depth with gaps and a pitch of the rows say otherwise."""
+    pitch = pitch or k
+    b = Builder(isa.dtype, isa.stored, isa.cells)
+    a = b.param("a", (m, pitch))
     weight = b.param("weight", (panels(n, tile, isa), k, tile.vectors * isa.lanes))
     out = b.param("out", (m, n))
-    rows = Rows(a, lambda row: row * k, ((k, 1),))
+    rows = Rows(a, lambda row: row * pitch, depth or ((k, 1),))
     gemm(b, isa, tile, rows, weight, m, n, lambda row, column, value: b.store(out, row * n + column, value))
     return b.function("product")
 
@@ -33,12 +46,25 @@ def product(m: int, k: int, n: int, tile: Tile, isa: Isa) -> tirx.PrimFunc:
     [(6, 8, 16, Tile(6, 2)), (49, 30, 50, Tile(5, 2)), (7, 3, 5, Tile(3, 1, 2)), (23, 9, 77, Tile(4, 3, 3))],
 )
 def test_product_with_every_tail(
-    call: Callable[..., np.ndarray], here: Isa, m: int, k: int, n: int, tile: Tile
+    call: Callable[..., np.ndarray], vectors: Isa, m: int, k: int, n: int, tile: Tile
 ) -> None:
     random = np.random.RandomState(0)
     a, b = random.randn(m, k).astype(np.float32), random.randn(k, n).astype(np.float32)
-    found = call(product(m, k, n, tile, here), [a, pack(b, tile, here)], (m, n))
+    found = call(product(m, k, n, tile, vectors), [a, pack(b, tile, vectors)], (m, n))
     np.testing.assert_allclose(found, a.astype(np.float64) @ b, atol=1e-5)
+
+
+@pytest.mark.parametrize("depth", [((3, 11), (9, 1)), ((4, 7), (3, 2)), ((2, 14), (2, 7), (6, 1)), ((5, 3),)])
+def test_depth_with_gaps(call: Callable[..., np.ndarray], vectors: Isa, depth: tuple[tuple[int, int], ...]) -> None:
+    """Windows: runs of neighbours of any length, starting anywhere, and elements that are none."""
+    places = np.zeros(1, int)
+    for extent, step in depth:
+        places = (places[:, None] + np.arange(extent) * step).reshape(-1)
+    random, pitch, tile = np.random.RandomState(0), 35, Tile(4, 2)
+    a, b = random.randn(9, pitch).astype(np.float32), random.randn(len(places), 20).astype(np.float32)
+    func = product(9, len(places), 20, tile, vectors, depth, pitch)
+    found = call(func, [a, pack(b, tile, vectors)], (9, 20))
+    np.testing.assert_allclose(found, a[:, places].astype(np.float64) @ b, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -49,7 +75,7 @@ def test_product_with_every_tail(
         ({**X86, "mcpu": "znver4", "mattr": ["-avx512f"]}, AVX2),
         ({**X86, "mcpu": "x86-64-v4"}, AVX512VL),
         ({**X86, "mcpu": "x86-64"}, SSE),
-        ({"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": "cortex-a76"}, NEON),
+        (RPI5, NEON),
     ],
 )
 def test_vectors_of_a_target(target: dict[str, object], isa: Isa) -> None:
@@ -61,7 +87,7 @@ def test_vectors_of_a_target(target: dict[str, object], isa: Isa) -> None:
     [
         ({**X86, "mcpu": "x86-64-v3"}, r"vfmadd\w+ps.*ymm", r"vmov\w+\s+%ymm\d+, -?\d*\(%rsp"),
         ({**X86, "mcpu": "znver4"}, r"vfmadd\w+ps.*zmm", r"vmov\w+\s+%zmm\d+, -?\d*\(%rsp"),
-        ({"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": "cortex-a76"}, r"fmla", r"st[rp]\s+q\d+.*\[sp"),
+        (RPI5, r"fmla", r"st[rp]\s+q\d+.*\[sp"),
     ],
 )
 def test_inner_loop_is_multiply_adds(
@@ -71,12 +97,35 @@ def test_inner_loop_is_multiply_adds(
     isa = isa_of(target)
     tile = tile_for(isa, 196, 192)
     tile = Tile(tile.rows, tile.vectors, 4)
-    text = assembly(product(10 * tile.rows, 64, 2 * tile.vectors * isa.lanes, tile, isa), target)
-    blocks = re.split(r"\n\.LBB\w+:", re.sub(r"\n\.Ltmp\d+:", "", text))
-    inner = max(blocks, key=lambda block: len(re.findall(multiply, block)))
+    inner = inner_loop(assembly(product(10 * tile.rows, 64, 2 * tile.vectors * isa.lanes, tile, isa), target), multiply)
     found = [match.end() for match in re.finditer(multiply, inner)]
     assert len(found) == tile.rows * tile.vectors * tile.unroll
     assert not re.search(spill, inner[: found[-1]])
+
+
+def inner_loop(text: str, multiply: str) -> str:
+    """The block of the assembly with the most multiply-adds."""
+    blocks = re.split(r"\n\.LBB\w+:", re.sub(r"\n\.Ltmp\d+:", "", text))
+    return max(blocks, key=lambda block: len(re.findall(multiply, block)))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_neon_loads_neighbours_of_a_row_at_once(assembly: Callable[..., str], dtype: str) -> None:
+    """Each step of the depth multiplies by a lane of what was loaded for as many steps as a vector has lanes."""
+    isa = NEON.storing(dtype)
+    tile = tile_for(isa, 196, 192)
+    b = Builder(isa.dtype, isa.stored, isa.cells)
+    depth, rows = 64, 10 * tile.rows
+    a, weight = b.param("a", (rows, depth)), b.param("weight", (1, depth, tile.vectors * isa.lanes))
+    out = b.param("out", (rows, tile.vectors * isa.lanes))
+    columns = tile.vectors * isa.lanes
+    left = Rows(a, lambda row: row * depth, ((depth, 1),))
+    gemm(b, isa, tile, left, weight, rows, columns, lambda row, at, value: b.store(out, row * columns + at, value))
+    inner = inner_loop(assembly(b.function("product"), RPI5), "fmla")
+    steps = len(re.findall(r"fmla\s+v\d+\.\d[sh], v\d+\.\d[sh], v\d+\.[sh]\[\d\]", inner)) / tile.rows / tile.vectors
+    assert steps % isa.lanes == 0 and steps * tile.rows * tile.vectors == len(re.findall("fmla", inner))
+    loaded = len(re.findall(r"\bld[ru]r?\s+q", inner)) + 2 * len(re.findall(r"\bldp\s+q", inner))
+    assert loaded == steps * (tile.vectors + tile.rows / isa.lanes) and not re.search(r"\bld1|\bldr\s+[sh]\d", inner)
 
 
 @pytest.mark.parametrize(("wanted", "lanes"), [(8, 8), (7, 8), (13, 16), (1, 4)])

@@ -15,7 +15,7 @@ from schedules.cpu.ciffn import CIFFNShape
 from schedules.cpu.conv import ConvShape
 from schedules.cpu.dwsconv import DWSConvShape
 from schedules.cpu.head import HeadShape
-from schedules.cpu.isa import Isa, isa_of
+from schedules.cpu.isa import NEON, Isa, isa_of
 
 Call = Callable[..., np.ndarray]
 TOLERANCE = 1e-5
@@ -102,6 +102,21 @@ def test_conv(call: Call, here: Isa, shape: ConvShape, threads: int, knobs: dict
 )
 def test_head(call: Call, here: Isa, shape: HeadShape, threads: int) -> None:
     assert error(call, here, head, shape, threads) < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("family", "shape"),
+    [
+        (ciffn, CIFFNShape(1, 9, 10, 22, 44)),  # neither x's channels nor a block of the expanded are whole vectors
+        (dwsconv, DWSConvShape(1, 9, 15, 23)),
+        (conv, ConvShape(1, 11, 9, 5, 13, 3, 2, 1, "gelu")),
+        (conv, ConvShape(1, 13, 9, 4, 50, 5, 1, 2)),
+        (head, HeadShape(5, 3, 4, 21, 10)),
+    ],
+)
+def test_neon_multiplies_by_lanes(call: Call, family: ModuleType, shape: Any) -> None:
+    """LLVM makes code for this CPU of NEON's vectors, too."""
+    assert error(call, NEON, family, shape, threads=2) < TOLERANCE
 
 
 def test_zeros_around_the_image_are_not_the_bias(call: Call, here: Isa) -> None:
