@@ -18,11 +18,15 @@ from tvm import relax, s_tir, tirx
 from tvm.ir import Call
 from tvm.ir.expr import Expr, TensorLoad
 
+from saevit_tvm.compiler.passes.check_launches import FRAGMENTS, NUMBERS
+
 INDICES = 16  # registers that a work-item needs for positions, addresses and what is under way
 MOST_POINTS = 1 << 22  # of a condition's variables, beyond which it is taken to hold
 AXES = "xyz"
 ARITHMETIC = (tirx.Add, tirx.Sub, tirx.Mul, tirx.Div, tirx.Max, tirx.Min)
 FREE = ("tirx.address_of", "tirx.if_then_else", "tirx.reinterpret")  # calls that compute nothing
+TENSOR_CORES = "tirx.tvm_mma_sync"
+TENSOR_OPS = 2 * 16**3 // 32  # of one such call, for each work-item of the warp
 
 Row = dict[str, Any]
 
@@ -93,7 +97,7 @@ class _Reading:
             "bytes_loaded": self._counts["loaded"],
             "bytes_stored": self._counts["stored"],
             "local_bytes": self._memory["shared"],
-            "registers": INDICES + -(-self._memory["local"] // 4),
+            "registers": INDICES + -(-self._memory["local"] // 4) + self._memory[FRAGMENTS] // NUMBERS,
             "images": len(self._images),
         }
 
@@ -117,7 +121,9 @@ class _Reading:
             self._access("stored", node.buffer, times * _lanes(node.value))
             self._expression(node.value, times)
         elif isinstance(node, tirx.AllocBuffer):
-            self._memory[str(node.buffer.scope()).partition(".")[0]] += _bytes(node.buffer)
+            place = str(node.buffer.scope()).partition(".")[0]
+            size = math.prod(map(int, node.buffer.shape)) if place == FRAGMENTS else _bytes(node.buffer)
+            self._memory[place] += size
         elif isinstance(node, tirx.DeclBuffer):
             self._views[node.buffer] = node.data.args[0]
         elif isinstance(node, tirx.Evaluate | tirx.Bind):
@@ -146,6 +152,8 @@ class _Reading:
             buffer = node.args[1].args[0]
             self._images.add(self._views.get(buffer, buffer))
             self._access("loaded", buffer, times * _lanes(node))
+        elif _name(node) == TENSOR_CORES:
+            self._count("float_ops", times * TENSOR_OPS)
         elif isinstance(node, (*ARITHMETIC, Call)) and "float" in _dtype(node) and _name(node) not in FREE:
             self._count("float_ops", times * _lanes(node))
         for part in _parts(node):

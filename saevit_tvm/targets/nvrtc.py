@@ -20,7 +20,7 @@ from saevit_tvm.runtime import abi
 
 INSTALL = "pip install 'saevit-tvm[cuda]'"
 _NVRTC, _BUILTINS, _FATBIN = "libnvrtc.so.13", "libnvrtc-builtins.so.13.*", "libnvfatbin.so.13"
-_HEADERS = ("cuda_fp16.h", "cccl/cuda/std/cstdint")
+_HEADERS = ("cuda_fp16.h", "crt/mma.h", "cccl/cuda/std/cstdint")
 
 _SPILLED = re.compile(
     r"Compiling entry function '(\w+)'.*?(\d+) bytes spill stores, (\d+) bytes spill loads", re.DOTALL

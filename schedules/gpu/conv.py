@@ -31,7 +31,7 @@ class Tiling:
 
 
 @dataclass(frozen=True)
-class Conv(Kernel):
+class Convolution(Kernel):
     """out = act(w * x + b - by_position (n, 1, h, w) * by_channel (k)) + residual, the last two where asked for."""
 
     n: int
@@ -47,9 +47,6 @@ class Conv(Kernel):
     rank_one: bool = False
     dtype: str = "float32"
     given: str = "float32"  # how x is stored
-
-    NAME = "conv"
-    KNOBS = Tiling
 
     @property
     def height(self) -> int:
@@ -85,6 +82,14 @@ class Conv(Kernel):
     @property
     def out(self) -> Buffer:
         return Buffer((self.n, self.k, self.height, self.width), self.dtype)
+
+
+@dataclass(frozen=True)
+class Conv(Convolution):
+    """One that any GPU can run."""
+
+    NAME = "conv"
+    KNOBS = Tiling
 
     def offered(self, limits: Limits) -> list[Tiling]:
         # Loads of four numbers are the widest everywhere.

@@ -9,8 +9,10 @@ from schedules.gpu.head import Head
 from schedules.gpu.launch import Kernel
 from schedules.gpu.reduce import CommonPart
 from schedules.gpu.saa import Attend, Recover, Sample
+from schedules.gpu.tensor import TensorConv
 
 PREFIX = "gpu."
 KERNELS: dict[str, type[Kernel]] = {
-    PREFIX + kernel.NAME: kernel for kernel in (Conv, Depthwise, CommonPart, Sample, Attend, Recover, Head, Cast)
+    PREFIX + kernel.NAME: kernel
+    for kernel in (Conv, TensorConv, Depthwise, CommonPart, Sample, Attend, Recover, Head, Cast)
 }

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from textwrap import indent
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from tvm import tirx
@@ -21,6 +21,9 @@ from tvm.script import from_source
 from tvm.script import tirx as script
 
 from schedules.gpu.devices import Limits
+
+if TYPE_CHECKING:
+    from schedules.gpu.fragments import Fragments
 
 OPAQUE = 8  # TVM's code for an operator that nothing may be fused into
 SIZES = {"float32": 4, "float16": 2}  # bytes
@@ -103,7 +106,7 @@ class Program:
     """`grid` work-groups (bx, by, bz) of `group` work-items (tx, ty) each, and what each of them does.
 
     In the body every buffer is flat; `private` ones belong to a work-item, `halves` likewise but in float16, `shared`
-    ones to a work-group.
+    ones to a work-group, `staged` likewise but in float16, `fragments` to a warp.
     """
 
     grid: Sequence[int]
@@ -112,12 +115,29 @@ class Program:
     private: Mapping[str, int] = field(default_factory=dict)
     halves: Mapping[str, int] = field(default_factory=dict)
     shared: Mapping[str, int] = field(default_factory=dict)
+    staged: Mapping[str, int] = field(default_factory=dict)
+    fragments: Fragments | None = None
 
     @property
     def usage(self) -> tuple[int, int, int]:
         """Work-items, bytes of local memory, and registers of a work-item if all it has is alive at once."""
         registers = INDICES + sum(self.private.values()) + -(-sum(self.halves.values()) // 2)
-        return int(np.prod(tuple(self.group))), SIZES["float32"] * sum(self.shared.values()), registers
+        if self.fragments:
+            registers += self.fragments.registers
+        local = SIZES["float32"] * sum(self.shared.values()) + SIZES["float16"] * sum(self.staged.values())
+        return int(np.prod(tuple(self.group))), local, registers
+
+    def scratch(self, narrow: str) -> Iterator[tuple[str, int, str, str]]:
+        """Name, size, type and place of all it works in; `narrow` is what takes the part of float16."""
+        for place, dtype, found in (
+            ("local", "float32", self.private),
+            ("local", narrow, self.halves),
+            ("shared", "float32", self.shared),
+            ("shared", narrow, self.staged),
+        ):
+            yield from ((name, size, dtype, place) for name, size in found.items())
+        if self.fragments:
+            yield from self.fragments.memory()
 
 
 class Kernel(ABC):
@@ -172,13 +192,8 @@ class Kernel(ABC):
             (f"t{axis}", extent, f"threadIdx.{axis}") for axis, extent in zip("xyz", program.group, strict=False)
         ]
         inner = [
-            f'{name} = T.alloc_buffer(({size},), "{dtype}", scope="{scope}")'
-            for scope, dtype, scratch in (
-                ("local", "float32", program.private),
-                ("local", "float16", program.halves),
-                ("shared", "float32", program.shared),
-            )
-            for name, size in scratch.items()
+            f'{name} = T.alloc_buffer(({size},), "{dtype}", scope="{place}")'
+            for name, size, dtype, place in program.scratch(limits.narrow)
         ]
         text = "\n".join([*inner, program.body])
         for variable, extent, thread in reversed(threads):

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from schedules.gpu.conv import Conv
 from schedules.gpu.depthwise import Depthwise
 from schedules.gpu.head import Head
 from schedules.gpu.launch import Launch, Limits, Lowered
 from schedules.gpu.reduce import CommonPart
 from schedules.gpu.saa import SAA, saa
+from schedules.gpu.tensor import convolution
 
 Shape = Mapping[str, Any]
 Weights = Mapping[str, np.ndarray]
@@ -25,30 +25,32 @@ def lower(
 
     Images and matrices of weights are stored in `dtype`; the input of a convolution may come in another, `given`.
     """
-    lowered = _launches(region, dict(shape), weights, dtype, given or dtype)
+    lowered = _launches(region, dict(shape), weights, limits, dtype, given or dtype)
     if lowered is None or any(launch.kernel.default(limits) is None for launch in lowered.launches):
         return None
     return Lowered(lowered.launches, _stored(lowered))
 
 
-def _launches(region: str, shape: dict[str, Any], weights: Weights, dtype: str, given: str) -> Lowered | None:
+def _launches(
+    region: str, shape: dict[str, Any], weights: Weights, limits: Limits, dtype: str, given: str
+) -> Lowered | None:
     if region == "saa":
         return saa(SAA(**shape, dtype=dtype), dict(weights))
     if region == "ciffn":
-        return _ciffn(shape, weights, dtype)
+        return _ciffn(shape, weights, limits, dtype)
     if region == "dwsconv":
-        return _dwsconv(shape, weights, dtype)
+        return _dwsconv(shape, weights, limits, dtype)
     if region == "conv":
-        kernel = Conv(**shape, dtype=dtype, given=given)
+        kernel = convolution(limits, **shape, dtype=dtype, given=given)
         return Lowered([Launch(kernel, ("x", "w", "b"), "out")], dict(weights))
     if region == "head":
         return Lowered([Launch(Head(**shape, dtype=dtype), ("x", "w", "b"), "out")], dict(weights))
     return None
 
 
-def _dwsconv(shape: Shape, weights: Weights, dtype: str) -> Lowered:
+def _dwsconv(shape: Shape, weights: Weights, limits: Limits, dtype: str) -> Lowered:
     n, h, w, c = (shape[name] for name in "nhwc")
-    pointwise = Conv(n, h, w, c, c, residual=True, dtype=dtype, given=dtype)
+    pointwise = convolution(limits, n=n, h=h, w=w, c=c, k=c, residual=True, dtype=dtype, given=dtype)
     launches = [
         Launch(Depthwise(n, c, h, w, dtype), ("x", "dw_w", "dw_b"), "hidden"),
         Launch(pointwise, ("hidden", "pw_w", "pw_b", "x"), "out"),
@@ -56,12 +58,14 @@ def _dwsconv(shape: Shape, weights: Weights, dtype: str) -> Lowered:
     return Lowered(launches, dict(weights))
 
 
-def _ciffn(shape: Shape, weights: Weights, dtype: str) -> Lowered:
+def _ciffn(shape: Shape, weights: Weights, limits: Limits, dtype: str) -> Lowered:
     """The redistribution z + g (z - s) folds into the projection: z @ (1 + g) W - s (g @ W), a rank-one term."""
     n, h, w, c, e = (shape[name] for name in "nhwce")
-    project = Conv(n, h, w, e, c, residual=True, rank_one=True, dtype=dtype, given=dtype)
+    stored = {"n": n, "h": h, "w": w, "dtype": dtype, "given": dtype}
+    expand = convolution(limits, c=c, k=e, **stored)
+    project = convolution(limits, c=e, k=c, residual=True, rank_one=True, **stored)
     launches = [
-        Launch(Conv(n, h, w, c, e, dtype=dtype, given=dtype), ("x", "ex_w", "ex_b"), "wide"),
+        Launch(expand, ("x", "ex_w", "ex_b"), "wide"),
         Launch(Depthwise(n, e, h, w, dtype), ("wide", "dw_w", "dw_b"), "hidden"),
         Launch(CommonPart(n, e, h, w, dtype), ("hidden", "dec_w", "dec_b"), "common"),
         Launch(project, ("hidden", "pr_w", "pr_b", "common", "gained", "x"), "out"),

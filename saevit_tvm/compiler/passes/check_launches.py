@@ -14,6 +14,8 @@ from schedules.gpu.devices import Limits
 from schedules.gpu.launch import INDICES
 
 REGISTER = 4  # bytes
+FRAGMENTS = "wmma"  # the place of what a warp multiplies on tensor cores
+NUMBERS = 32  # of fragments, for which every work-item of the warp takes a register
 
 
 def check_launches(mod: tvm.IRModule, limits: Limits, device: str) -> None:
@@ -65,9 +67,11 @@ def usage(launch: tirx.Stmt) -> tuple[int, int, int]:
             threads[str(node.node.thread_tag)] = int(node.value)
         elif isinstance(node, tirx.AllocBuffer):
             size = math.prod(int(extent) for extent in node.buffer.shape)
-            memory[str(node.buffer.scope())] += size * _bytes(str(node.buffer.dtype))
+            place = str(node.buffer.scope()).partition(".")[0]
+            memory[place] += size if place == FRAGMENTS else size * _bytes(str(node.buffer.dtype))
     group = math.prod(extent for tag, extent in threads.items() if tag.startswith("threadIdx"))
-    return group, memory["shared"], INDICES + -(-memory["local"] // REGISTER)
+    registers = -(-memory["local"] // REGISTER) + memory[FRAGMENTS] // NUMBERS
+    return group, memory["shared"], INDICES + registers
 
 
 def _statements(node: tirx.Stmt) -> Iterator[tirx.Stmt]:
