@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -40,3 +42,15 @@ def call() -> Callable[..., np.ndarray]:
 @pytest.fixture(scope="session")
 def assembly() -> Callable[..., str]:
     return lambda func, target: str(compile_for(func, target).mod.inspect_source("asm"))
+
+
+@pytest.fixture(scope="package")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where libraries for OpenCL and compiled kernels go."""
+    folder = tmp_path_factory.mktemp("gpu")
+    before = os.environ.get("SAEVIT_TVM_CACHE")
+    os.environ["SAEVIT_TVM_CACHE"] = str(folder)
+    yield folder
+    os.environ.pop("SAEVIT_TVM_CACHE")
+    if before is not None:
+        os.environ["SAEVIT_TVM_CACHE"] = before

@@ -7,12 +7,10 @@ compiler rounds every step alike; and clang's OpenCL front end reads all of it.
 from __future__ import annotations
 
 import dataclasses
-import os
 import random
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,18 +33,6 @@ LOCAL = dataclasses.replace(LIMITS["adreno"], half=False)
 TARGET = {"kind": "opencl", "host": {"kind": "llvm"}}
 TOLERANCE = {"float32": 2e-5, "float16": 5e-3}
 on_a_device = pytest.mark.skipif(not opencl.available()[0], reason=opencl.available()[1])
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Where libraries and compiled kernels go."""
-    folder = tmp_path_factory.mktemp("gpu")
-    before = os.environ.get("SAEVIT_TVM_CACHE")
-    os.environ["SAEVIT_TVM_CACHE"] = str(folder)
-    yield folder
-    os.environ.pop("SAEVIT_TVM_CACHE")
-    if before is not None:
-        os.environ["SAEVIT_TVM_CACHE"] = before
 
 
 def weights(**shapes: tuple[int, ...]) -> dict[str, np.ndarray]:

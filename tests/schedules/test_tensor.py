@@ -8,10 +8,8 @@ loops, and that is run by an OpenCL driver (PoCL) and compared. NVIDIA's compile
 from __future__ import annotations
 
 import dataclasses
-import os
 import random
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,18 +45,6 @@ WITH_TAPS = (
     (TensorConv(3, 7, 7, 20, 32, 3, 2, 1, residual=False, **HALF), Tiling(2, 2, 1, 2, 32)),
     (TensorConv(2, 8, 8, 32, 18, 1, 2, 0, **HALF), None),
 )
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Where libraries and compiled kernels go."""
-    folder = tmp_path_factory.mktemp("tensor")
-    before = os.environ.get("SAEVIT_TVM_CACHE")
-    os.environ["SAEVIT_TVM_CACHE"] = str(folder)
-    yield folder
-    os.environ.pop("SAEVIT_TVM_CACHE")
-    if before is not None:
-        os.environ["SAEVIT_TVM_CACHE"] = before
 
 
 def inputs(kernel: TensorConv) -> list[np.ndarray]:
