@@ -77,11 +77,12 @@ def _print(console: Console, artifact: Path, manifest_path: Path, manifest: dict
 def _compiled(code: dict[str, Any]) -> str:
     """What was read back from the compiled kernels."""
     kernels = code["kernels"].values()
-    spilling = sum(kernel["spill_bytes"] > 0 for kernel in kernels)
+    spilling, tensor = (sum(kernel[key] > 0 for kernel in kernels) for key in ("spill_bytes", "tensor_products"))
     return (
         f"{len(kernels)} CUDA kernels for each of {', '.join(code['architectures'])}, PTX for {code['ptx']}; "
         f"at most {max(kernel['registers'] for kernel in kernels)} registers a thread and "
-        f"{max(kernel['shared_bytes'] for kernel in kernels)} bytes of shared memory, {spilling} with spills"
+        f"{max(kernel['shared_bytes'] for kernel in kernels)} bytes of shared memory, {spilling} with spills, "
+        f"{tensor} on tensor cores"
     )
 
 

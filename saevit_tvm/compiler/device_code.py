@@ -18,6 +18,8 @@ from saevit_tvm.targets import nvrtc
 from schedules.gpu.nvidia import ARCHITECTURES, REGISTER_UNIT, WARP
 
 _KERNEL = re.compile(r"__global__ void (?:__launch_bounds__\((\d+)\) )?(\w+)\(")
+_ENTRY = re.compile(r"\.entry (\w+)\(")
+_TENSOR_PRODUCT = "wmma.mma.sync"  # PTX for a product of two matrices on tensor cores
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,8 @@ def compile_kernels(source: str, architectures: tuple[str, ...], with_ptx: bool 
     for program in programs:
         for name, spilled in program.spills.items():
             kernels[name]["spill_bytes"] = max(kernels[name]["spill_bytes"], spilled)
+    for name, products in _tensor_products(ptx).items():
+        kernels[name]["tensor_products"] = products
     report = {
         "architectures": list(architectures),
         "ptx": architectures[-1] if with_ptx else None,
@@ -55,6 +59,12 @@ def compile_kernels(source: str, architectures: tuple[str, ...], with_ptx: bool 
         "kernels": dict(sorted(kernels.items())),
     }
     return DeviceCode(packed, report)
+
+
+def _tensor_products(ptx: bytes) -> dict[str, int]:
+    """How many products of matrices are in the text of each kernel."""
+    _, *parts = _ENTRY.split(ptx.decode("utf-8", "replace"))
+    return {name: text.count(_TENSOR_PRODUCT) for name, text in zip(parts[::2], parts[1::2], strict=True)}
 
 
 def check(

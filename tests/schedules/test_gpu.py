@@ -23,13 +23,14 @@ from saevit_tvm.runtime import opencl
 from schedules.gpu.conv import Conv
 from schedules.gpu.declare import declare, kernel_of
 from schedules.gpu.depthwise import Depthwise
-from schedules.gpu.devices import GENERIC, GPUS, LIMITS, Limits
+from schedules.gpu.devices import CUDA_LIMITS, GENERIC, GPUS, LIMITS, Limits, written_out
 from schedules.gpu.launch import Lowered
 from schedules.gpu.regions import lower
 from schedules.gpu.saa import Attend, Sample
 
 # As on Adreno: local memory that is worth using, tiles for many registers. But PoCL has no arithmetic in float16.
 LOCAL = dataclasses.replace(LIMITS["adreno"], half=False)
+NVIDIA = written_out(CUDA_LIMITS["sm_90"])
 TARGET = {"kind": "opencl", "host": {"kind": "llvm"}}
 TOLERANCE = {"float32": 2e-5, "float16": 5e-3}
 on_a_device = pytest.mark.skipif(not opencl.available()[0], reason=opencl.available()[1])
@@ -218,13 +219,14 @@ def ciffn_case(n: int, h: int, w: int, c: int, e: int) -> tuple[Any, ...]:
 
 
 @on_a_device
-def test_dwsconv(folder: Path) -> None:
-    n, h, w, c = 1, 23, 24, 24  # positions enough for two rows a work-item, and a row too few
+@pytest.mark.parametrize(("limits", "h", "w"), [(GENERIC, 23, 24), (NVIDIA, 29, 36)], ids=["generic", "nvidia"])
+def test_dwsconv(limits: Limits, h: int, w: int, folder: Path) -> None:
+    n, c = 1, 24  # positions enough for two rows a work-item, and a row too few; on NVIDIA four columns
     given = weights(dw_w=(3, 3, c), dw_b=(c,), pw_w=(c, c), pw_b=(c,))
     x, exact = image(n, c, h, w), doubles(given)
     expected = torch.from_numpy(x).double()
     expected = expected + pointwise(depthwise(expected, exact), exact["pw_w"], exact["pw_b"])
-    agree("dwsconv", {"n": n, "h": h, "w": w, "c": c}, given, x, expected, folder)
+    agree("dwsconv", {"n": n, "h": h, "w": w, "c": c}, given, x, expected, folder, limits)
 
 
 @on_a_device
@@ -302,12 +304,19 @@ def test_a_convolution_in_float16() -> None:
     within(5e-3, as_loops(kernel, LIMITS["mali"], [x, w, b]), exact)
 
 
-def test_a_depthwise_convolution_in_float16() -> None:
-    kernel = Depthwise(1, 4, 7, 9, "float16")
+@pytest.mark.parametrize(("limits", "w"), [(LIMITS["mali"], 9), (CUDA_LIMITS["sm_90"], 12)], ids=["mali", "nvidia"])
+def test_a_depthwise_convolution_in_float16(limits: Limits, w: int) -> None:
+    kernel = Depthwise(1, 4, 7, w, "float16")
     given = weights(dw_w=(3, 3, 4), dw_b=(4,))
-    x = image(1, 4, 7, 9)
+    x = image(1, 4, 7, w)
     exact = depthwise(torch.from_numpy(x).double(), doubles(given))
-    within(5e-3, as_loops(kernel, LIMITS["mali"], [x, *given.values()]), exact)
+    within(5e-3, as_loops(kernel, limits, [x, *given.values()]), exact)
+
+
+def test_wide_loads_of_a_depthwise_convolution() -> None:
+    """Where a work-item has registers for it, it loads and stores as many neighbours as always lie together."""
+    for width, lanes in ((56, 4), (14, 2), (7, 1)):
+        assert [Depthwise(1, 4, 28, width).default(limits).wide for limits in (NVIDIA, GENERIC)] == [lanes, 1]
 
 
 # What differs between devices, and why --------------------------------------------
