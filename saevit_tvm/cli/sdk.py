@@ -40,5 +40,6 @@ def command(as_json: bool, **options: Any) -> None:
     console.line(f"sdk       {out} ({sum((out / file).stat().st_size for file in result['files']) / 1e6:.1f} MB)")
     for flavour, proof in result["verification"].items():
         deviation = f"largest deviation {proof['max_abs_error']:.2g}" if proof["passed"] else "not run here"
-        console.line(f"{flavour:9} linked into a C program: {deviation} (proof: {proof['proof']})")
+        how = "; ".join(filter(None, (proof["proof"], proof.get("note"))))
+        console.line(f"{flavour:9} linked into a C program: {deviation} (proof: {how})")
     console.line(f"next      cd {out} && make")

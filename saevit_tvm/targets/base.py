@@ -50,6 +50,11 @@ class Target:
         return str(self.tvm.get("host", self.tvm).get("mtriple", f"{self.arch}-linux-gnu"))
 
     @property
+    def android(self) -> bool:
+        """Whether programs find Android's C library there, which only Google's NDK can compile for."""
+        return "android" in self.triple
+
+    @property
     def fingerprint(self) -> str:
         """The folder of this target's tuning records: what changes the best schedule, nothing else."""
         cpu = self.tvm.get("mcpu", "generic")

@@ -50,16 +50,29 @@ def linker(target: Target) -> Toolchain:
     )
 
 
+def programs(target: Target) -> Toolchain:
+    """What makes whole programs for a target, with its C library.
+
+    Android's is not to be had without an NDK. With musl's inside, a program needs nothing but Linux, which Android's
+    shell runs like any other: zig links it statically unless told otherwise.
+    """
+    found = linker(target)
+    if not target.android:
+        return found
+    musl = _zig(replace(target, tvm={"kind": "llvm", "mtriple": f"{target.arch}-linux-musl"}))
+    return musl or found
+
+
 def cxx(target: Target) -> tuple[str, ...]:
     """A C++ compiler with the C++ library of TVM's runtime, which errors of one must pass through: not zig's."""
-    if "android" not in target.triple:
+    if not target.android:
         for name in target.linkers:
             found = _find(name, target) if name != "zig" else None
             path = found and shutil.which(_cxx_name(found.cc_argv[0]))
             if found and path:
                 return (path, *found.cc_argv[1:])
     package = _PACKAGES[target.linkers[0]].replace("gcc", "g++")
-    way = "build for a board with Linux" if "android" in target.triple else f"install one ({package})"
+    way = "build for a board with Linux" if target.android else f"install one ({package})"
     raise TargetError(
         f"OpenCL support for target '{target.name}' needs a C++ compiler with libstdc++ for {target.triple}, "
         f"and there is none: {way}."

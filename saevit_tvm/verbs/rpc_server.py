@@ -85,7 +85,7 @@ def compiled(target: Target, folder: Path) -> None:
 
 def _libraries(target: Target) -> dict[str, Path]:
     """TVM's runtime for the target, by file name."""
-    if "android" in target.triple or target.output != "library":
+    if target.android or target.output != "library":
         raise TargetError(
             f"there is no RPC server for target '{target.name}': TVM publishes its runtime for Linux only; "
             "use the RPC app of TVM's source tree there."

@@ -37,6 +37,10 @@ FORMAT = 1
 FLAVOURS = {"static": ["static"], "shared": ["shared"], "both": ["static", "shared"]}
 _RUNTIME = Path(__file__).parents[1] / "runtime" / "c"
 _MARK = "sdk.json"
+_NO_RUNTIME = (
+    "this SDK needs TVM's runtime, and nobody publishes one for Android: build it with an NDK from TVM's sources, "
+    "or build the model for a CPU (android-arm64) and give --flavour static."
+)
 _CFLAGS = ["-std=c11", "-O2", "-g0", "-fPIC", "-Wall", "-Wextra"]
 
 
@@ -72,12 +76,14 @@ def sdk(options: SdkOptions, say: Say) -> dict[str, Any]:
     _check_free(out)
     manifest = read_manifest(options.artifact)
     target = _target(manifest)
-    if target.kind == "opencl" and options.flavour != "shared":
+    if target.kind == "opencl" and options.flavour != "shared" and not target.android:
         raise UsageError(
             f"the artifact is for an OpenCL device (target {target.name}), whose kernels need TVM's runtime: "
             "give --flavour shared."
         )
-    compiler = toolchain.linker(target)
+    if target.android and options.flavour != "static":
+        raise TargetError(_NO_RUNTIME)
+    compiler = toolchain.programs(target)
     with workspace.staging(out.parent) as staged, workspace.scratch() as scratch:
         workspace.reserve(staged, 3 * manifest["size"])
         folder = staged / "sdk"
@@ -158,7 +164,7 @@ def _write_sources(work: _Work) -> None:
         shutil.copytree(_RUNTIME / "src" / flavour, folder / "src" / flavour)
     (folder / "src" / "model.c").write_text(c_source.describe(work.manifest, _digest(work.options.artifact)))
     (folder / "pkgconfig").mkdir()
-    for flavour in work.flavours:
+    for flavour in () if work.target.android else work.flavours:  # it names objects that are not compiled yet
         _fill(work, f"pkgconfig/saevit-{flavour}.pc")
     for name in ("cmake/saevit-config-version.cmake", "Makefile", "README.md"):
         _fill(work, name)
@@ -180,6 +186,7 @@ def _fill(work: _Work, name: str) -> None:
         "TARGET": work.target.name,
         "VERSION": work.manifest["versions"]["saevit_tvm"],
         "USAGE": "\n".join(usage[flavour] for flavour in work.flavours),
+        "ANDROID": (_RUNTIME / "android.md").read_text() if work.target.android else "",
     }.items():
         text = text.replace(f"@{sign}@", value)
     (work.folder / name).write_text(text)
@@ -218,7 +225,7 @@ def _make_static(work: _Work) -> dict[str, int]:
     (work.folder / "src" / "static" / "plan.c").write_text(c_source.straight(plan))
     straight.write_kernels(compiled, work.scratch / "kernels.o")
     _pack_weights(work, plan)
-    _join(work, [work.scratch / "kernels.o", work.scratch / "weights.o"], "saevit_model.o")
+    _join(work, [work.scratch / "kernels.o", work.scratch / "weights.o"], work.folder / "lib" / "saevit_model.o")
     _compile_runtime(work, "static")
     scratch = {"scratch": plan.shared_scratch, "scratch_per_thread": plan.scratch_size}
     return {"arena": plan.arena_size, **scratch, "weights": len(plan.weights)}
@@ -260,7 +267,12 @@ def _compile_runtime(work: _Work, flavour: str) -> None:
         made = work.scratch / f"{flavour}-{path.stem}.o"
         _compile(work, [*_CFLAGS, f"-I{work.folder / 'include'}", "-c", str(path), "-o", made.name])
         objects.append(made)
-    _join(work, objects, f"saevit_{flavour}.o")
+    _join(work, objects, _compiled_runtime(work, flavour))
+
+
+def _compiled_runtime(work: _Work, flavour: str) -> Path:
+    """The runtime as an object; one with another C library than the target's own is for the proof alone."""
+    return (work.scratch if work.target.android else work.folder / "lib") / f"saevit_{flavour}.o"
 
 
 def _try_compiler(work: _Work) -> None:
@@ -275,12 +287,11 @@ def _try_compiler(work: _Work) -> None:
         ) from error
 
 
-def _join(work: _Work, objects: Sequence[Path], name: str) -> None:
-    made = work.folder / "lib" / name
+def _join(work: _Work, objects: Sequence[Path], made: Path) -> None:
     _compile(work, ["-r", "-nostdlib", *map(str, objects), "-o", str(made)])
     found = elf.read(made)
     if (found.machine, found.kind) != (work.target.arch, "object file"):
-        raise CompileError(f"the compiler made {found} of {name}, where one for {work.target.arch} was asked for.")
+        raise CompileError(f"the compiler made {found} of {made.name}, where one for {work.target.arch} was asked for.")
 
 
 def _compile(work: _Work, arguments: Sequence[str]) -> None:
@@ -297,14 +308,15 @@ def _compile(work: _Work, arguments: Sequence[str]) -> None:
 def _prove(work: _Work, flavour: str) -> dict[str, Any]:
     """Link a program against the SDK and compare what it answers with what PyTorch answered for the artifact."""
     program = work.scratch / f"tensor-{flavour}"
-    objects = [f"saevit_{flavour}.o"] + (["saevit_model.o"] if flavour == "static" else [])
+    objects = [_compiled_runtime(work, flavour)]
+    objects += [work.folder / "lib" / "saevit_model.o"] if flavour == "static" else []
     _compile(
         work,
         [
             *_CFLAGS,
             f"-I{work.folder / 'include'}",
             str(work.folder / "example" / "tensor.c"),
-            *(str(work.folder / "lib" / name) for name in objects),
+            *map(str, objects),
             *("-lpthread", "-lm", "-ldl", "-o", program.name),
         ],
     )
@@ -326,7 +338,8 @@ def _prove(work: _Work, flavour: str) -> dict[str, Any]:
             "written: please report the model."
         )
     found = {"max_abs_error": deviation.max_abs_error, "max_rel_error": deviation.max_rel_error}
-    return {"passed": True, **found, "proof": proof.kind(work.manifest["target"], how)}
+    note = {"note": "a static program, musl in place of Android's libc"} if work.target.android else {}
+    return {"passed": True, **found, "proof": proof.kind(work.manifest["target"], how), **note}
 
 
 def _way(target: Target, flavour: str) -> str | None:

@@ -231,3 +231,50 @@ def test_an_arm64_sdk_computes_the_same_under_qemu(
     assert elf.read(program) == ("ELF", "program", "aarch64")
     picture = Path(__file__).parents[2] / "examples" / "digit-7.png"
     assert "%  class" in runs(["qemu-aarch64", "-cpu", "cortex-a53", program, picture])
+
+
+@pytest.mark.slow
+def test_an_android_sdk_runs_without_androids_libraries_and_compiles_with_others(
+    tmp_path: Path, cli: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    """No NDK is here: musl's C library stands in for Android's in its programs, glibc in what a project builds."""
+    pytest.importorskip("ziglang")
+    options = ["--model", "saevit_micro", "--image-size", "32", "--out", tmp_path, "--name", "a"]
+    built = cli("build", "--target", "android-arm64", *options)
+    assert built.returncode == 0, built.stderr
+    kit = tmp_path / "sdk"
+    made = cli("sdk", tmp_path / "a.so", "--out", kit, "--json")
+    assert made.returncode == 0, made.stderr
+    proof = json.loads(made.stdout)["verification"]["static"]
+    assert proof["proof"] == "qemu" and proof["passed"] and proof["max_abs_error"] < 1e-5 and "musl" in proof["note"]
+    # Nothing that is compiled for another C library than Android's is handed over.
+    assert [path.name for path in (kit / "lib").iterdir()] == ["saevit_model.o"] and not list(kit.glob("pkgconfig/*"))
+    assert "adb push" in (kit / "README.md").read_text()
+    subprocess.run(["make", "-s", "-C", kit, "classify-static"], check=True)
+    headers = subprocess.run(["readelf", "-lW", kit / "classify-static"], capture_output=True, text=True, check=True)
+    assert "INTERP" not in headers.stdout and elf.read(kit / "classify-static") == ("ELF", "program", "aarch64")
+    # As an NDK's toolchain file does it, which looks for packages below its own root alone.
+    user, toolchain = tmp_path / "CMakeLists.txt", tmp_path / "toolchain.cmake"
+    user.write_text(
+        "cmake_minimum_required(VERSION 3.10)\nproject(user C)\n"
+        f"find_package(saevit REQUIRED PATHS {kit}/cmake NO_CMAKE_FIND_ROOT_PATH)\n"
+        f"add_executable(classify {kit}/example/classify.c {kit}/example/png.c)\n"
+        "target_link_libraries(classify saevit::static)\n"
+    )
+    toolchain.write_text(
+        "set(CMAKE_SYSTEM_NAME Linux)\nset(CMAKE_SYSTEM_PROCESSOR aarch64)\n"
+        "set(CMAKE_C_COMPILER aarch64-linux-gnu-gcc)\nset(CMAKE_EXE_LINKER_FLAGS -static)\n"
+        f"set(CMAKE_FIND_ROOT_PATH {tmp_path}/root)\nset(CMAKE_FIND_ROOT_PATH_MODE_PACKAGE ONLY)\n"
+    )
+    build = tmp_path / "build"
+    for command in (
+        ["cmake", "-S", tmp_path, "-B", build, f"-DCMAKE_TOOLCHAIN_FILE={toolchain}"],
+        ["cmake", "--build", build],
+    ):
+        subprocess.run(command, check=True, capture_output=True, timeout=120)
+    picture = Path(__file__).parents[2] / "examples" / "digit-7.png"
+    answers = [
+        runs(["qemu-aarch64", "-cpu", "cortex-a53", program, picture])
+        for program in (kit / "classify-static", build / "classify")
+    ]
+    assert answers[0] == answers[1] and "%  class" in answers[0]

@@ -144,16 +144,20 @@ def test_a_target_that_no_sdk_can_be_made_for_is_a_sentence(artifact: Path, tmp_
     manifest = json.loads(data[-48 - length : -48])
     android = dataclasses.asdict(targets.get("android-arm64"))
     forged = tmp_path / "forged.so"
-    for target, kind, word in (
-        ({key: android[key] for key in ("name", "tvm", "arch", "features")}, TargetError, "android-arm64"),
-        (manifest["target"] | {"tvm": {"kind": "cuda"}}, ArtifactError, "runs on a CPU or an OpenCL device"),
+    adreno = dataclasses.asdict(targets.get("adreno-740"))
+    keys = ("name", "tvm", "arch", "features")
+    for target, flavour, kind, word in (
+        ({key: android[key] for key in keys}, "shared", TargetError, "nobody publishes one for Android"),
+        ({key: android[key] for key in keys}, "both", TargetError, "nobody publishes one for Android"),
+        ({key: adreno[key] for key in keys}, "shared", TargetError, "nobody publishes one for Android"),
+        (manifest["target"] | {"tvm": {"kind": "cuda"}}, "static", ArtifactError, "a CPU or an OpenCL device"),
     ):
         text = json.dumps(manifest | {"target": target}).encode()
         content = data[: -48 - length] + text
         seal = hashlib.sha256(content).digest() + struct.pack("<Q", len(text)) + b"SAEVIT1\n"
         forged.write_bytes(content + seal)
         with pytest.raises(kind, match=word):
-            sdk(SdkOptions(forged, tmp_path / "out"), quiet)
+            sdk(SdkOptions(forged, tmp_path / "out", flavour), quiet)
     assert not (tmp_path / "out").exists()
 
 
