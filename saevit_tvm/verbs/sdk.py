@@ -163,9 +163,10 @@ def _write_sources(work: _Work) -> None:
     for flavour in work.flavours:
         shutil.copytree(_RUNTIME / "src" / flavour, folder / "src" / flavour)
     (folder / "src" / "model.c").write_text(c_source.describe(work.manifest, _digest(work.options.artifact)))
-    (folder / "pkgconfig").mkdir()
-    for flavour in () if work.target.android else work.flavours:  # it names objects that are not compiled yet
-        _fill(work, f"pkgconfig/saevit-{flavour}.pc")
+    if not work.target.android:  # pkg-config names objects, and there these are still to be compiled
+        (folder / "pkgconfig").mkdir()
+        for flavour in work.flavours:
+            _fill(work, f"pkgconfig/saevit-{flavour}.pc")
     for name in ("cmake/saevit-config-version.cmake", "Makefile", "README.md"):
         _fill(work, name)
 
