@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import random
-import re
 from pathlib import Path
 from typing import Any
 
@@ -224,10 +223,9 @@ def test_barriers_are_where_the_kernel_says(sources: tuple[str, str]) -> None:
 
 @needs_compiler
 def test_nvidias_compiler_makes_tensor_instructions(sources: tuple[str, str]) -> None:
-    programs, ptx = nvrtc.compile_all(sources[0], ["sm_75", "sm_100"])
-    assert all(not any(each.spills.values()) and len(each.spills) == 2 for each in programs)
-    per_kernel = re.split(rb"\.entry ", ptx)[1:]
-    assert len(per_kernel) == 2
-    for text in per_kernel:
-        assert re.search(rb"wmma\.mma\.sync\.aligned\.col\.row\.m16n16k16\.f32\.f32", text)
-        assert re.search(rb"ld\.global\S*\.v[24]", text) or b"k1_kernel" in text[:40]
+    """For the oldest architecture and the newest, and nothing is spilled."""
+    from saevit_tvm.compiler.device_code import compile_kernels
+
+    kernels = compile_kernels(sources[0], ("sm_75", "sm_100")).report["kernels"]
+    assert len(kernels) == 2
+    assert all(each["tensor_products"] > 0 == each["spill_bytes"] == each["stack_bytes"] for each in kernels.values())
