@@ -22,10 +22,10 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Runs a script in a process of its own, its results in the test's folder."""
+    """Runs a script in a process of its own, its results in the test's folder, or in a file there."""
 
-    def call(name: str, *args: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, str(BENCHMARKS / name), *args, "--out", str(tmp_path)]
+    def call(name: str, *args: str, out: str = ".") -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(BENCHMARKS / name), *args, "--out", str(tmp_path / out)]
         return subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=tmp_path)
 
     return call

@@ -1,0 +1,94 @@
+"""The comparison on a GPU, tested on a CPU: prepared, unpacked, measured, taken up again, told."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from saevit_tvm.runtime import cuda
+from saevit_tvm.targets import nvrtc
+
+MICRO = ("--models", "saevit_micro", "--image-size", "32", "--batches")
+
+
+@pytest.fixture
+def packed(run: Callable[..., Any], tmp_path: Path) -> Callable[..., Path]:
+    """What `prepare` makes, unpacked."""
+
+    def make(*arguments: str) -> Path:
+        done = run("cuda.py", "prepare", *arguments, out="there.tar.xz")
+        assert done.returncode == 0, done.stderr
+        assert "there: tar xf there.tar.xz && python3 there/bench.py measure" in done.stdout
+        with tarfile.open(tmp_path / "there.tar.xz") as tar:
+            tar.extractall(tmp_path, filter="data")
+        return tmp_path / "there"
+
+    return make
+
+
+def bench(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The packed script by itself, without this package on the way."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    line = [sys.executable, str(folder / "bench.py"), *arguments]
+    return subprocess.run(line, capture_output=True, text=True, timeout=300, cwd=folder, env=environment)
+
+
+@pytest.mark.slow
+def test_prepare_and_measure_on_this_cpu(packed: Callable[..., Path]) -> None:
+    folder = packed("--target", "native", *MICRO, "1,3")
+    done = bench(folder, "measure", "--contenders", "saevit-tvm,torch")
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+    ours = {row["step"]["batch"]: row for row in rows if row["step"]["contender"] == "saevit-tvm"}
+    assert ours.keys() == {1, 3} and all(row["deviation"] < 1e-5 for row in ours.values()), rows
+    assert all(row["median_ms"] > 0 for row in rows if row["step"]["contender"] == "torch")
+    assert {row["step"]["limit"] for row in rows if "rate" in row} >= {"copy", "float32"}
+    assert "| saevit_micro | 3 | float32 | saevit-tvm |" in (folder / "results.md").read_text()
+    with (folder / "results.jsonl").open("a") as file:
+        file.write('{"step": {"cont')  # what a kill leaves
+    again = bench(folder, "measure", "--contenders", "saevit-tvm,torch")
+    assert again.returncode == 0 and (folder / "results.jsonl").read_text().splitlines() == [*map(json.dumps, rows)]
+    (folder / "results.jsonl").unlink()
+    library = folder / "saevit_micro-b1-float32.so"
+    library.write_bytes(library.read_bytes()[:-1])
+    assert bench(folder, "measure", "--contenders", "saevit-tvm").returncode == 0
+    (row,) = (row for row in map(json.loads, (folder / "results.jsonl").open()) if row["step"].get("batch") == 1)
+    assert "is damaged" in row["error"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(nvrtc.missing() is not None, reason=nvrtc.missing() or "")
+@pytest.mark.skipif(cuda.available()[0], reason="this machine has a GPU")
+def test_without_a_gpu_it_says_so(packed: Callable[..., Path]) -> None:
+    folder = packed("--target", "cuda-sm_90", *MICRO, "1")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["artifacts"] and all(
+        each["launches"] > 10 and each["bytes"] > 1e6 for each in manifest["artifacts"]
+    )
+    done = bench(folder, "measure")
+    assert done.returncode == 1 and len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert "there is no NVIDIA GPU here" in done.stderr and not (folder / "results.jsonl").exists()
+
+
+def test_the_most_important_comes_first(script: Callable[[str], Any]) -> None:
+    steps = script("cuda").steps
+    artifacts = [{"model": m, "batch": b, "dtype": "float16"} for m in ("xs", "s") for b in (1, 8, 64)]
+    manifest = {"kind": "cuda", "models": {"xs": {}, "s": {}}, "artifacts": artifacts}
+    found = [tuple(step.values()) for step in steps(manifest)]
+    assert len(found) == len(set(found)) and found[0] == ("limits", "copy")
+    at = {step: index for index, step in enumerate(found)}
+    assert at["saevit-tvm", "xs", 1, "float16"] < at["saevit-tvm", "s", 1, "float16"]
+    assert (
+        at["torch", "s", 8, "tf32"]
+        < at["torch-compile", "xs", 1, "float16"]
+        < at["torch-compile-max", "xs", 1, "float16"]
+    )
+    assert ("saevit-tvm", "xs", 1, "tf32") not in at and ("torch", "xs", 1, "tf32") in at
