@@ -22,13 +22,11 @@ from typing import TYPE_CHECKING, Any
 import tvm
 from tvm import relax, tirx
 from tvm.ir.transform import Pass
-from tvm.relax import transform
 from tvm.s_tir import dlight
 
 from relay_patterns import Reading, Region, blocks, fuse_regions, layers
 from saevit_tvm.compiler import library, pipeline
 from saevit_tvm.compiler.importer import import_model
-from saevit_tvm.compiler.legalize import OPERATORS
 from saevit_tvm.compiler.passes.check_launches import check_launches
 from saevit_tvm.compiler.passes.launch_regions import ExpandLaunches, LaunchRegions
 from saevit_tvm.compiler.passes.schedule import IS_SCHEDULED, SCHEDULE, ApplyRecords
@@ -55,15 +53,7 @@ def regions(candidates: list[Region], limits: Limits) -> list[Pass]:
 
 
 def kernels(limits: Limits, dtype: str) -> list[Pass]:
-    return [
-        LaunchRegions(limits, dtype),
-        transform.LegalizeOps(OPERATORS),
-        transform.AnnotateTIROpPattern(),
-        transform.FoldConstant(),
-        transform.FuseOps(),
-        transform.FuseTIR(),
-        transform.DeadCodeElimination(),
-    ]
+    return [LaunchRegions(limits, dtype), *pipeline.operators()]
 
 
 def schedules(limits: Limits, database: Any | None) -> list[Pass]:

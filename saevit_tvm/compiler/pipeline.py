@@ -83,7 +83,8 @@ def layout(dtype: str = "float32") -> list[Pass]:
     ]
 
 
-def kernels() -> list[Pass]:
+def operators() -> list[Pass]:
+    """What is no region: operators become loops, neighbours become one kernel."""
     return [
         transform.LegalizeOps(OPERATORS),
         transform.AnnotateTIROpPattern(),
@@ -91,9 +92,12 @@ def kernels() -> list[Pass]:
         transform.FuseOps(),
         transform.FuseTIR(),
         transform.DeadCodeElimination(),
-        # Weights may be stored in whatever order a schedule likes best.
-        transform.AttachAttrLayoutFreeBuffers(),
     ]
+
+
+def kernels() -> list[Pass]:
+    # Weights may be stored in whatever order a schedule likes best.
+    return [*operators(), transform.AttachAttrLayoutFreeBuffers()]
 
 
 def apply_records(database: Any | None, isa: Isa, threads: int) -> list[Pass]:

@@ -83,6 +83,9 @@ def library_path(package: str, name: str | None = None) -> Path:
     raise ArtifactError(f"lib{name or package}.so is not installed: 'pip install apache-{package.replace('_', '-')}'.")
 
 
+_device_is_lost = False  # then nothing on it can be given back: TVM would end the process for trying
+
+
 class Object:
     """A reference to an object of TVM's, given back when Python forgets it."""
 
@@ -92,7 +95,8 @@ class Object:
         self.handle = handle
 
     def __del__(self) -> None:
-        _ffi().TVMFFIObjectDecRef(self.handle)
+        if not _device_is_lost:
+            _ffi().TVMFFIObjectDecRef(self.handle)
 
     @property
     def references(self) -> int:
@@ -252,9 +256,11 @@ def _raised() -> ArtifactError:
         for part in error._cell(_Bytes * 2)  # the error cell begins with its kind and its message
     )
     sentence = " ".join(message.split())
-    from saevit_tvm.runtime.cuda.errors import of_words  # that package needs this module
+    from saevit_tvm.runtime.cuda.errors import LOST, of_words  # that package needs this module
 
     if known := of_words(f"{kind}: {sentence}"):
+        global _device_is_lost
+        _device_is_lost |= known == LOST
         return ArtifactError(f"{known}.")
     if kind == "OpenCLError":  # our own plugin's, and meant for the user
         return ArtifactError(sentence)

@@ -6,7 +6,6 @@ NVRTC makes machine code for one architecture or PTX for one; nvFatbin puts many
 from __future__ import annotations
 
 import ctypes
-import importlib.util
 import os
 import re
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from pathlib import Path
 
 from saevit_tvm.errors import CompileError, TargetError
 from saevit_tvm.runtime import abi
+from saevit_tvm.runtime.cuda.library import wheels
 
 INSTALL = "pip install 'saevit-tvm[cuda]'"
 _NVRTC, _BUILTINS, _FATBIN = "libnvrtc.so.13", "libnvrtc-builtins.so.13.*", "libnvfatbin.so.13"
@@ -150,7 +150,5 @@ def _libraries() -> tuple[ctypes.CDLL, ctypes.CDLL]:
 
 
 def folder() -> Path | None:
-    """Where NVIDIA's wheels of CUDA 13 put everything."""
-    spec = importlib.util.find_spec("nvidia")
-    places = (Path(place) / "cu13" for place in (spec.submodule_search_locations or [])) if spec else ()
-    return next((place for place in places if (place / "lib" / _NVRTC).is_file()), None)
+    """Where the compiler is."""
+    return next((each for each in wheels() if (each / "lib" / _NVRTC).is_file()), None)

@@ -95,11 +95,12 @@ def _main(artifact: str, asked: str, answered: str) -> None:
 
     try:
         engine = load(artifact)
+        with np.load(asked) as inputs:
+            outputs = [output for x in inputs.files for output in as_list(engine(inputs[x]))]
     except SaevitError as error:
         print(error, file=sys.stderr)
         sys.exit(REFUSED)
-    with np.load(asked) as inputs:
-        np.savez(answered, *(output for x in inputs.files for output in as_list(engine(inputs[x]))))
+    np.savez(answered, *outputs)
 
 
 if __name__ == "__main__":

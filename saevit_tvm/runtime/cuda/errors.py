@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 
 OLD_DRIVER, NO_DEVICE = 35, 100
+LOST = "the GPU was lost while it computed: start the process again, and see with nvidia-smi what became of it"
 
 _TABLE: dict[str, dict[int, str]] = {
     "the GPU is out of memory: build a smaller --batch, or end what else runs on it": {2: "OUT_OF_MEMORY"},
@@ -29,7 +30,7 @@ _TABLE: dict[str, dict[int, str]] = {
     "the GPU has fewer registers or less shared memory than the artifact's target: build for this GPU": {
         701: "LAUNCH_OUT_OF_RESOURCES"
     },
-    "the GPU was lost while it computed: start the process again, and see with nvidia-smi what became of it": {
+    LOST: {
         46: "DEVICE_UNAVAILABLE",
         214: "ECC_UNCORRECTABLE",
         700: "ILLEGAL_ADDRESS",

@@ -75,9 +75,11 @@ def _runs(built: int, capability: int) -> bool:
 
 def _cudart() -> str:
     """NVIDIA's wheel brings it, or it is installed where the loader looks."""
+    found = (folder / "lib" / _CUDART for folder in wheels())
+    return next((str(path) for path in found if path.is_file()), _CUDART)
+
+
+def wheels() -> list[Path]:
+    """Where NVIDIA's wheels of CUDA 13 put everything, if they are installed."""
     spec = importlib.util.find_spec("nvidia")
-    for place in (spec.submodule_search_locations or []) if spec else []:
-        path = Path(place) / "cu13" / "lib" / _CUDART
-        if path.is_file():
-            return str(path)
-    return _CUDART
+    return [Path(place) / "cu13" for place in (spec.submodule_search_locations or [])] if spec else []

@@ -1,0 +1,203 @@
+"""CUDA artifacts behind a driver that is not NVIDIA's: see fake_cuda.c. What TVM's runtime asks of it, what the kernels
+compute when this machine's compiler makes them (host_kernels.hpp), and what is said when the driver fails."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from saevit_tvm.runtime import artifact
+
+Environment = dict[str, str]
+
+RUN = """
+import os, sys
+import numpy as np
+import saevit_tvm
+from saevit_tvm.errors import ArtifactError
+
+path, *orders = sys.argv[1:]
+engine = None
+for order in orders:
+    os.environ["FAIL"] = order
+    try:
+        engine = engine or saevit_tvm.load(path)
+        engine(np.ones(engine.inputs[0].shape, "float32"))
+    except ArtifactError as error:
+        print(error)
+    else:
+        print("well")
+"""
+
+ANSWERS = """
+import sys
+import numpy as np
+import saevit_tvm
+
+path, asked, answered = sys.argv[1:]
+engine, inputs = saevit_tvm.load(path), np.load(asked)
+np.savez(answered, *(engine(inputs[name]) for name in inputs.files))
+"""
+
+THREADS = """
+import sys, threading
+import numpy as np
+import saevit_tvm
+
+def ask():
+    start.wait()
+    engine = saevit_tvm.load(sys.argv[1])
+    for _ in range(3):
+        engine(np.ones(engine.inputs[0].shape, "float32"))
+    answered.append(engine)
+
+start, answered = threading.Barrier(4), []
+threads = [threading.Thread(target=ask) for _ in range(4)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+print(len(answered))
+"""
+
+
+@pytest.fixture
+def python(fake_gpu: Environment) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs a program where the fake driver is."""
+
+    def run(program: str, *arguments: Any, **told: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", program, *map(str, arguments)]
+        environment = os.environ | fake_gpu | told
+        return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+
+    return run
+
+
+def for_this_machine(dumped: Path, folder: Path) -> dict[str, str]:
+    """The kernels of a build, from the source that it dumped, where the driver finds them."""
+    from saevit_tvm.targets import nvrtc
+
+    (source,) = dumped.glob("*-kernels.cu")
+    names = set(re.findall(r"__global__ void (?:__launch_bounds__\(\d+\) )?(\w+)\(", source.read_text()))
+    program, library = folder / "kernels.cpp", folder / "kernels.so"
+    parts = ['#include "host_kernels.hpp"', source.read_text(), *(f"KERNEL({name})" for name in sorted(names))]
+    program.write_text("\n".join(parts) + "\n")
+    headers = nvrtc.folder()
+    assert headers is not None
+    include = [f"-I{headers / 'include'}", f"-I{headers / 'include' / 'cccl'}", f"-I{Path(__file__).parent}"]
+    command = ["g++", "-std=c++17", "-O1", "-w", "-shared", "-fPIC", *include, program, "-o", library]
+    subprocess.run([str(word) for word in command], check=True)
+    return {"KERNELS": str(library)}
+
+
+def deviation(path: Path, python: Callable[..., Any], folder: Path) -> float:
+    """Of an artifact's answers from PyTorch's, the first computed kernel by kernel and the others by a graph."""
+    from saevit_tvm.verbs import parity
+    from saevit_tvm.verbs.sources import recreate
+
+    inputs = parity.random_inputs(artifact.read_manifest(path)["inputs"][0]["shape"])
+    asked, answered = folder / "asked.npz", folder / "answered.npz"
+    np.savez(asked, *inputs)
+    done = python(ANSWERS, path, asked, answered, **for_this_machine(path.parent / "ir", folder))
+    assert done.returncode == 0, done.stderr
+    with np.load(answered) as saved:
+        answers = [[saved[name]] for name in saved.files]
+    source = recreate(artifact.read_manifest(path), None)
+    return parity.deviation(answers, [source.reference(x) for x in inputs]).max_rel_error
+
+
+def test_it_computes_what_pytorch_computes(cuda_artifact: Path, python: Callable[..., Any], tmp_path: Path) -> None:
+    assert deviation(cuda_artifact, python, tmp_path) < 2e-5
+
+
+@pytest.mark.slow
+def test_in_float16_too(python: Callable[..., Any], fake_gpu: Environment, tmp_path: Path) -> None:
+    """Kernels that compute in float16 as the GPU does, each product rounded."""
+    from saevit_tvm.verbs import parity
+    from saevit_tvm.verbs.build import BuildOptions, build
+
+    options = BuildOptions(
+        "saevit_micro", "cuda-sm_75", image_size=32, dtype="float16", out=tmp_path, dump_ir=tmp_path / "ir"
+    )
+    built = build(options, say=lambda _line: None)
+    assert deviation(built.artifact, python, tmp_path) < parity.TOLERANCE["float16"]
+
+
+def launched(python: Callable[..., Any], path: Path, inferences: int, log: Path) -> Counter[str]:
+    done = python(RUN, path, *["nothing 0"] * inferences, CALLS=str(log))
+    assert done.returncode == 0 and done.stdout.split() == ["well"] * inferences, done.stderr
+    return Counter(log.read_text().splitlines())
+
+
+def test_an_inference_is_one_graph_between_two_kernels(
+    cuda_artifact: Path, python: Callable[..., Any], tmp_path: Path
+) -> None:
+    """The kernel that reads the input and the one that writes the output stand by themselves: these move."""
+    launches = sum(row["calls"] for row in artifact.read_manifest(cuda_artifact)["launches"])
+    # The first inference runs everything once by itself, captures it, and launches nothing more.
+    assert launched(python, cuda_artifact, 1, tmp_path / "one") == {
+        "kernel 1": launches,
+        "captured 1": launches - 2,
+    }
+    assert launched(python, cuda_artifact, 4, tmp_path / "four") == {
+        "kernel 1": launches + 3 * 2,
+        "captured 1": launches - 2,
+        f"graph {launches - 2}": 3,
+    }
+
+
+def test_engines_take_turns(cuda_artifact: Path, python: Callable[..., Any]) -> None:
+    """While one captures its graph, another that copies or reserves memory would spoil it."""
+    done = python(THREADS, cuda_artifact)
+    assert done.returncode == 0 and done.stdout.split() == ["4"], done.stderr
+
+
+LOST = "the GPU was lost while it computed"
+
+
+@pytest.mark.parametrize(
+    ("orders", "said"),
+    [
+        (["cudaMalloc 2", "nothing 0"], ["the GPU is out of memory", "well"]),
+        (["nothing 0", "cudaMemcpyAsync 2", "nothing 0"], ["well", "the GPU is out of memory", "well"]),
+        (["cuModuleLoadData 209"], ["the artifact holds no code for this GPU"]),
+        (["cuModuleLoadData 222"], ["the NVIDIA driver is too old"]),
+        (["cuLaunchKernelEx 701"], ["the GPU has fewer registers or less shared memory"]),
+        (["cuLaunchKernelEx 700 3", "nothing 0"], [LOST, LOST]),
+        (["nothing 0", "cudaGraphLaunch 719", "nothing 0"], ["well", LOST, LOST]),
+        (["nothing 0", "cudaMemcpyAsync 719 2", "nothing 0"], ["well", LOST, LOST]),
+        (["cudaSetDevice 3"], ["CUDA does not survive a fork"]),
+        (["nothing 0", "cudaGraphLaunch 999"], ["well", "CUDA failed with status 999"]),
+    ],
+)
+def test_a_driver_that_fails_is_a_sentence(
+    orders: list[str], said: list[str], cuda_artifact: Path, python: Callable[..., Any]
+) -> None:
+    done = python(RUN, cuda_artifact, *orders)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(said)
+    assert all(line.startswith(words) for line, words in zip(lines, said, strict=True)), lines
+
+
+@pytest.mark.parametrize(
+    ("gpu", "words"),
+    [
+        ("90 12040 1", "the NVIDIA driver is too old: install one for CUDA 13"),
+        ("90 13000 0", "the driver finds no NVIDIA GPU"),
+        ("75 13000 1", "holds code for sm_90, and the GPU here, NVIDIA Nothing, is sm_75"),
+    ],
+)
+def test_a_gpu_that_will_not_do_is_a_sentence(
+    gpu: str, words: str, cuda_artifact: Path, fake_gpu: Environment, cli: Callable[..., Any], tmp_path: Path
+) -> None:
+    done = cli("run", cuda_artifact, tmp_path / "x.png", env=os.environ | fake_gpu | {"FAKE_GPU": gpu})
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done.stderr
+    assert words in done.stderr
