@@ -124,7 +124,7 @@ def test_in_float16_too(python: Callable[..., Any], fake_gpu: Environment, tmp_p
     from saevit_tvm.verbs.build import BuildOptions, build
 
     options = BuildOptions(
-        "saevit_micro", "cuda-sm_75", image_size=32, dtype="float16", out=tmp_path, dump_ir=tmp_path / "ir"
+        "saevit_micro", "cuda-sm_75", batch=3, image_size=32, dtype="float16", out=tmp_path, dump_ir=tmp_path / "ir"
     )
     built = build(options, say=lambda _line: None)
     assert deviation(built.artifact, python, tmp_path) < parity.TOLERANCE["float16"]
