@@ -117,19 +117,6 @@ def test_it_computes_what_pytorch_computes(cuda_artifact: Path, python: Callable
     assert deviation(cuda_artifact, python, tmp_path) < 2e-5
 
 
-@pytest.mark.slow
-def test_in_float16_too(python: Callable[..., Any], fake_gpu: Environment, tmp_path: Path) -> None:
-    """Kernels that compute in float16 as the GPU does, each product rounded."""
-    from saevit_tvm.verbs import parity
-    from saevit_tvm.verbs.build import BuildOptions, build
-
-    options = BuildOptions(
-        "saevit_micro", "cuda-sm_75", batch=3, image_size=32, dtype="float16", out=tmp_path, dump_ir=tmp_path / "ir"
-    )
-    built = build(options, say=lambda _line: None)
-    assert deviation(built.artifact, python, tmp_path) < parity.TOLERANCE["float16"]
-
-
 def launched(python: Callable[..., Any], path: Path, inferences: int, log: Path) -> Counter[str]:
     done = python(RUN, path, *["nothing 0"] * inferences, CALLS=str(log))
     assert done.returncode == 0 and done.stdout.split() == ["well"] * inferences, done.stderr
