@@ -1,5 +1,7 @@
 """What the kernels of a GPU library ask of the device, read from their loops: launches, work, memory.
 
+No kernel leaves the compiler that the device would refuse, and models of time have something to go by.
+
 Work is what is really done: the conditions around it, which keep work-items from beyond an edge, are evaluated for
 every one of them. Registers are an upper estimate: all that is private to a work-item, alive at once.
 """
@@ -18,9 +20,13 @@ from tvm import relax, s_tir, tirx
 from tvm.ir import Call
 from tvm.ir.expr import Expr, TensorLoad
 
-from saevit_tvm.compiler.passes.check_launches import FRAGMENTS, NUMBERS
+from saevit_tvm.errors import CompileError
+from schedules.gpu.devices import Limits
+from schedules.gpu.launch import INDICES
 
-INDICES = 16  # registers that a work-item needs for positions, addresses and what is under way
+REGISTER = 4  # bytes
+FRAGMENTS = "wmma"  # the place of what a warp multiplies on tensor cores
+NUMBERS = 32  # of fragments, for which every work-item of the warp takes a register
 MOST_POINTS = 1 << 22  # of a condition's variables, beyond which it is taken to hold
 AXES = "xyz"
 ARITHMETIC = (tirx.Add, tirx.Sub, tirx.Mul, tirx.Div, tirx.Max, tirx.Min)
@@ -35,14 +41,36 @@ def launches(mod: tvm.IRModule) -> list[Row]:
     """One row for every kernel, in the order of their first launch; `calls` is how often one inference launches it."""
     rows: list[Row] = []
     for name, calls in _calls(mod["main"]).items():
-        func = _lowered(mod[name])
-        statements = func.body.seq if isinstance(func.body, tirx.SeqStmt) else [func.body]
-        views = {each.buffer: each.data.args[0] for each in statements if isinstance(each, tirx.DeclBuffer)}
-        found = [each for each in statements if isinstance(each, tirx.For | tirx.AttrStmt)]
-        for number, launch in enumerate(found):
+        for number, row in enumerate(read(mod[name])):
             suffix = f"_{number}" if number else ""  # as TVM names them
-            rows.append({"kernel": f"{name}_kernel{suffix}", "calls": calls, **_Reading(func, views, launch).row()})
+            rows.append({"kernel": f"{name}_kernel{suffix}", "calls": calls, **row})
     return rows
+
+
+def check_launches(mod: tvm.IRModule, limits: Limits, device: str) -> None:
+    """Raise CompileError for a kernel beyond the limits of the device: work-groups, local memory and registers."""
+    for name, func in mod.functions_items():
+        for row in read(func) if isinstance(func, tirx.PrimFunc) else ():
+            excess = limits.excess(*usage(row))
+            if excess:
+                raise CompileError(
+                    f"the kernel '{name.name_hint}' cannot run on {device}: it wants {excess}; "
+                    "build with --no-tuned, or for a device with more."
+                )
+
+
+def usage(row: Row) -> tuple[int, int, int]:
+    """Work-items of a work-group, bytes of local memory, registers of a work-item."""
+    return math.prod(row["group"]), row["local_bytes"], row["registers"]
+
+
+def read(func: tirx.PrimFunc) -> list[Row]:
+    """What each launch of a scheduled function does and needs."""
+    func = _lowered(func)
+    statements = func.body.seq if isinstance(func.body, tirx.SeqStmt) else [func.body]
+    views = {each.buffer: each.data.args[0] for each in statements if isinstance(each, tirx.DeclBuffer)}
+    found = [each for each in statements if isinstance(each, tirx.For | tirx.AttrStmt)]
+    return [_Reading(func, views, launch).row() for launch in found]
 
 
 def _calls(main: relax.Function) -> Counter[str]:
@@ -69,6 +97,10 @@ def _lowered(func: tirx.PrimFunc) -> tirx.PrimFunc:
         s_tir.transform.UnifyThreadBinding(),
         s_tir.transform.CompactBufferAllocation(),
         s_tir.transform.LowerOpaqueBlock(),
+        # Work-items that sum up together do so in local memory, which appears only here.
+        tirx.transform.BindTarget(tvm.target.Target({"kind": "opencl", "host": {"kind": "llvm"}})),
+        tirx.transform.FlattenBuffer(),
+        s_tir.transform.LowerThreadAllreduce(),
     ]
     return tvm.transform.Sequential(passes)(tvm.IRModule({"main": func}))["main"]
 
@@ -97,7 +129,7 @@ class _Reading:
             "bytes_loaded": self._counts["loaded"],
             "bytes_stored": self._counts["stored"],
             "local_bytes": self._memory["shared"],
-            "registers": INDICES + -(-self._memory["local"] // 4) + self._memory[FRAGMENTS] // NUMBERS,
+            "registers": INDICES + -(-self._memory["local"] // REGISTER) + self._memory[FRAGMENTS] // NUMBERS,
             "images": len(self._images),
         }
 

@@ -27,7 +27,7 @@ from tvm.s_tir import dlight
 from relay_patterns import Reading, Region, blocks, fuse_regions, layers
 from saevit_tvm.compiler import library, pipeline
 from saevit_tvm.compiler.importer import import_model
-from saevit_tvm.compiler.passes.check_launches import check_launches
+from saevit_tvm.compiler.launches import check_launches
 from saevit_tvm.compiler.passes.launch_regions import ExpandLaunches, LaunchRegions
 from saevit_tvm.compiler.passes.schedule import IS_SCHEDULED, SCHEDULE, ApplyRecords
 from schedules.gpu.declare import kernel_of

@@ -5,9 +5,7 @@ The device runs the whole artifact with its own copy of TVM's runtime; only inpu
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from multiprocessing.connection import wait
@@ -16,56 +14,31 @@ from typing import Any
 
 import numpy as np
 
-from saevit_tvm.errors import SaevitError, TargetError
+from saevit_tvm.errors import TargetError
 from saevit_tvm.runtime.artifact import read_manifest
 from saevit_tvm.tuning.measurers import rpc_address
 from saevit_tvm.tuning.tracker import Device, Tracker
-from saevit_tvm.verbs.child import die_with_parent, import_path
+from saevit_tvm.verbs.questions import REFUSED, Answers, answer, ask
 
-REFUSED = 3
 SECONDS = 300
 QUEUE_SECONDS = 120.0
 _NAIVE_ALLOCATOR = 1
 _DEVICES = {"llvm": (1,), "opencl": (4, 1), "cuda": (2, 1)}  # where a target's kernels run, and its host part
 
 
-def answers(address: str, artifact: Path, inputs: Sequence[np.ndarray], scratch: Path) -> list[list[np.ndarray]]:
+def answers(address: str, artifact: Path, inputs: Sequence[np.ndarray], scratch: Path) -> Answers:
     """The outputs for each input, from the device behind rpc://HOST:PORT/KEY."""
     rpc_address(address)  # wrong syntax is found here
-    asked, answered = scratch / "inputs.npz", scratch / "outputs.npz"
-    np.savez(asked, *inputs)
-    line = [
-        sys.executable,
-        "-m",
-        "saevit_tvm.verbs.device",
-        address,
-        str(artifact.absolute()),
-        str(asked),
-        str(answered),
-    ]
     try:
-        done = subprocess.run(
-            line,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            check=False,
-            timeout=QUEUE_SECONDS + SECONDS,
-            start_new_session=True,
-            env=os.environ | {"PYTHONPATH": import_path()},
-        )
+        reply = ask(__name__, [address, str(artifact.absolute())], inputs, scratch, QUEUE_SECONDS + SECONDS)
     except subprocess.TimeoutExpired as error:
         raise TargetError(f"the device behind {address} gave no answer within {SECONDS} s: look after it.") from error
-    words = [line.strip() for line in done.stderr.splitlines() if line.strip() and not line[0].isspace()]
-    if done.returncode == REFUSED:
-        raise TargetError(words[-1])
-    if done.returncode:
-        reason = words[-1].rstrip(".") if words else "no reason was given"
+    if reply.status == REFUSED:
+        raise TargetError(reply.words)
+    if reply.status:
+        reason = reply.words.rstrip(".")
         raise TargetError(f"the device behind {address} cannot run '{artifact.name}': {reason}.")
-    with np.load(answered) as saved:
-        outputs = [saved[f"arr_{index}"] for index in range(len(saved.files))]
-    each = len(outputs) // len(inputs)
-    return [outputs[start : start + each] for start in range(0, len(outputs), each)]
+    return reply.outputs
 
 
 def _lent(address: str) -> Device:
@@ -87,7 +60,7 @@ def _lent(address: str) -> Device:
         request.close()
 
 
-def _run(address: str, artifact: str, asked: str, answered: str) -> None:
+def _run(address: str, artifact: str, inputs: list[np.ndarray]) -> list[np.ndarray]:
     import tvm
     from tvm import rpc
 
@@ -98,12 +71,11 @@ def _run(address: str, artifact: str, asked: str, answered: str) -> None:
     devices = _DEVICES[read_manifest(artifact)["target"]["tvm"]["kind"]]
     machine["vm_initialization"](*(number for device in devices for number in (device, 0, _NAIVE_ALLOCATOR)))
     cpu, outputs = session.cpu(), []
-    with np.load(asked) as inputs:
-        for name in inputs.files:
-            machine["set_input"]("main", tvm.runtime.tensor(inputs[name], cpu))
-            machine["invoke_stateful"]("main")
-            outputs += [tensor.numpy() for tensor in _outputs(machine)]
-    np.savez(answered, *outputs)
+    for x in inputs:
+        machine["set_input"]("main", tvm.runtime.tensor(x, cpu))
+        machine["invoke_stateful"]("main")
+        outputs += [tensor.numpy() for tensor in _outputs(machine)]
+    return outputs
 
 
 def _outputs(machine: Any) -> list[Any]:
@@ -114,9 +86,4 @@ def _outputs(machine: Any) -> list[Any]:
 
 
 if __name__ == "__main__":
-    die_with_parent()
-    try:
-        _run(*sys.argv[1:])
-    except SaevitError as error:
-        print(error, file=sys.stderr)
-        sys.exit(REFUSED)
+    answer(_run)

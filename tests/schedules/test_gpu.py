@@ -435,7 +435,7 @@ def kernels() -> list[Any]:
 @pytest.mark.parametrize("name", LIMITS)
 def test_every_tiling_offered_fits_the_device(name: str) -> None:
     """And what a program is said to use is what its loops use, for some of the tilings."""
-    from saevit_tvm.compiler.passes.check_launches import launches, usage
+    from saevit_tvm.compiler.launches import read, usage
 
     limits, chance = LIMITS[name], random.Random(name)
     for kernel in kernels():
@@ -445,7 +445,7 @@ def test_every_tiling_offered_fits_the_device(name: str) -> None:
         assert all(limits.excess(*each) is None for each in used)
         chosen = chance.randrange(len(offered))
         func = kernel.generated(limits, dataclasses.asdict(offered[chosen]))
-        (counted,) = (usage(launch) for launch in launches(func) if usage(launch)[0] > 1)
+        (counted,) = (usage(row) for row in read(func) if usage(row)[0] > 1)
         assert counted == used[chosen]
 
 

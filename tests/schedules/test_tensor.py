@@ -174,13 +174,13 @@ def test_few_columns_are_shared_by_more_work_groups() -> None:
 @pytest.mark.parametrize("kernel", [POINTWISE[0][0], WITH_TAPS[0][0]], ids=["pointwise", "taps"])
 def test_every_tiling_offered_fits_the_gpu(kernel: TensorConv) -> None:
     """And what a program is said to use is what its loops use."""
-    from saevit_tvm.compiler.passes.check_launches import launches, usage
+    from saevit_tvm.compiler.launches import read, usage
 
     offered = kernel.tilings(LIMITS_90)
     assert len(offered) > 20 and offered[0] == kernel.default(LIMITS_90)
     for chosen in random.Random(0).sample(offered, 3):
         func = kernel.generated(LIMITS_90, dataclasses.asdict(chosen))
-        (counted,) = (usage(launch) for launch in launches(func) if usage(launch)[0] > 1)
+        (counted,) = (usage(row) for row in read(func) if usage(row)[0] > 1)
         assert counted == kernel.program(LIMITS_90, chosen).usage
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import tvm
 from tvm import relax, tirx
 
-from relay_patterns import Reading, Region, read_composite
+from relay_patterns import Reading, Region
+from saevit_tvm.compiler.passes.region_calls import Rewriter, replace_regions
 from saevit_tvm.compiler.passes.rewriting import shape_of
 from saevit_tvm.compiler.passes.schedule import IS_SCHEDULED, SCHEDULE
 from schedules.gpu.cast import Cast
@@ -30,65 +31,52 @@ class LaunchRegions:
         self.limits, self.dtype = limits, dtype
 
     def transform_module(self, mod: tvm.IRModule, _context: tvm.transform.PassContext) -> tvm.IRModule:
-        rewriter = _Rewriter(mod, self.limits, self.dtype)
-        for name, func in list(mod.functions_items()):
-            if isinstance(func, relax.Function) and rewriter.region_of(name) is None:
-                rewriter.builder_.update_func(name, rewriter.visit_expr(func))
-        return relax.transform.DeadCodeElimination()(rewriter.builder_.finalize())
+        return replace_regions(mod, _Launching(self.limits, self.dtype))
 
 
-@relax.expr_functor.mutator
-class _Rewriter(relax.PyExprMutator):
-    def __init__(self, mod: tvm.IRModule, limits: Limits, dtype: str) -> None:
-        super().__init__(mod)
-        self._mod, self._limits, self._dtype = mod, limits, dtype
+class _Launching:
+    def __init__(self, limits: Limits, dtype: str) -> None:
+        self._limits, self._dtype = limits, dtype
         self._stored: dict[relax.Var, relax.Expr] = {}  # values of regions, as their last kernel stored them
 
-    def region_of(self, name: tvm.ir.GlobalVar) -> tuple[Region, Reading] | None:
-        func = self._mod[name]
-        return read_composite(func) if isinstance(func, relax.Function) else None
-
-    def visit_call_(self, call: relax.Call) -> relax.Expr:
-        call = super().visit_call_(call)
-        found = self.region_of(call.op) if isinstance(call.op, tvm.ir.GlobalVar) else None
-        return self._launched(call.args[0], *found) if found else call
-
-    def _launched(self, data: relax.Expr, region: Region, reading: Reading) -> relax.Expr:
+    def __call__(self, rewriter: Rewriter, call: relax.Call, region: Region, reading: Reading) -> relax.Expr:
         """The region's value in float32; where another region reads it, the conversion is dead code."""
-        data = self._as_stored(data)
+        data = self._as_stored(rewriter, call.args[0])
         if data.ty.dtype != self._dtype and region.name != "conv":  # which reads either
-            data = self._cast(data, self._dtype)
+            data = _cast(rewriter, data, self._dtype)
         lowered = lower(region.name, reading.shape, reading.weights, self._limits, self._dtype, str(data.ty.dtype))
         assert lowered is not None, f"{region.name} was accepted before and has no kernels now"
         values: Values = {name: relax.const(value, str(value.dtype)) for name, value in lowered.constants.items()}
         values["x"] = data
         for launch in lowered.launches:
-            values[launch.writes] = self._called(launch, values)
+            values[launch.writes] = _called(rewriter, launch, values)
         out = values["out"]
         if out.ty.dtype == WIDE:
             return out
-        widened = self._cast(out, WIDE)
+        widened = _cast(rewriter, out, WIDE)
         self._stored[widened] = out
         return widened
 
-    def _as_stored(self, data: relax.Expr) -> relax.Expr:
+    def _as_stored(self, rewriter: Rewriter, data: relax.Expr) -> relax.Expr:
         """What a region stored, if that is what the variable stands for."""
         value = data
         while isinstance(value, relax.Var):
             if value in self._stored:
                 return self._stored[value]
-            value = self.lookup_binding(value)
+            value = rewriter.lookup_binding(value)
         return data
 
-    def _cast(self, data: relax.Expr, dtype: str) -> relax.Expr:
-        kernel = Cast(shape_of(data), str(data.ty.dtype), dtype)
-        return self._called(Launch(kernel, ("x",), "out"), {"x": data})
 
-    def _called(self, launch: Launch, values: Values) -> relax.Expr:
-        kernel, out = self.builder_.add_func(declare(launch.kernel), launch.name), launch.kernel.out
-        result = relax.TensorType(out.extents, out.dtype)
-        called = relax.call_tir(kernel, [values[name] for name in launch.reads], out_ty=result)
-        return self.builder_.emit(called)
+def _cast(rewriter: Rewriter, data: relax.Expr, dtype: str) -> relax.Expr:
+    kernel = Cast(shape_of(data), str(data.ty.dtype), dtype)
+    return _called(rewriter, Launch(kernel, ("x",), "out"), {"x": data})
+
+
+def _called(rewriter: Rewriter, launch: Launch, values: Values) -> relax.Expr:
+    kernel, out = rewriter.builder_.add_func(declare(launch.kernel), launch.name), launch.kernel.out
+    result = relax.TensorType(out.extents, out.dtype)
+    called = relax.call_tir(kernel, [values[name] for name in launch.reads], out_ty=result)
+    return rewriter.builder_.emit(called)
 
 
 @tvm.ir.transform.module_pass(opt_level=0, name="ExpandLaunches")

@@ -8,7 +8,7 @@ from tvm import relax, tirx
 from tvm.relax import transform
 from tvm.s_tir import dlight
 
-from saevit_tvm.compiler.passes.check_launches import check_launches
+from saevit_tvm.compiler.launches import check_launches
 from saevit_tvm.errors import CompileError
 from schedules.gpu.conv import Conv
 from schedules.gpu.devices import GENERIC, LIMITS, Limits
