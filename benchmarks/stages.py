@@ -16,6 +16,7 @@ import tvm
 from relay_patterns import Region, blocks, layers
 from saevit_tvm.compiler import library, pipeline
 from saevit_tvm.compiler.importer import import_model
+from saevit_tvm.runtime.engine import configure_thread_pool
 from schedules.cpu.isa import isa_of
 
 Name = TypeVar("Name")
@@ -62,7 +63,7 @@ def in_turns(
     executables: Mapping[Name, Any], example: np.ndarray, threads: int, seconds: float
 ) -> dict[Name, tuple[list[float], np.ndarray]]:
     """Milliseconds of each, in this process and in turns, and what it answers (its first output)."""
-    tvm.get_global_func("runtime.config_threadpool")(1, threads)
+    configure_thread_pool(threads)  # TVM's own setting binds both threads to one core of a virtual machine
     machines = {name: tvm.relax.VirtualMachine(made, tvm.cpu()) for name, made in executables.items()}
     x = tvm.runtime.tensor(example)
     times: dict[Name, list[float]] = {name: [] for name in machines}

@@ -172,7 +172,7 @@ class _Machine:
     """One virtual machine, made and used by one thread."""
 
     def __init__(self, library: _Library, spec: TensorSpec, threads: int) -> None:
-        _configure_thread_pool(threads)
+        configure_thread_pool(threads)
         machine = abi.module_function(library.module, "vm_load_executable")()
         devices = [number for device in library.devices for number in (device, 0, _POOLED_ALLOCATOR)]
         abi.module_function(machine, "vm_initialization")(*devices)
@@ -264,7 +264,7 @@ def _physical_cores() -> int:
     return len(cores)
 
 
-def _configure_thread_pool(threads: int) -> None:
+def configure_thread_pool(threads: int) -> None:
     """Give the calling thread a TVM pool of this size, on any cores.
 
     Two of TVM's habits can be changed in the environment only, and who sets these variables himself is heard.
