@@ -6,4 +6,5 @@ EXTRAS="[test]" . scripts/setup.sh
 ruff check .
 ruff format --check .
 mypy
-python -m pytest "$@"
+# Two at a time: most of a test is waiting for a process of its own. A file stays in one worker, for what its tests share.
+python -m pytest -n 2 --dist loadfile "$@"
