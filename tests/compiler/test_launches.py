@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import tvm
 from tvm import relax, tirx
@@ -17,8 +19,8 @@ from schedules.gpu.fallback import fallback_rules
 
 @pytest.fixture(scope="module")
 def ours() -> tvm.IRModule:
-    """A convolution as for an Adreno: 128 work-items, 2 KB of local memory, some 90 registers."""
-    kernel = Conv(1, 16, 16, 16, 64).generated(LIMITS["adreno"])
+    """A convolution as for an Adreno without images: 128 work-items, 2 KB of local memory, some 90 registers."""
+    kernel = Conv(1, 16, 16, 16, 64).generated(replace(LIMITS["adreno"], texels=0))
     return tvm.IRModule({"project": kernel.with_attr("global_symbol", "project")})
 
 
