@@ -176,8 +176,8 @@ def test_missing_cpu_feature(sample: Any, forged: Any) -> None:
 
 
 def test_other_device(sample: Any, forged: Any) -> None:
-    target = {**sample.manifest["target"], "name": "cuda", "tvm": {"kind": "cuda"}}
-    assert "device of kind cuda" in refusal(forged({"target": target}))
+    target = {**sample.manifest["target"], "name": "rocm", "tvm": {"kind": "rocm"}}
+    assert "device of kind rocm" in refusal(forged({"target": target}))
 
 
 @pytest.mark.parametrize(("key", "version"), [("tvm", "0.26.0"), ("tvm", "1.27.0"), ("tvm_ffi", "0.2.0")])

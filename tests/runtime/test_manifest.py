@@ -23,6 +23,27 @@ DOCUMENTS: dict[str, dict[str, Any]] = {
     "bench": {
         "results": [{"name": "torch", "threads": 1, "median_ms": 2, "p10_ms": 1.5, "p90_ms": 3.0, "ratio": None}]
     },
+    "tune-export": {
+        "exported": "xs.tar",
+        "candidates": 9,
+        "kernels": 3,
+        "failed": 0,
+        "bytes": 1000,
+        "target": "cuda-sm_90",
+        "dtype": "float32",
+        "seconds": 1.5,
+    },
+    "tune-import": {
+        "imported": "results.jsonl",
+        "new": 8,
+        "known": 1,
+        "valid": 8,
+        "failed": 1,
+        "machines": [{"device": "a GPU"}],
+        "target": "cuda-sm_90",
+        "store": "store",
+        "seconds": 0.5,
+    },
     "emulated": {
         "machine": "qemu, cortex-a76 model",
         "kind": "a model",
