@@ -395,7 +395,7 @@ def serve(folder: Path, manifest: Row, options: argparse.Namespace) -> int:
                 tell(bench.step(json.loads(line)))
             except Exception as error:  # whatever a contender trips over is its row in the table
                 words = (str(error).strip().splitlines() or [""])[0][:300]
-                harmless = isinstance(error, NotImplementedError | Refused)  # else the GPU may answer nothing any more
+                harmless = isinstance(error, Refused)  # else the GPU may answer nothing any more
                 tell({"error": f"{type(error).__name__}: {words}", "lost": not harmless})
     return 0
 
@@ -449,7 +449,7 @@ class Bench:
         import torch
 
         if self.device.type != "cuda":
-            raise NotImplementedError("CUDA graphs need CUDA")
+            raise Refused("CUDA graphs need CUDA")
         module, given = self._module(step["model"], step["dtype"]), self._given(step, pictures)
         still = given[0].clone()
         side = torch.cuda.Stream()
@@ -497,9 +497,9 @@ class Bench:
 
         wanted = "CUDAExecutionProvider" if self.device.type == "cuda" else "CPUExecutionProvider"
         if wanted not in onnxruntime.get_available_providers():
-            raise NotImplementedError(f"this onnxruntime has no {wanted}")
+            raise Refused(f"this onnxruntime has no {wanted}")
         if step["dtype"] not in ("float32", "tf32"):
-            raise NotImplementedError("it is measured in float32 only")
+            raise Refused("it is measured in float32 only")
         path = self.folder / f"{step['model']}-b{step['batch']}.onnx"
         if not path.exists():
             module = self._module(step["model"], "float32").cpu()
