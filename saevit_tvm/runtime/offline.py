@@ -601,9 +601,9 @@ def decoded(line: bytes) -> dict[str, Any] | None:
     body = line[len(b'{"check":"","record":') + 16 : -2]
     try:
         record = json.loads(body)
-    except (ValueError, RecursionError):
+        return record if isinstance(record, dict) and encoded(record) == line else None
+    except (ValueError, RecursionError):  # also of numbers that are none, which are never written
         return None
-    return record if isinstance(record, dict) and encoded(record) == line else None
 
 
 class Results:

@@ -18,7 +18,7 @@ from typing import Any
 
 import jsonschema
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from saevit_tvm import targets
@@ -285,6 +285,7 @@ def test_lines_that_say_nonsense_are_a_sentence(field: str, value: Any, tmp_path
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.binary(max_size=200))
+@example(data=b'{"check":"0123456789abcdef","record":{"kind":NaN}}\n')
 def test_any_file_is_results_or_a_sentence(data: bytes, tmp_path: Path) -> None:
     path = tmp_path / "results.jsonl"
     path.write_bytes(data)
