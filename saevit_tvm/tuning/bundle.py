@@ -9,10 +9,12 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import lzma
 import os
 import platform
 import re
 import tarfile
+import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -253,7 +255,7 @@ def _content(path: Path) -> bytes:
                     file = tar.extractfile(member)
                     assert file is not None
                     return file.read()
-    except (OSError, tarfile.TarError, EOFError, ValueError) as error:
+    except (OSError, tarfile.TarError, lzma.LZMAError, zlib.error, EOFError, ValueError) as error:
         words = getattr(error, "strerror", None) or error
         raise TuningError(
             f"'{path}' cannot be read ({words}): give the {offline.RESULTS} that run.py wrote."

@@ -6,6 +6,7 @@ import ast
 import hashlib
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -291,6 +292,19 @@ def test_any_file_is_results_or_a_sentence(data: bytes, tmp_path: Path) -> None:
     path.write_bytes(data)
     with pytest.raises(TuningError, match="give the"):
         bundle.read_results(path)
+
+
+@pytest.mark.parametrize("end", ["gz", "xz"])
+def test_a_damaged_archive_is_a_sentence(end: str, tmp_path: Path) -> None:
+    path, results = tmp_path / f"back.tar.{end}", tmp_path / "results.jsonl"
+    results.write_bytes(bytes(range(256)) * 2000 + random.Random(1).randbytes(100_000))
+    with tarfile.open(path, bundle.MODES[f".{end}"]) as tar:
+        tar.add(results, "micro/results.jsonl")
+    whole = path.read_bytes()
+    for at in range(1000, len(whole) - 1000, len(whole) // 20):
+        path.write_bytes(whole[:at] + bytes(each ^ 0x55 for each in whole[at : at + 64]) + whole[at + 64 :])
+        with pytest.raises(TuningError, match="give the"):
+            bundle.read_results(path)
 
 
 def test_wrong_usage(cli: Callable[..., Any], tmp_path: Path) -> None:
