@@ -55,7 +55,7 @@ class Exported:
 
 
 def check_name(path: Path) -> None:
-    if path.suffix not in MODES or path.is_dir():
+    if path.suffix not in MODES or path.name.startswith(".") or path.is_dir():
         raise UsageError(
             f"'{path}' cannot be the file of candidates: give a name that ends in .tar, .tar.gz or .tar.xz."
         )
@@ -70,7 +70,7 @@ def export(
     *,
     folder: str,
     tolerance: float,
-    with_runtime: bool,
+    runtime: Mapping[str, Path],
     say: Say,
 ) -> Exported:
     """Compile the most promising candidates and put them into one archive, in which they are in one folder."""
@@ -84,8 +84,7 @@ def export(
     finally:
         builders.pool.kill()
     if not built:
-        kinds = "; ".join(sorted({str(result.words) for result in failures})) or "every candidate was measured already"
-        raise TuningError(f"there is no candidate to export: {kinds}.")
+        raise _nothing_to_export(failures)
     files = _Files()
     kernels = {key: _kernel(task, references.get(key), files) for key, task in tasks.items()}
     manifest = {
@@ -104,10 +103,18 @@ def export(
     }
     files.add(offline.MANIFEST, json.dumps(manifest, indent=1).encode())
     files.add(PROGRAM, Path(offline.__file__).read_bytes())
-    for name, library in runtime_libraries(target, with_runtime).items():
+    for name, library in runtime.items():
         files.add(f"{offline.RUNTIME}/{name}", library.read_bytes())
     files.write(path, folder)
     return Exported(len(built), len(kernels), len(failures), path.stat().st_size)
+
+
+def _nothing_to_export(failures: Sequence[Result]) -> TuningError:
+    if failures:
+        words = f"none of {len(failures)} compiles; the last one's own words: {failures[-1].words}"
+    else:
+        words = "every schedule was measured already; 'saevit-tvm build' uses the best."
+    return TuningError(f"there is no candidate to export: {words}")
 
 
 def _compiled(

@@ -108,6 +108,7 @@ def export_candidates(
 
     bundle.check_name(path)
     chosen = _target(target, threads, dtype)
+    runtime = bundle.runtime_libraries(chosen, with_runtime)
     what = {"model": model, "weights": weights, "batch": batch, "image_size": image_size}
     session = _session(chosen, store, dtype, say, what)
     with workspace.staging(path.parent) as staged, workspace.scratch() as scratch:
@@ -119,7 +120,7 @@ def export_candidates(
             scratch,
             folder=path.name.partition(".")[0],
             tolerance=parity.TOLERANCE[dtype],
-            with_runtime=with_runtime,
+            runtime=runtime,
             say=say,
         )
         workspace.place([(staged / path.name, path)])

@@ -309,7 +309,11 @@ def test_a_damaged_archive_is_a_sentence(end: str, tmp_path: Path) -> None:
 
 def test_wrong_usage(cli: Callable[..., Any], tmp_path: Path) -> None:
     refused(cli("tune", "--export-candidates", "x.zip"), 2, "x.zip", ".tar.xz")
+    refused(cli("tune", "--export-candidates", ".tar.xz"), 2, ".tar.xz", "give a name")
     refused(cli("tune", "--with-runtime"), 2, "--export-candidates")
+    refused(
+        cli("tune", "--target", "rpi5", "--with-runtime", "--export-candidates", "x.tar"), 2, "rpi5", "leave it out"
+    )
     refused(cli("tune", "--export-candidates", "x.tar", "--measure", "qemu"), 2, "--measure", "leave it out")
     refused(cli("tune", "--import-results", "x", "--trials", "3"), 2, "--trials")
     refused(cli("tune", "--import-results", tmp_path / "none"), 1, "none", "No such file")
