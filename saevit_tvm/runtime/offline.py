@@ -3,9 +3,10 @@
 
     python3 run.py [--seconds N] [--results FILE] [--runtime FOLDER]
 
-Each result is on the disk before the next candidate begins; the same command goes on after the last one, whatever
-ended it. A candidate that crashes or hangs costs a worker process and nothing else. What a kernel computes is compared
-with what its reference beside it computes, on random numbers, into memory that was filled with NaN.
+Each result is on the disk before the next candidate begins (failures as soon as anything has worked); the same command
+goes on after the last one, whatever ended it. A candidate that crashes or hangs costs a worker process and nothing
+else. What a kernel computes is compared with what its reference beside it computes, on random numbers, into memory that
+was filled with NaN.
 
 This file travels alone: it needs neither the package that it is from, nor NumPy, nor the compiler.
 """
@@ -425,7 +426,8 @@ def _nvidia_driver() -> str | None:
 
 def _require_device(runtime: Runtime, target: dict[str, Any]) -> None:
     if not runtime.exists():
-        raise Failure("there is no GPU here, or its driver does not start: see with nvidia-smi what there is.")
+        look = "nvidia-smi" if runtime.kind == "cuda" else "clinfo"
+        raise Failure(f"there is no GPU here, or its driver does not start: see with {look} what there is.")
     if runtime.kind != "cuda":
         return
     have = int(str(runtime.attribute(4)).replace(".", ""))
@@ -460,8 +462,6 @@ def serve(bundle: Bundle, folders: Sequence[Path], descriptor: int) -> None:
                 return
             except RuntimeError as error:
                 say(failure="run failed", words=str(error)[:600])
-                if runtime.kind == "cuda":
-                    return  # after many an error a GPU answers nothing any more in this process
 
 
 class Child:
@@ -518,7 +518,7 @@ class Child:
         if "refused" in told:
             raise Failure(told["refused"])
         if "result" not in told:
-            self._end()
+            self._end()  # after many an error a GPU answers nothing any more in that process
         return told.get("result") or {"failure": told["failure"], "words": told["words"]}
 
     def _answer(self, seconds: float) -> dict[str, Any]:
@@ -644,7 +644,10 @@ class Results:
 
 
 def measure_all(bundle: Bundle, results: Results, child: Child, seconds: float | None) -> Iterator[dict[str, Any]]:
-    """Each candidate that has no result yet, in order, and what became of it. Failures wait for the first success."""
+    """Each candidate that has no result yet, in order, and what became of it.
+
+    Failures wait for the first success: without one they may be the machine's fault, and are not kept.
+    """
     candidates = bundle.manifest["candidates"]
     todo = [index for index, each in enumerate(candidates) if index not in results.done]
     if not todo:
@@ -655,7 +658,7 @@ def measure_all(bundle: Bundle, results: Results, child: Child, seconds: float |
     proven, waiting = False, []
     for index in todo:
         if end is not None and time.monotonic() > end:
-            return
+            break
         told = child.measure(index)
         record = {"kind": "result", "candidate": index, "run_secs": [], "failure": None, "words": None, **told}
         waiting.append({**record, "time": now()})
@@ -665,8 +668,10 @@ def measure_all(bundle: Bundle, results: Results, child: Child, seconds: float |
                 results.add(each)
             waiting = []
         elif len(waiting) >= UNPROVEN:
-            raise Failure(f"none of {len(waiting)} candidates could be measured; the last one's words: {told['words']}")
+            break
         yield record
+    if waiting:
+        raise Failure(f"none of {len(waiting)} candidates could be measured; the last one's words: {told['words']}")
 
 
 def now() -> str:

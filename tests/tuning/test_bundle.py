@@ -192,6 +192,14 @@ def test_a_candidate_that_crashes_or_lies_costs_only_itself(exported: Path, tmp_
     assert results[3]["failure"] == "run crashed" and "signal 11" in results[3]["words"]
     assert results[5]["failure"] == "run failed" and "unwritten" in results[5]["words"]
     assert sum(bool(record["run_secs"]) for record in results.values()) == 10
+    # With nothing left but failures it is an error, and they are not written down: it may be the machine.
+    path = folder / "results.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    kept = [line for line in lines if (offline.decoded(line) or {}).get("failure") is None]
+    path.write_bytes(b"".join(kept))
+    again = run(folder)
+    assert again.returncode == 1 and len(again.stderr.splitlines()) == 1, again.stderr
+    assert "none of 2 candidates could be measured" in again.stderr and counted(path) == 10
 
 
 @pytest.mark.slow
