@@ -14,9 +14,13 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import cache
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from saevit_tvm.runtime.offline import Graph
 
 PR_SET_PDEATHSIG = 1
 REPEATS = 3
@@ -130,14 +134,22 @@ def timed(module: Any, device: Any, tensors: list[Any], hopeless: float) -> list
 
 def replayed(module: Any, device: Any, tensors: list[Any], hopeless: float) -> list[float]:
     """The same by replays of a CUDA graph, as an artifact launches kernels."""
-    from saevit_tvm.runtime import cuda
-    from saevit_tvm.runtime.offline import LAUNCH_SECONDS, Graph
+    from saevit_tvm.runtime.offline import LAUNCH_SECONDS
 
     (once,) = module.time_evaluator("main", device, number=1, repeat=1)(*tensors).results
     if once > hopeless + LAUNCH_SECONDS:
         return [once]
     main = module["main"]
-    return Graph(*cuda.libraries()).seconds(lambda: main(*tensors), once, REPEATS, REPEAT_MS)
+    return _graph().seconds(lambda: main(*tensors), once, REPEATS, REPEAT_MS)
+
+
+@cache
+def _graph() -> Graph:
+    """One for all candidates: it has a stream and events of its own, which nobody gives back."""
+    from saevit_tvm.runtime import cuda
+    from saevit_tvm.runtime.offline import Graph
+
+    return Graph(*cuda.libraries())
 
 
 _session: Any = None  # with the device that `reach` has reached, until `run_remotely` is done with it
