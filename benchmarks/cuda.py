@@ -63,7 +63,7 @@ def main() -> int:
     make.add_argument("--out", type=Path, default=Path("cuda.tar.xz"))
     take = halves.add_parser("measure", help="measure what is beside this file")
     take.add_argument("--seconds", type=float, help="begin no step after so long")
-    take.add_argument("--contenders", type=_listed, help=f"of: {', '.join(CONTENDERS)}; default: all, in rounds")
+    take.add_argument("--contenders", type=_contenders, help=f"of: {', '.join(CONTENDERS)}; default: all, in rounds")
     take.add_argument("--runtime", type=Path, action="append", default=[], help="folder of libtvm_runtime.so")
     take.add_argument("--worker", type=int, help=argparse.SUPPRESS)
     halves.add_parser("table", help="show what has been measured")
@@ -75,6 +75,9 @@ def main() -> int:
     except Refused as error:
         print(f"{Path(__file__).name}: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print(f"{Path(__file__).name}: stopped; what was measured is kept", file=sys.stderr)
+        return 130
 
 
 class Refused(Exception):
@@ -83,6 +86,12 @@ class Refused(Exception):
 
 def _listed(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _contenders(text: str) -> list[str]:
+    if unknown := set(_listed(text)) - set(CONTENDERS):
+        raise argparse.ArgumentTypeError(f"there is no {min(unknown)}; there are {', '.join(CONTENDERS)}")
+    return _listed(text)
 
 
 def say(line: str) -> None:
@@ -129,10 +138,13 @@ def prepare(options: argparse.Namespace) -> int:
 
     from saevit_tvm import targets
     from saevit_tvm.errors import SaevitError
-    from saevit_tvm.tuning.bundle import MODES
+    from saevit_tvm.tuning.bundle import MODES, check_name
 
-    if options.out.suffix not in MODES:
-        raise Refused(f"'{options.out}' cannot be written: give a name that ends in .tar, .tar.gz or .tar.xz")
+    try:
+        check_name(options.out)
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+    except (SaevitError, OSError) as error:
+        raise Refused(str(error)) from error
     with tempfile.TemporaryDirectory(dir=options.out.parent) as scratch:
         name = options.out.name.partition(".")[0]
         folder = Path(scratch) / name
@@ -308,11 +320,11 @@ def _read_manifest(folder: Path) -> Row:
 
 def _rows(path: Path) -> list[Row]:
     """The results so far, a line that a kill cut off left out."""
-    text = path.read_text() if path.exists() else ""
-    lines = text[: text.rfind("\n") + 1].splitlines()
-    if len(text) > text.rfind("\n") + 1:
-        path.write_text("".join(f"{line}\n" for line in lines))
-    return [json.loads(line) for line in lines]
+    data = path.read_bytes() if path.exists() else b""
+    whole = data[: data.rfind(b"\n") + 1]
+    if len(whole) < len(data):
+        os.truncate(path, len(whole))
+    return [json.loads(line) for line in whole.splitlines()]
 
 
 def _named(step: Row) -> str:
@@ -347,8 +359,9 @@ class Worker:
 
     def ask(self, step: Row, seconds: float) -> Row:
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(step).encode() + b"\n")
-        self._process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # it ended meanwhile, which its answer will say
+            self._process.stdin.write(json.dumps(step).encode() + b"\n")
+            self._process.stdin.flush()
         return self._answer(seconds)
 
     def _answer(self, seconds: float) -> Row:

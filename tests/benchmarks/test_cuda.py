@@ -43,6 +43,8 @@ def bench(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.slow
 def test_prepare_and_measure_on_this_cpu(packed: Callable[..., Path]) -> None:
     folder = packed("--target", "native", *MICRO, "1,3")
+    mistyped = bench(folder, "measure", "--contenders", "saevit")
+    assert mistyped.returncode == 2 and "there is no saevit; there are saevit-tvm, torch" in mistyped.stderr
     done = bench(folder, "measure", "--contenders", "saevit-tvm,torch")
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
