@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from saevit_tvm.errors import UsageError
 from saevit_tvm.targets import Target
-from saevit_tvm.tuning.measure import BUILD_SECONDS, RUN_SECONDS, Candidate, LocalMeasurer, Result
+from saevit_tvm.tuning.measure import BUILD_SECONDS, DRIVER_SECONDS, RUN_SECONDS, Candidate, LocalMeasurer, Result
 
 Say = Callable[[str], None]
 Opener = Callable[[Target, Say], "Measurer"]
@@ -65,7 +65,7 @@ def longest_seconds(where: str, cluster: str | None = None) -> float:
 
         return BUILD_SECONDS + MOST_AT_A_TIME * RUN_SECONDS
     if where == "local":
-        return RUN_SECONDS
+        return RUN_SECONDS + DRIVER_SECONDS
     if where == "qemu":
         from saevit_tvm.tuning import emulated
 

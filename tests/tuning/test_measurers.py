@@ -43,7 +43,7 @@ def test_a_cluster_measures_by_itself() -> None:
 
 
 def test_a_stop_waits_for_the_slowest_measurement() -> None:
-    assert longest_seconds("local") >= measure.RUN_SECONDS
+    assert longest_seconds("local") >= measure.RUN_SECONDS + measure.DRIVER_SECONDS  # on an OpenCL device
     assert longest_seconds("rpc://board:9190/rpi4") >= rpc.REACH_SECONDS + rpc.RUN_SECONDS
     assert longest_seconds("qemu") >= 2 * emulated.RUN_SECONDS
     assert longest_seconds("local", "local:2") > longest_seconds("local")
