@@ -165,9 +165,38 @@ def test_what_is_measured_is_not_proposed_again(root: Path, target: targets.Targ
     assert len({candidate.key for _, candidate in proposed} - known) == 6
 
 
+def test_the_default_is_proposed_first_and_once(
+    tmp_path: Path, target: targets.Target, matmul: Callable[..., Any]
+) -> None:
+    """Of a kernel whose schedules are all known beforehand; what the store has of them is not made again."""
+    from tvm.s_tir import Schedule
+    from tvm.s_tir.meta_schedule.space_generator import ScheduleFn
+
+    from saevit_tvm.tuning.session import Session
+    from saevit_tvm.tuning.store import Trial, now
+
+    def schedules(schedule: Schedule) -> list[Schedule]:
+        made = [Schedule(schedule.mod) for _ in (2, 4, 8)]
+        for one, lanes in zip(made, (2, 4, 8), strict=True):
+            one.vectorize(one.split(one.get_loops(one.get_sblock("C"))[1], [None, lanes])[1])
+        return made
+
+    def proposals() -> list[Any]:
+        space = ScheduleFn(schedules, [], [], {})
+        session = Session([matmul()], target, Store(tmp_path, target), model="test", space_for=lambda _: space)
+        return session.proposals(9)
+
+    (task, first), *others = proposals()
+    assert [first.key] == [each.key for each in task.default()] and len(others) == 2
+    told = {"model": "test", "task": "matmul", "target": target.fingerprint, "machine": {}, "versions": {}}
+    trial = Trial(task.workload.key, first.key, first.trace, (1e-3,), None, None, **told, time=now())
+    Store(tmp_path, target).add(trial, task.workload)
+    assert {each.key for _, each in proposals()} == {each.key for _, each in others}
+
+
 @pytest.mark.slow
 def test_a_candidate_that_crashes_or_lies_costs_only_itself(exported: Path, tmp_path: Path) -> None:
-    """One library kills its process, another does nothing at all, a third computes something else."""
+    """One library kills its process, another does nothing at all or hangs, a third computes something else."""
     if HERE == "native":
         pytest.skip("needs kernels with a reference")
     folder = tmp_path / "micro"
@@ -175,11 +204,14 @@ def test_a_candidate_that_crashes_or_lies_costs_only_itself(exported: Path, tmp_
     manifest = json.loads((folder / "bundle.json").read_text())
     candidates, kernels = manifest["candidates"], manifest["kernels"]
     source = tmp_path / "bad.c"
-    for index, body in ((3, "*(volatile int *)0 = 1;"), (5, "")):
-        source.write_text(f"int __tvm_ffi_main(void *s, void *a, int n, void *r) {{ {body} return 0; }}")
+    for index, body in ((3, "*(volatile int *)0 = 1;"), (5, f'while (!access("{tmp_path}/hang", 0));')):
+        call = f"int __tvm_ffi_main(void *s, void *a, int n, void *r) {{ {body} return 0; }}"
+        source.write_text(f"extern int access(const char *path, int mode);\n{call}")
         place = folder / candidates[index]["file"]
         subprocess.run(["cc", "-shared", "-fPIC", "-o", place, source], check=True)
-    for index in (3, 5):
+    wrong = folder / candidates[7]["file"]
+    wrong.write_bytes(wrong.read_bytes().replace(b"= 0.000000e+00f", b"= 1.000000e+00f"))  # where its sums begin
+    for index in (3, 5, 7):
         candidates[index]["sha256"] = _sha256(folder / candidates[index]["file"])
     kernels[candidates[4]["kernel"]]["reference"] = None
     (folder / "bundle.json").write_text(json.dumps(manifest))
@@ -191,15 +223,19 @@ def test_a_candidate_that_crashes_or_lies_costs_only_itself(exported: Path, tmp_
     assert len(results) == 12
     assert results[3]["failure"] == "run crashed" and "signal 11" in results[3]["words"]
     assert results[5]["failure"] == "run failed" and "unwritten" in results[5]["words"]
-    assert sum(bool(record["run_secs"]) for record in results.values()) == 10
+    assert results[7]["failure"] == "run failed" and "deviates from the reference's" in results[7]["words"]
+    assert sum(bool(record["run_secs"]) for record in results.values()) == 9
     # With nothing left but failures it is an error, and they are not written down: it may be the machine.
     path = folder / "results.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
     kept = [line for line in lines if (offline.decoded(line) or {}).get("failure") is None]
     path.write_bytes(b"".join(kept))
+    (tmp_path / "hang").touch()
+    (folder / "run.py").write_text(Path(offline.__file__).read_text().replace("_SECONDS = 60.0", "_SECONDS = 4.0"))
     again = run(folder)
     assert again.returncode == 1 and len(again.stderr.splitlines()) == 1, again.stderr
-    assert "none of 2 candidates could be measured" in again.stderr and counted(path) == 10
+    assert "none of 3 candidates could be measured" in again.stderr and counted(path) == 9
+    assert "run timed out" in again.stdout
 
 
 @pytest.mark.slow
@@ -218,6 +254,21 @@ def test_a_damaged_bundle_is_a_sentence(exported: Path, tmp_path: Path) -> None:
 # What comes back -----------------------------------------------------------
 
 
+@pytest.mark.slow
+def test_results_of_kernels_that_are_not_ours_are_refused(measured: Path, tmp_path: Path) -> None:
+    first, *rest = lines_of(measured)
+    manifest = json.loads(first["manifest"])
+    one, other = manifest["candidates"][:2]
+    one["key"], other["key"] = other["key"], one["key"]
+    first["manifest"] = json.dumps(manifest)
+    first["bundle"] = offline.digest(first["manifest"])
+    path = tmp_path / "results.jsonl"
+    path.write_bytes(b"".join(map(offline.encoded, [first, *rest])))
+    with pytest.raises(TuningError, match=r"are not this version's .* export and measure them again"):
+        bundle.take(bundle.read_results(path), tmp_path / "store", tmp_path / "scratch")
+    assert not list((tmp_path / "store").glob("*/records.jsonl"))
+
+
 def test_results_of_another_bundle_are_not_mixed(tmp_path: Path) -> None:
     text = json.dumps({"what": offline.WHAT, "format": 1, "target": {"kind": "llvm"}, "candidates": []})
     (tmp_path / "bundle.json").write_text(text)
@@ -225,6 +276,16 @@ def test_results_of_another_bundle_are_not_mixed(tmp_path: Path) -> None:
     (tmp_path / "bundle.json").write_text(text + " ")
     with pytest.raises(offline.Failure, match="the results of other candidates"):
         offline.Results(tmp_path / "r.jsonl", offline.Bundle(tmp_path))
+
+
+def test_two_programs_do_not_write_one_file(tmp_path: Path) -> None:
+    text = json.dumps({"what": offline.WHAT, "format": 1, "target": {"kind": "llvm"}, "candidates": []})
+    (tmp_path / "bundle.json").write_text(text)
+    first = offline.Results(tmp_path / "r.jsonl", offline.Bundle(tmp_path))
+    before = first.path.read_bytes()
+    with pytest.raises(offline.Failure, match=r"is being written by another run\.py: wait"):
+        offline.Results(first.path, offline.Bundle(tmp_path))
+    assert before and first.path.read_bytes() == before
 
 
 @pytest.mark.slow
