@@ -119,6 +119,12 @@ def test_the_kernel_with_the_most_time_gets_the_most_trials(tmp_path: Path, targ
     assert len(long) > 3 * len(short)
 
 
+def test_a_small_budget_reaches_every_kernel(tmp_path: Path, target: Target, matmul: Callable) -> None:
+    store = Store(tmp_path, target)
+    Session([matmul(), matmul(rows=64)], target, store, model="test", measurer=Even).run(trials=5)
+    assert sorted(map(len, store.trials.values())) == [2, 3]
+
+
 def test_trials_say_who_measured(tmp_path: Path, target: Target, matmul: Callable) -> None:
     store = Store(tmp_path, target)
     Session([matmul()], target, store, model="test", measurer=Even).run(trials=2)
@@ -135,25 +141,29 @@ def test_pruned_candidates_are_not_measured_again(root: Path, target: Target, ma
     assert len(before | set(candidates(store))) == TRIALS + 20
 
 
+@pytest.mark.parametrize("known", [4, FIRST_BATCH])
 def test_what_another_tuner_measures_meanwhile_is_not_measured_again(
-    tmp_path: Path, target: Target, matmul: Callable
+    known: int, tmp_path: Path, target: Target, matmul: Callable
 ) -> None:
-    """A second search on the same store, in the middle of the first."""
+    """A second search on the same store, in the middle of a batch of the first, and after its last measurement."""
     others: set[str] = set()
+    shown: list[int] = []
 
     def show(snapshot: Snapshot) -> None:
-        if snapshot.trials == 4 and not others:
+        shown.append(snapshot.trials)
+        if snapshot.trials == known and not others:
             store = Store(tmp_path, target)
-            Session([matmul()], target, store, model="test", measurer=Even).run(trials=4 + 12)
-            others.update(candidates(store)[4:])
+            Session([matmul()], target, store, model="test", measurer=Even).run(trials=known + 12)
+            others.update(candidates(store)[known:])
 
     store = Store(tmp_path, target)
-    result = Session([matmul()], target, store, model="test", measurer=Even, show=show).run(trials=40)
+    result = Session([matmul()], target, store, model="test", measurer=Even, show=show).run(trials=28)
     found = candidates(Store(tmp_path, target))
     assert len(others) == 12 <= result.resumed
     # Those that were under way when the other began may be measured twice, no others.
-    assert len(found) - len(set(found)) <= FIRST_BATCH - 4
-    assert (result.trials, len(set(found))) == (40, 40)
+    assert len(found) - len(set(found)) <= FIRST_BATCH - known
+    assert (result.trials, len(set(found))) == (28, 28)
+    assert FIRST_BATCH + 1 not in shown, "what it hears of counts before the next batch"
 
 
 def test_a_space_without_decisions_is_tried_to_its_end(tmp_path: Path, target: Target, matmul: Callable) -> None:
