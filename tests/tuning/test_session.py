@@ -178,10 +178,17 @@ def test_a_space_without_decisions_is_tried_to_its_end(tmp_path: Path, target: T
             made.append(one)
         return made
 
-    result = Session(
-        [matmul()], target, Store(tmp_path, target), model="test", space_for=lambda _: ScheduleFn(schedules, [], [], {})
-    ).run(trials=50)
+    def searched(**more: Any) -> Snapshot:
+        space = ScheduleFn(schedules, [], [], {})
+        session = Session([matmul()], target, Store(tmp_path, target), model="test", space_for=lambda _: space, **more)
+        return session.run(trials=50)
+
+    result = searched()
     assert (result.trials, result.valid, result.ended) == (3, 3, "every schedule was tried")
+    Store(tmp_path, target).prune(1)
+    again = searched(measurer=Even)
+    assert (again.trials, again.resumed, again.ended) == (3, 3, "every schedule was tried"), "nor what was pruned"
+    assert len(candidates(Store(tmp_path, target))) == 1
 
 
 def test_workers_that_die_crash_or_hang_are_replaced(
