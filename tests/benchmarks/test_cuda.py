@@ -79,7 +79,8 @@ def test_the_most_important_comes_first(script: Callable[[str], Any]) -> None:
     found = [tuple(step.values()) for step in steps(manifest)]
     assert len(found) == len(set(found)) and found[0] == ("limits", "copy")
     at = {step: index for index, step in enumerate(found)}
-    assert at["saevit-tvm", "xs", 1, "float16"] < at["saevit-tvm", "s", 1, "float16"]
+    ours = [step[1:3] for step in found if step[0] == "saevit-tvm"]
+    assert ours == [("xs", 1), ("xs", 64), ("xs", 8), ("s", 1), ("s", 64), ("s", 8)]
     assert (
         at["torch", "s", 8, "tf32"]
         < at["torch-compile", "xs", 1, "float16"]

@@ -22,6 +22,7 @@ def test_a_row_takes_the_place_of_its_like(script, tmp_path):
     assert len(head) == len(mali) == len(mnn)
     assert dict(zip(head, mali, strict=True))["model, ms"] == "4.00"
     told = dict(zip(head, mnn, strict=True))
+    assert told["MB moved"] == "67.6" and dict(zip(head, mali, strict=True))["MFLOP"] == "1600"
     assert told["launches"] == "at least 400" and told["MB alone on mali-g610, ms"] == "2.00"
     assert dict(zip(head, mali, strict=True))["MB alone on adreno-740, ms"] == ""
 

@@ -28,7 +28,7 @@ def test_a_prediction_needs_a_time_of_every_kernel(tuning):
 
 
 def test_what_is_read_off_a_curve(tuning):
-    curve = [(1.0, 0, None), (10.0, 20, 30.0), (20.0, 40, 10.4), (40.0, 80, 10.0)]
+    curve = [(1.0, 0, None), (10.0, 20, 30.0), (15.0, 30, 10.6), (20.0, 40, 10.4), (40.0, 80, 10.0)]
     told = tuning.described([tuning.Point(*point) for point in curve])
     assert told["trials"] == 80 and told["trials_a_second"] == 2.0 and told["predicted_ms"] == 10.0
     assert told["seconds_to_first_prediction"] == 10.0 and told["seconds_to_within_5_percent"] == 20.0
