@@ -11,7 +11,8 @@ from schedules.gpu.depthwise import Depthwise
 from schedules.gpu.head import Head
 from schedules.gpu.launch import Launch, Limits, Lowered
 from schedules.gpu.reduce import CommonPart
-from schedules.gpu.saa import SAA, saa
+from schedules.gpu.saa import SAA
+from schedules.gpu.saa_region import saa
 from schedules.gpu.tensor import convolution
 
 Shape = Mapping[str, Any]
@@ -35,7 +36,7 @@ def _launches(
     region: str, shape: dict[str, Any], weights: Weights, limits: Limits, dtype: str, given: str
 ) -> Lowered | None:
     if region == "saa":
-        return saa(SAA(**shape, dtype=dtype), dict(weights))
+        return saa(limits, SAA(**shape, dtype=dtype), dict(weights))
     if region == "ciffn":
         return _ciffn(shape, weights, limits, dtype)
     if region == "dwsconv":

@@ -1,4 +1,4 @@
-"""SAA in three launches, or two where every position is a token:
+"""SAA for few images, where launches are what takes time: three, or two where every position is a token.
 
 * sample: a work-group a few windows beside each other; mean and spread of their positions and of those around, the
   softmax of their saliency, their tokens
@@ -12,13 +12,11 @@ what matters.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import product
 
-import numpy as np
-
 from schedules.gpu import head
-from schedules.gpu.launch import Buffer, Kernel, Launch, Limits, Lowered, Memory, Program, blocks, nest
+from schedules.gpu.launch import Buffer, Kernel, Limits, Memory, Program, blocks, nest
 from schedules.saa import NO_SHARE, TAPS, SAAShape
 
 WORK_GROUPS = 16  # as many as the largest of mobile GPUs has cores
@@ -167,6 +165,10 @@ class Sample(SAA, Kernel):
     def out(self) -> Buffer:
         return self.channels_first
 
+    def place(self, channel: str, token: str) -> str:
+        """Where a channel of one of the image's tokens goes."""
+        return f"(by * {self.c} + {channel}) * {self.tokens} + {token}"
+
     def positions(self, wide: int) -> int:
         """Those of a strip and those around it."""
         return (self.r + 2) * (wide * self.r + 2)
@@ -246,7 +248,7 @@ class Sample(SAA, Kernel):
         power = f"powers[{window} * {self.window} + p]"
         normal = f"({memory.load('x', place.element(channel, row, column))} - means[{here}]) * scales[{here}]"
         sums = [f"total[0] = total[0] + {power}", f"acc[0] = acc[0] + {power} * {normal}"]
-        token = f"(by * {self.c} + {channel}) * {self.tokens} + {place.row} * {self.columns} + {place.first} + {window}"
+        token = self.place(channel, f"{place.row} * {self.columns} + {place.first} + {window}")
         return [
             "acc[0] = T.float32(0)",
             "total[0] = T.float32(0)",
@@ -305,6 +307,34 @@ class _Place:
         return f"{plane} + ({row} - 1) * {self.shape.w} + {column} - 1"
 
 
+def mixed(shape: SAA, pair: int, stored: str) -> list[str]:
+    """What a head makes of the query in q: `stored` puts mix[j] / total[0] away.
+
+    Key and value of a token are beside each other in `pairs`, `pair` numbers from one token to the next. Scores are
+    computed twice rather than kept: first for their maximum, then for their shares.
+    """
+    tokens, dim = shape.tokens, shape.dim
+    score = [
+        "acc[0] = T.float32(0)",
+        nest(f"for j in T.unroll({dim}):", f"acc[0] = acc[0] + q[j] * pairs[t * {pair} + j]"),
+    ]
+    value = f"pairs[t * {pair} + {dim} + j]"
+    return [
+        "top[0] = T.float32(-3.0e38)",
+        nest(f"for t in range({tokens}):", *score, "top[0] = T.max(top[0], acc[0])"),
+        "total[0] = T.float32(0)",
+        nest(f"for j in T.unroll({dim}):", "mix[j] = T.float32(0)"),
+        nest(
+            f"for t in range({tokens}):",
+            *score,
+            "acc[0] = T.exp(acc[0] - top[0])",
+            "total[0] = total[0] + acc[0]",
+            nest(f"for j in T.unroll({dim}):", f"mix[j] = mix[j] + acc[0] * {value}"),
+        ),
+        nest(f"for j in T.unroll({dim}):", stored),
+    ]
+
+
 @dataclass(frozen=True)
 class Attend(SAA, Kernel):
     NAME = "saa_attend"
@@ -338,13 +368,14 @@ class Attend(SAA, Kernel):
             private, shared = moments.private | private, moments.shared | shared
         token, third = f"({items.at} % {tokens})", f"({items.at} // {tokens})"
         kept = f"pairs[{token} * {pair} + {third} * {dim} + j] = q[j]"
+        stored = memory.store("out", f"(bx * {tokens} + {items.at}) * {self.c} + by * {dim} + j", "mix[j] / total[0]")
         body += [
             items.each(
                 2 * tokens,
                 *self._projected(memory, token, f"(1 + {third})"),
                 nest(f"for j in T.unroll({dim}):", kept),
             ),
-            items.each(tokens, *self._projected(memory, items.at, "0"), *self._mix(memory, items.at)),
+            items.each(tokens, *self._projected(memory, items.at, "0"), *mixed(self, pair, stored)),
         ]
         return Program(
             grid=(self.n, self.heads), group=(tiling.group,), body="\n".join(body), private=private, shared=shared
@@ -370,30 +401,6 @@ class Attend(SAA, Kernel):
             nest(f"for j in T.unroll({dim}):", "q[j] = T.float32(0)"),
             nest(f"for k in range({c}):", f"acc[0] = {value}", products),
             nest(f"for j in T.unroll({dim}):", f"q[j] = {total} + qkv_b[{first} + j]"),
-        ]
-
-    def _mix(self, memory: Memory, at: str) -> list[str]:
-        """Scores are computed twice rather than kept: first for their maximum, then for their shares."""
-        tokens, dim, pair = self.tokens, self.dim, 2 * self.dim
-        score = [
-            "acc[0] = T.float32(0)",
-            nest(f"for j in T.unroll({dim}):", f"acc[0] = acc[0] + q[j] * pairs[t * {pair} + j]"),
-        ]
-        value = f"pairs[t * {pair} + {dim} + j]"
-        mixed = f"(bx * {tokens} + {at}) * {self.c} + by * {dim} + j"
-        return [
-            "top[0] = T.float32(-3.0e38)",
-            nest(f"for t in range({tokens}):", *score, "top[0] = T.max(top[0], acc[0])"),
-            "total[0] = T.float32(0)",
-            nest(f"for j in T.unroll({dim}):", "mix[j] = T.float32(0)"),
-            nest(
-                f"for t in range({tokens}):",
-                *score,
-                "acc[0] = T.exp(acc[0] - top[0])",
-                "total[0] = total[0] + acc[0]",
-                nest(f"for j in T.unroll({dim}):", f"mix[j] = mix[j] + acc[0] * {value}"),
-            ),
-            nest(f"for j in T.unroll({dim}):", memory.store("out", mixed, "mix[j] / total[0]")),
         ]
 
 
@@ -445,39 +452,3 @@ class Recover(SAA, Kernel):
             private={"acc": 1},
             shared={"row": c, "whole": c},
         )
-
-
-def saa(shape: SAA, weights: dict[str, np.ndarray]) -> Lowered | None:
-    """The launches of the region, and its constants; None where heads do not divide the channels."""
-    if shape.c % shape.heads:
-        return None
-    told = asdict(shape)
-    tokens, launches = "x", []
-    if shape.r > 1:
-        tokens, sample = "tokens", Sample(**told)
-        launches.append(Launch(sample, tuple(sample.reads), tokens))
-    recover = Recover(**told)
-    launches += [
-        Launch(Attend(**told), (tokens, "qkv_w", "qkv_b"), "mixed"),
-        Launch(recover, tuple(recover.reads), "out"),
-    ]
-    return Lowered(launches, _constants(shape, weights))
-
-
-def _constants(shape: SAA, weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The affine part of the layer norm goes into what reads it, the scale of the scores into the query."""
-    wide = {name: weight.astype("float64") for name, weight in weights.items()}
-    scales = np.ones(3 * shape.c)
-    scales[: shape.c] = shape.scale
-    found = {
-        "qkv_w": wide["ln_g"][:, None] * wide["qkv_w"] * scales,
-        "qkv_b": (wide["ln_b"] @ wide["qkv_w"] + wide["qkv_b"]) * scales,
-        "pr_w": wide["pr_w"],
-        "pr_b": wide["pr_b"],
-    }
-    if shape.r > 1:
-        taps = wide["sal_w"].reshape(TAPS, shape.c)
-        in_window = np.broadcast_to(wide["sal_b"], (shape.r, shape.r)).reshape(-1)
-        found |= {"sal_w": taps * wide["ln_g"], "sal_b": taps @ wide["ln_b"], "in_window": in_window}
-        found |= {"up_w": wide["up_w"], "up_b": wide["up_b"]}
-    return found

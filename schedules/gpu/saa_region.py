@@ -1,0 +1,84 @@
+"""SAA as launches: one form for few images and one for batches, with the constants that each wants."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import numpy as np
+
+from schedules.gpu.launch import Launch, Limits, Lowered
+from schedules.gpu.saa import SAA, Attend, Recover, Sample
+from schedules.gpu.saa_batch import BatchSample, Mix, Normalise, Spread
+from schedules.gpu.tensor import convolution
+from schedules.saa import TAPS
+
+# Images from which on the form for batches is taken, by an estimate: it is two launches more, some microseconds.
+# Without it the weights of qkv and of the projection are read again for every token of every image: in saevit_xs and
+# float16 that is 160 MB an image, more than twice what the form for batches loads for four.
+BATCH = 4
+
+
+def saa(limits: Limits, shape: SAA, weights: dict[str, np.ndarray]) -> Lowered | None:
+    """The launches of the region, and its constants; None where heads do not divide the channels."""
+    if shape.c % shape.heads:
+        return None
+    constants = _constants(shape, weights)
+    if shape.n < BATCH:
+        return Lowered(_few(shape), constants)
+    if shape.r > 1:
+        constants["up_w"] = constants["up_w"].transpose(2, 0, 1)
+    return Lowered(_batch(limits, shape), constants)
+
+
+def _few(shape: SAA) -> list[Launch]:
+    told = asdict(shape)
+    tokens, launches = "x", []
+    if shape.r > 1:
+        tokens, sample = "tokens", Sample(**told)
+        launches.append(Launch(sample, tuple(sample.reads), tokens))
+    recover = Recover(**told)
+    return [
+        *launches,
+        Launch(Attend(**told), (tokens, "qkv_w", "qkv_b"), "mixed"),
+        Launch(recover, tuple(recover.reads), "out"),
+    ]
+
+
+def _batch(limits: Limits, shape: SAA) -> list[Launch]:
+    told, n, tokens = asdict(shape), shape.n, shape.tokens
+    stored = {"c": shape.c, "dtype": shape.dtype, "given": shape.dtype}
+    first = BatchSample(**told) if shape.r > 1 else Normalise(**told)
+    qkv = convolution(limits, n=1, h=1, w=n * tokens, k=3 * shape.c, **stored)
+    launches = [
+        Launch(first, tuple(first.reads), "tokens"),
+        Launch(qkv, ("tokens", "qkv_w", "qkv_b"), "qkv"),
+        Launch(Mix(**told), ("qkv",), "mixed"),
+    ]
+    if shape.r == 1:
+        projection = convolution(limits, n=n, h=shape.h, w=shape.w, k=shape.c, residual=True, **stored)
+        return [*launches, Launch(projection, ("mixed", "pr_w", "pr_b", "x"), "out")]
+    projection = convolution(limits, n=1, h=1, w=n * tokens, k=shape.c, **stored)
+    return [
+        *launches,
+        Launch(projection, ("mixed", "pr_w", "pr_b"), "whole"),
+        Launch(Spread(**told), ("x", "whole", "up_w", "up_b"), "out"),
+    ]
+
+
+def _constants(shape: SAA, weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The affine part of the layer norm goes into what reads it, the scale of the scores into the query."""
+    wide = {name: weight.astype("float64") for name, weight in weights.items()}
+    scales = np.ones(3 * shape.c)
+    scales[: shape.c] = shape.scale
+    found = {
+        "qkv_w": wide["ln_g"][:, None] * wide["qkv_w"] * scales,
+        "qkv_b": (wide["ln_b"] @ wide["qkv_w"] + wide["qkv_b"]) * scales,
+        "pr_w": wide["pr_w"],
+        "pr_b": wide["pr_b"],
+    }
+    if shape.r > 1:
+        taps = wide["sal_w"].reshape(TAPS, shape.c)
+        in_window = np.broadcast_to(wide["sal_b"], (shape.r, shape.r)).reshape(-1)
+        found |= {"sal_w": taps * wide["ln_g"], "sal_b": taps @ wide["ln_b"], "in_window": in_window}
+        found |= {"up_w": wide["up_w"], "up_b": wide["up_b"]}
+    return found
