@@ -116,18 +116,12 @@ def cuda_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def fake_gpu(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The environment in which there is a GPU that computes nothing: see runtime/fake_cuda.c."""
-    from saevit_tvm.targets import nvrtc
+    """The environment in which there is a GPU that computes nothing."""
+    from saevit_tvm.runtime.cuda import emulated
 
-    headers = nvrtc.folder()
-    if headers is None:
-        pytest.skip("needs NVIDIA's headers")
-    library = tmp_path_factory.mktemp("fake") / "libcuda.so.1"
-    source = ROOT / "tests" / "runtime" / "fake_cuda.c"
-    flags = ["-O1", "-Wall", "-Werror", "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1"]
-    command = ["cc", *flags, f"-I{headers / 'include'}", source, "-o", library]
-    subprocess.run([str(word) for word in command], check=True)
-    return {"LD_PRELOAD": str(library)}
+    if lacking := emulated.missing():
+        pytest.skip(lacking)
+    return {"LD_PRELOAD": str(emulated.driver(tmp_path_factory.mktemp("fake")))}
 
 
 @pytest.fixture(scope="session")

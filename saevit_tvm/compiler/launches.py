@@ -22,17 +22,15 @@ from tvm.ir.expr import Expr, TensorLoad
 
 from saevit_tvm.errors import CompileError
 from schedules.gpu.devices import Limits
+from schedules.gpu.fragments import product
 from schedules.gpu.launch import INDICES
 
 REGISTER = 4  # bytes
-FRAGMENTS = "wmma"  # the place of what a warp multiplies on tensor cores
-NUMBERS = 32  # of fragments, for which every work-item of the warp takes a register
 MOST_POINTS = 1 << 22  # of a condition's variables, beyond which it is taken to hold
 AXES = "xyz"
 ARITHMETIC = (tirx.Add, tirx.Sub, tirx.Mul, tirx.Div, tirx.Max, tirx.Min)
 FREE = ("tirx.address_of", "tirx.if_then_else", "tirx.reinterpret")  # calls that compute nothing
-TENSOR_CORES = "tirx.tvm_mma_sync"
-TENSOR_OPS = 2 * 16**3 // 32  # of one such call, for each work-item of the warp
+FUNCTION = "tirx.cuda.func_call"
 
 Row = dict[str, Any]
 
@@ -111,6 +109,7 @@ class _Reading:
     def __init__(self, func: tirx.PrimFunc, views: dict[Any, Any], launch: tirx.Stmt) -> None:
         self._sizes: dict[str, dict[str, int]] = {"blockIdx": {}, "threadIdx": {}}
         self._memory: Counter[str] = Counter()
+        self._hidden = 0  # registers of functions that are called
         self._counts: Counter[str] = Counter()
         self._accessed: Counter[Any] = Counter()
         self._images: set[Any] = set()
@@ -125,11 +124,12 @@ class _Reading:
             "grid": [self._sizes["blockIdx"].get(axis, 1) for axis in AXES],
             "group": [self._sizes["threadIdx"].get(axis, 1) for axis in AXES],
             "float_ops": self._counts["float_ops"],
+            "tensor_ops": self._counts["tensor_ops"],
             "bytes": sum(min(size, self._accessed[buffer]) for buffer, size in self._main_memory.items()),
             "bytes_loaded": self._counts["loaded"],
             "bytes_stored": self._counts["stored"],
             "local_bytes": self._memory["shared"],
-            "registers": INDICES + -(-self._memory["local"] // REGISTER) + self._memory[FRAGMENTS] // NUMBERS,
+            "registers": INDICES + self._hidden + -(-self._memory["local"] // REGISTER),
             "images": len(self._images),
         }
 
@@ -153,9 +153,7 @@ class _Reading:
             self._access("stored", node.buffer, times * _lanes(node.value))
             self._expression(node.value, times)
         elif isinstance(node, tirx.AllocBuffer):
-            place = str(node.buffer.scope()).partition(".")[0]
-            size = math.prod(map(int, node.buffer.shape)) if place == FRAGMENTS else _bytes(node.buffer)
-            self._memory[place] += size
+            self._memory[str(node.buffer.scope()).partition(".")[0]] += _bytes(node.buffer)
         elif isinstance(node, tirx.DeclBuffer):
             self._views[node.buffer] = node.data.args[0]
         elif isinstance(node, tirx.Evaluate | tirx.Bind):
@@ -184,12 +182,20 @@ class _Reading:
             buffer = node.args[1].args[0]
             self._images.add(self._views.get(buffer, buffer))
             self._access("loaded", buffer, times * _lanes(node))
-        elif _name(node) == TENSOR_CORES:
-            self._count("float_ops", times * TENSOR_OPS)
+        elif _name(node) == FUNCTION:
+            self._product(node, times)
         elif isinstance(node, (*ARITHMETIC, Call)) and "float" in _dtype(node) and _name(node) not in FREE:
             self._count("float_ops", times * _lanes(node))
         for part in _parts(node):
             self._expression(part, times)
+
+    def _product(self, call: Call, times: int) -> None:
+        """Of matrices, on tensor cores, if it is one."""
+        found = product(call.args[0].value)
+        if found:
+            self._hidden = max(self._hidden, found.registers)
+            self._count("float_ops", times * found.float_ops)
+            self._count("tensor_ops", times * found.float_ops)
 
     def _half_access(self, call: Call, times: int) -> None:
         """Numbers of 16 bits by address, which will be visited as if one of them were loaded."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import product
 
-from schedules.gpu.launch import TEXEL, Buffer, Kernel, Limits, Memory, Program, blocks, gelu, nest
+from schedules.gpu.launch import TEXEL, Buffer, Kernel, Limits, Memory, Program, blocks, gelu, nest, stored_as
 
 POSITIONS = 16  # work-items side by side along the positions, by default
 HALF_TERMS = 8  # products that float16 may sum up before float32 takes over
@@ -45,7 +45,7 @@ class Convolution(Kernel):
     activation: str | None = None
     residual: bool = False
     rank_one: bool = False
-    dtype: str = "float32"
+    dtype: str = "float32"  # of the arithmetic
     given: str = "float32"  # how x is stored
 
     @property
@@ -69,7 +69,7 @@ class Convolution(Kernel):
         taps = (self.kernel, self.kernel) if self.kernel > 1 else ()
         found = {
             "x": Buffer((self.n, self.c, self.h, self.w), self.given),
-            "w": Buffer((*taps, self.c, self.k), self.dtype),
+            "w": Buffer((*taps, self.c, self.k), stored_as(self.dtype)),
             "b": Buffer((self.k,)),
         }
         if self.rank_one:
@@ -81,7 +81,7 @@ class Convolution(Kernel):
 
     @property
     def out(self) -> Buffer:
-        return Buffer((self.n, self.k, self.height, self.width), self.dtype)
+        return Buffer((self.n, self.k, self.height, self.width), stored_as(self.dtype))
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ class Limits:
     `wave` is the work-group that fills it: how many work-items run in lockstep, or a few times that. A work-group
     shares the `registers` of a core, 32 bits each; `local_is_fast` where local memory is more than main memory by
     another name; `half` where arithmetic in float16 (cl_khr_fp16) is there, and twice as fast. `texels`, four numbers
-    each, is the largest image over a buffer of weights, where reading through images may pay. `fragments` says how
-    the work-items of a warp multiply small matrices: "wmma" on tensor cores, "loops" as `written_out`, or not at all.
+    each, is the largest image over a buffer of weights, where reading through images may pay. `tensor_cores` are the
+    arithmetics in which the work-items of a warp multiply small matrices together.
     """
 
     work_group: int
@@ -34,12 +34,7 @@ class Limits:
     local_is_fast: bool = False
     half: bool = False
     texels: int = 0
-    fragments: str = ""
-
-    @property
-    def narrow(self) -> str:
-        """What numbers of float16 are in a kernel."""
-        return "float16" if self.half else "float32"
+    tensor_cores: tuple[str, ...] = ()
 
     def excess(self, work_items: int, local_bytes: int, registers: int) -> str | None:
         """What a kernel wants and the device has not, in words."""
@@ -164,7 +159,7 @@ CUDA_LIMITS: Mapping[str, Limits] = {
         registers_per_item=each.registers_per_thread,
         local_is_fast=True,
         half=True,
-        fragments="wmma",
+        tensor_cores=each.tensor_cores,
     )
     for sm, each in ARCHITECTURES.items()
 }
@@ -192,18 +187,8 @@ CUDA_GPUS = tuple(map(_nvidia, CHIPS))
 
 
 def written_out(limits: Limits) -> Limits:
-    """The same kernels with the same tilings, for an OpenCL device that has no float16 and no tensor cores.
-
-    So what is around tensor cores can be run anywhere. It takes more memory, and no device is asked whether it has it.
-    """
-    return replace(
-        limits,
-        half=False,
-        fragments="loops" if limits.fragments else "",
-        local_bytes=4 * limits.local_bytes,
-        registers=1 << 30,
-        registers_per_item=1 << 20,
-    )
+    """For the same kernels on an OpenCL device that has no float16 and no tensor cores; what those do, others do."""
+    return replace(limits, half=False, tensor_cores=())
 
 
 def limits_of(target: Mapping[str, Any]) -> Limits:

@@ -1,101 +1,155 @@
-"""Matrices of 16 x 16 that the work-items of a warp multiply together: by tensor cores, or as plain loops.
+"""Matrices that the threads of a warp multiply together on tensor cores, by functions that come with the kernels.
 
-On tensor cores a fragment is NVIDIA's affair (`nvcuda::wmma`): which work-item keeps which numbers is not said. As
-loops, every work-item has eight neighbours of the result, and copies of what they are computed from. All that is
-around a fragment is the same either way, so a device without tensor cores can show that it is right.
+TVM has words for such products in float16, but none for tf32, and every one of them is a call. Here a whole staged step
+is one call of a function in CUDA C++. Which thread keeps which numbers of a fragment is NVIDIA's affair
+(`nvcuda::wmma`); the sums are eight numbers of every thread, and nobody but these functions asks which.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from textwrap import dedent
 
-from schedules.gpu.launch import nest
-
-SIDE = 16
+SIDE = 16  # of a matrix of sums
 WARP = 32
-SHARE = SIDE * SIDE // WARP  # of a result, for one work-item
-REGISTERS = 8  # of a work-item, for a fragment of either type
-SHAPE = f"{SIDE}, {SIDE}, {SIDE}"
+SHARE = SIDE * SIDE // WARP  # of such a matrix, for one thread
+FACTOR = 8  # registers of a thread that a fragment of what is multiplied takes at most
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """How numbers lie in memory and what tensor cores call them, in CUDA C++; terms of one of their products."""
+
+    memory: str
+    element: str
+    terms: int
+    rounded: bool = False  # before they are multiplied, because in memory they are longer
+
+
+ARITHMETICS = {
+    "float16": Arithmetic("half", "half", 16),
+    "bfloat16": Arithmetic("nv_bfloat16", "nv_bfloat16", 16),
+    "tf32": Arithmetic("float", "precision::tf32", 8, rounded=True),
+}
 
 
 @dataclass(frozen=True)
 class Fragments:
-    """`rows` matrices of weights by `columns` of inputs, and the sums of all their products, of every warp.
+    """`rows` matrices of weights by `columns` of inputs and the sums of their products, of every warp.
 
-    Weights and inputs lie in local memory with their terms below each other: a row of either is one input channel.
+    Weights and inputs lie in local memory with their `terms` below each other, `weights` and `inputs` numbers apart:
+    a row of either is one input channel. Sums are laid out `apart` from row to row.
     """
 
+    arithmetic: str
     rows: int
     columns: int
-    as_loops: bool
+    terms: int
+    weights: int
+    inputs: int
+    apart: int
+
+    @property
+    def sums(self) -> int:
+        """Numbers of a thread."""
+        return self.rows * self.columns * SHARE
 
     @property
     def registers(self) -> int:
-        return REGISTERS * (self.rows + self.columns + self.rows * self.columns)
+        """Of a thread, beside its sums."""
+        return FACTOR * (self.rows + self.columns)
 
-    def times(self, count: int) -> str:
-        """So many turns: fragments are registers, which only unrolled loops can count; memory can be counted anyhow."""
-        return f"range({count})" if self.as_loops else f"T.unroll({count})"
+    def multiply(self, weights: str, inputs: str) -> str:
+        """sums += weights x inputs, for all terms; given are the first of each in local memory."""
+        size = f"{self.rows}x{self.columns}x{self.terms}"
+        name = f"multiply_{size}_{self.arithmetic}_{self.weights}_{self.inputs}"
+        # An access_ptr and no address, of which TVM thinks that nobody needs what is loaded from it.
+        factors = (f'{of}.access_ptr("r", offset={at})' for of, at in (("near_w", weights), ("near_x", inputs)))
+        return _call(name, self._multiplying(name), 'sums.access_ptr("rw")', *factors)
 
-    def memory(self) -> list[tuple[str, int, str, str]]:
-        """Name, size, type and place of what has to be there."""
-        sums = self.rows * self.columns
-        if self.as_loops:
-            return [
-                ("fw", self.rows * SIDE, "float32", "local"),
-                ("fx", self.columns * SIDE * SHARE, "float32", "local"),
-                ("sums", sums * SHARE, "float32", "local"),
-            ]
-        return [
-            ("fw", self.rows * SIDE * SIDE, "float16", "wmma.matrix_a"),
-            ("fx", self.columns * SIDE * SIDE, "float16", "wmma.matrix_b"),
-            ("sums", sums * SIDE * SIDE, "float32", "wmma.accumulator"),
-        ]
-
-    def clear(self) -> str:
-        """All sums are zero."""
-        if self.as_loops:
-            return nest(f"for s in range({self.rows * self.columns * SHARE}):", "sums[s] = T.float32(0)")
-        cleared = f"T.evaluate(T.tvm_fill_fragment(sums.data, {SHAPE}, s, T.float32(0)))"
-        return nest(f"for s in T.unroll({self.rows * self.columns}):", cleared)
-
-    def load_weights(self, which: str, source: str, at: str, stride: int) -> str:
-        """From local memory, where their terms are below each other, so that they are transposed."""
-        if self.as_loops:
-            element = f"fw[{which} * {SIDE} + q] = {source}[{at} + q * {stride} + tx // 2]"
-            return nest(f"for q in range({SIDE}):", element)
-        return _loaded("fw", which, source, at, stride, "col_major")
-
-    def load_inputs(self, which: str, source: str, at: str, stride: int) -> str:
-        if self.as_loops:
-            element = f"fx[({which} * {SIDE} + q) * {SHARE} + v] = {source}[{at} + q * {stride} + {_COLUMN} + v]"
-            return nest(f"for q in range({SIDE}):", nest(f"for v in range({SHARE}):", element))
-        return _loaded("fx", which, source, at, stride, "row_major")
-
-    def multiply(self, row: str, column: str) -> str:
-        """sums += weights x inputs, for one matrix of each."""
-        which = f"({row} * {self.columns} + {column})"
-        if self.as_loops:
-            total = f"sums[{which} * {SHARE} + v]"
-            product = f"fw[{row} * {SIDE} + q] * fx[({column} * {SIDE} + q) * {SHARE} + v]"
-            step = nest(f"for v in range({SHARE}):", f"{total} = {total} + {product}")
-            return nest(f"for q in range({SIDE}):", step)
-        return f"T.evaluate(T.tvm_mma_sync(sums.data, {which}, fw.data, {row}, fx.data, {column}, sums.data, {which}))"
-
-    def store(self, which: str, target: str, at: str, stride: int) -> str:
+    def store(self, which: str, target: str, at: str) -> str:
         """A matrix of sums into local memory, row by row."""
-        if self.as_loops:
-            element = f"{target}[{at} + tx // 2 * {stride} + {_COLUMN} + v] = sums[{which} * {SHARE} + v]"
-            return nest(f"for v in range({SHARE}):", element)
+        name = f"store_{self._form.terms}_{self.apart}"
         # An address and no access_ptr, whose type TVM checks after it has let these numbers share others' memory.
         place = f"T.address_of({target}[{at}])"
-        return f'T.evaluate(T.tvm_store_matrix_sync(sums.data, {SHAPE}, {which}, {place}, {stride}, "row_major"))'
+        return _call(name, self._storing(name), place, f'sums.access_ptr("r", offset={which} * {SHARE})')
+
+    @property
+    def _form(self) -> Arithmetic:
+        return ARITHMETICS[self.arithmetic]
+
+    def _multiplying(self, name: str) -> str:
+        form, shape = self._form, f"{SIDE}, {SIDE}, {self._form.terms}"
+        rounded = "for (int e = 0; e < {0}.num_elements; ++e) {0}.x[e] = __float_to_tf32({0}.x[e]);"
+        return dedent(f"""\
+            #include <mma.h>
+            static __device__ __forceinline__ void {name}(float* sums, const {form.memory}* w, const {form.memory}* x) {{
+              using namespace nvcuda::wmma;
+              fragment<accumulator, {shape}, float> total[{self.rows}][{self.columns}];
+              #pragma unroll
+              for (int e = 0; e < {self.sums}; ++e)
+                total[e / {SHARE} / {self.columns}][e / {SHARE} % {self.columns}].x[e % {SHARE}] = sums[e];
+              #pragma unroll
+              for (int k = 0; k < {self.terms}; k += {form.terms}) {{
+                fragment<matrix_a, {shape}, {form.element}, col_major> a[{self.rows}];
+                fragment<matrix_b, {shape}, {form.element}, row_major> b[{self.columns}];
+                #pragma unroll
+                for (int i = 0; i < {self.rows}; ++i) {{
+                  load_matrix_sync(a[i], w + k * {self.weights} + i * {SIDE}, {self.weights});
+                  {rounded.format("a[i]") if form.rounded else ""}
+                }}
+                #pragma unroll
+                for (int j = 0; j < {self.columns}; ++j) {{
+                  load_matrix_sync(b[j], x + k * {self.inputs} + j * {SIDE}, {self.inputs});
+                  {rounded.format("b[j]") if form.rounded else ""}
+                }}
+                #pragma unroll
+                for (int i = 0; i < {self.rows}; ++i)
+                  #pragma unroll
+                  for (int j = 0; j < {self.columns}; ++j) mma_sync(total[i][j], a[i], b[j], total[i][j]);
+              }}
+              #pragma unroll
+              for (int e = 0; e < {self.sums}; ++e)
+                sums[e] = total[e / {SHARE} / {self.columns}][e / {SHARE} % {self.columns}].x[e % {SHARE}];
+            }}
+            """)
+
+    def _storing(self, name: str) -> str:
+        return dedent(f"""\
+            #include <mma.h>
+            static __device__ __forceinline__ void {name}(float* to, const float* sums) {{
+              using namespace nvcuda::wmma;
+              fragment<accumulator, {SIDE}, {SIDE}, {self._form.terms}, float> total;
+              #pragma unroll
+              for (int e = 0; e < {SHARE}; ++e) total.x[e] = sums[e];
+              store_matrix_sync(to, total, {self.apart}, mem_row_major);
+            }}
+            """)
 
 
-_COLUMN = f"tx % 2 * {SHARE}"  # of the result, the first that a work-item has
+def _call(name: str, source: str, *arguments: str) -> str:
+    return f"T.evaluate(T.cuda.func_call({name!r}, {', '.join(arguments)}, source_code={source!r}))"
 
 
-def _loaded(name: str, which: str, source: str, at: str, stride: int, order: str) -> str:
-    # An access_ptr and no address, of which TVM thinks that nobody needs what is loaded from it.
-    place = f'{source}.access_ptr("r", ptr_type="float16", offset={at})'
-    return f'T.evaluate(T.tvm_load_matrix_sync({name}.data, {SHAPE}, {which}, {place}, {stride}, "{order}"))'
+@dataclass(frozen=True)
+class Product:
+    """What a call multiplies, by the name of the function."""
+
+    rows: int
+    columns: int
+    terms: int
+
+    @property
+    def float_ops(self) -> int:
+        """Of one thread."""
+        return 2 * SIDE * SIDE * self.rows * self.columns * self.terms // WARP
+
+    @property
+    def registers(self) -> int:
+        return FACTOR * (self.rows + self.columns)
+
+
+def product(called: str) -> Product | None:
+    found = re.match(r"multiply_(\d+)x(\d+)x(\d+)_", called)
+    return Product(*map(int, found.groups())) if found else None

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from textwrap import indent
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from tvm import tirx
@@ -22,13 +22,15 @@ from tvm.script import tirx as script
 
 from schedules.gpu.devices import Limits
 
-if TYPE_CHECKING:
-    from schedules.gpu.fragments import Fragments
-
 OPAQUE = 8  # TVM's code for an operator that nothing may be fused into
-SIZES = {"float32": 4, "float16": 2}  # bytes
+SIZES = {"float32": 4, "float16": 2, "bfloat16": 2}  # bytes
 TEXEL = 4  # numbers that one read of an image gives
 INDICES = 16  # registers that a work-item needs for positions, addresses and what is under way
+
+
+def stored_as(arithmetic: str) -> str:
+    """How numbers lie in memory: tf32 is float32 of which tensor cores read the first 19 bits."""
+    return "float32" if arithmetic == "tf32" else arithmetic
 
 
 @dataclass(frozen=True)
@@ -45,10 +47,10 @@ class Buffer:
 
 @dataclass(frozen=True)
 class Memory:
-    """How a kernel reads and writes its buffers. Numbers in float16 are float32 as soon as they are read.
+    """How a kernel reads and writes its buffers. Short numbers are float32 as soon as they are read.
 
-    The functions that do this for one number or four are in every OpenCL, whether or not it computes in float16.
-    `native` where it does: then float16 is a type like any other.
+    For float16, the functions that do this for one number or four are in every OpenCL, whether or not it computes in
+    float16. `native` where it does: then float16 is a type like any other. (bfloat16 there is on NVIDIA's alone.)
     """
 
     buffers: Mapping[str, Buffer]
@@ -85,10 +87,11 @@ class Memory:
         )
 
     def store(self, name: str, index: str, value: str) -> str:
-        if self.buffers[name].dtype == "float32":
+        stored = self.buffers[name].dtype
+        if stored == "float32":
             return f"{name}[{index}] = {value}"
         if self.native:
-            return f'{name}[{index}] = T.Cast("float16", {value})'
+            return f'{name}[{index}] = T.Cast("{stored}", {value})'
         return f'T.evaluate(T.call_extern("void", "vstore_half", {value}, 0, T.address_of({name}[{index}])))'
 
     def store_lanes(self, name: str, index: str, source: str, at: str, lanes: int) -> str:
@@ -105,39 +108,37 @@ class Memory:
 class Program:
     """`grid` work-groups (bx, by, bz) of `group` work-items (tx, ty) each, and what each of them does.
 
-    In the body every buffer is flat; `private` ones belong to a work-item, `halves` likewise but in float16, `shared`
-    ones to a work-group, `staged` likewise but in float16, `fragments` to a warp.
+    In the body every buffer is flat; `private` ones belong to a work-item, `halves` likewise but of the `narrow` type,
+    `shared` ones to a work-group, `staged` likewise but narrow. `hidden` registers are those of functions it calls.
     """
 
     grid: Sequence[int]
     group: Sequence[int]
     body: str
     private: Mapping[str, int] = field(default_factory=dict)
+    narrow: str = "float16"
     halves: Mapping[str, int] = field(default_factory=dict)
     shared: Mapping[str, int] = field(default_factory=dict)
     staged: Mapping[str, int] = field(default_factory=dict)
-    fragments: Fragments | None = None
+    hidden: int = 0
 
     @property
     def usage(self) -> tuple[int, int, int]:
         """Work-items, bytes of local memory, and registers of a work-item if all it has is alive at once."""
-        registers = INDICES + sum(self.private.values()) + -(-sum(self.halves.values()) // 2)
-        if self.fragments:
-            registers += self.fragments.registers
-        local = SIZES["float32"] * sum(self.shared.values()) + SIZES["float16"] * sum(self.staged.values())
+        wide, narrow = SIZES["float32"], SIZES[self.narrow]
+        registers = INDICES + self.hidden + sum(self.private.values()) + blocks(narrow * sum(self.halves.values()), wide)
+        local = wide * sum(self.shared.values()) + narrow * sum(self.staged.values())
         return int(np.prod(tuple(self.group))), local, registers
 
-    def scratch(self, narrow: str) -> Iterator[tuple[str, int, str, str]]:
-        """Name, size, type and place of all it works in; `narrow` is what takes the part of float16."""
+    def scratch(self) -> Iterator[tuple[str, int, str, str]]:
+        """Name, size, type and place of all it works in."""
         for place, dtype, found in (
             ("local", "float32", self.private),
-            ("local", narrow, self.halves),
+            ("local", self.narrow, self.halves),
             ("shared", "float32", self.shared),
-            ("shared", narrow, self.staged),
+            ("shared", self.narrow, self.staged),
         ):
             yield from ((name, size, dtype, place) for name, size in found.items())
-        if self.fragments:
-            yield from self.fragments.memory()
 
 
 class Kernel(ABC):
@@ -193,7 +194,7 @@ class Kernel(ABC):
         ]
         inner = [
             f'{name} = T.alloc_buffer(({size},), "{dtype}", scope="{place}")'
-            for name, size, dtype, place in program.scratch(limits.narrow)
+            for name, size, dtype, place in program.scratch()
         ]
         text = "\n".join([*inner, program.body])
         for variable, extent, thread in reversed(threads):

@@ -19,7 +19,7 @@ REGISTER_UNIT = 8  # a thread's registers are given out in multiples of these: 2
 
 @dataclass(frozen=True)
 class Architecture:
-    """`sm` as compilers spell it; `tensor_tf32` where tensor cores take float32 with short mantissas.
+    """`sm` as compilers spell it; `tensor_cores` are the arithmetics that these take.
 
     `shared_bytes` is what a block has without asking for more, `shared_memory` what a multiprocessor has for all of
     its blocks.
@@ -28,7 +28,7 @@ class Architecture:
     sm: str
     summary: str
     shared_memory: int
-    tensor_tf32: bool = True
+    tensor_cores: tuple[str, ...] = ("float16", "bfloat16", "tf32")
     registers: int = 64 * KILO
     registers_per_thread: int = 255
     threads: int = 1024
@@ -46,7 +46,7 @@ class Architecture:
 ARCHITECTURES = {
     each.sm: each
     for each in (
-        Architecture("sm_75", "Turing (T4, RTX 20)", 64 * KILO, tensor_tf32=False),
+        Architecture("sm_75", "Turing (T4, RTX 20)", 64 * KILO, tensor_cores=("float16",)),
         Architecture("sm_80", "Ampere (A100, A30)", 164 * KILO),
         Architecture("sm_86", "Ampere (A10, A40, RTX 30)", 100 * KILO),
         Architecture("sm_87", "Ampere (Jetson Orin)", 164 * KILO),

@@ -9,7 +9,7 @@ import numpy as np
 
 from schedules.gpu.depthwise import Depthwise
 from schedules.gpu.head import Head
-from schedules.gpu.launch import Launch, Limits, Lowered
+from schedules.gpu.launch import Launch, Limits, Lowered, stored_as
 from schedules.gpu.reduce import CommonPart
 from schedules.gpu.saa import SAA
 from schedules.gpu.saa_region import saa
@@ -24,9 +24,10 @@ def lower(
 ) -> Lowered | None:
     """The launches of a region, or None where there are none for this shape or device.
 
-    Images and matrices of weights are stored in `dtype`; the input of a convolution may come in another, `given`.
+    Convolutions compute in `dtype`, and images and matrices of weights are stored as it is; the input of a
+    convolution may come in another way, `given`.
     """
-    lowered = _launches(region, dict(shape), weights, limits, dtype, given or dtype)
+    lowered = _launches(region, dict(shape), weights, limits, dtype, given or stored_as(dtype))
     if lowered is None or any(launch.kernel.default(limits) is None for launch in lowered.launches):
         return None
     return Lowered(lowered.launches, _stored(lowered))
@@ -36,7 +37,7 @@ def _launches(
     region: str, shape: dict[str, Any], weights: Weights, limits: Limits, dtype: str, given: str
 ) -> Lowered | None:
     if region == "saa":
-        return saa(limits, SAA(**shape, dtype=dtype), dict(weights))
+        return saa(limits, SAA(**shape, dtype=stored_as(dtype)), dict(weights), dtype)
     if region == "ciffn":
         return _ciffn(shape, weights, limits, dtype)
     if region == "dwsconv":
@@ -45,15 +46,16 @@ def _launches(
         kernel = convolution(limits, **shape, dtype=dtype, given=given)
         return Lowered([Launch(kernel, ("x", "w", "b"), "out")], dict(weights))
     if region == "head":
-        return Lowered([Launch(Head(**shape, dtype=dtype), ("x", "w", "b"), "out")], dict(weights))
+        return Lowered([Launch(Head(**shape, dtype=stored_as(dtype)), ("x", "w", "b"), "out")], dict(weights))
     return None
 
 
 def _dwsconv(shape: Shape, weights: Weights, limits: Limits, dtype: str) -> Lowered:
     n, h, w, c = (shape[name] for name in "nhwc")
-    pointwise = convolution(limits, n=n, h=h, w=w, c=c, k=c, residual=True, dtype=dtype, given=dtype)
+    stored = stored_as(dtype)
+    pointwise = convolution(limits, n=n, h=h, w=w, c=c, k=c, residual=True, dtype=dtype, given=stored)
     launches = [
-        Launch(Depthwise(n, c, h, w, dtype), ("x", "dw_w", "dw_b"), "hidden"),
+        Launch(Depthwise(n, c, h, w, stored), ("x", "dw_w", "dw_b"), "hidden"),
         Launch(pointwise, ("hidden", "pw_w", "pw_b", "x"), "out"),
     ]
     return Lowered(launches, dict(weights))
@@ -62,13 +64,14 @@ def _dwsconv(shape: Shape, weights: Weights, limits: Limits, dtype: str) -> Lowe
 def _ciffn(shape: Shape, weights: Weights, limits: Limits, dtype: str) -> Lowered:
     """The redistribution z + g (z - s) folds into the projection: z @ (1 + g) W - s (g @ W), a rank-one term."""
     n, h, w, c, e = (shape[name] for name in "nhwce")
-    stored = {"n": n, "h": h, "w": w, "dtype": dtype, "given": dtype}
-    expand = convolution(limits, c=c, k=e, **stored)
-    project = convolution(limits, c=e, k=c, residual=True, rank_one=True, **stored)
+    stored = stored_as(dtype)
+    images = {"n": n, "h": h, "w": w, "dtype": dtype, "given": stored}
+    expand = convolution(limits, c=c, k=e, **images)
+    project = convolution(limits, c=e, k=c, residual=True, rank_one=True, **images)
     launches = [
         Launch(expand, ("x", "ex_w", "ex_b"), "wide"),
-        Launch(Depthwise(n, e, h, w, dtype), ("wide", "dw_w", "dw_b"), "hidden"),
-        Launch(CommonPart(n, e, h, w, dtype), ("hidden", "dec_w", "dec_b"), "common"),
+        Launch(Depthwise(n, e, h, w, stored), ("wide", "dw_w", "dw_b"), "hidden"),
+        Launch(CommonPart(n, e, h, w, stored), ("hidden", "dec_w", "dec_b"), "common"),
         Launch(project, ("hidden", "pr_w", "pr_b", "common", "gained", "x"), "out"),
     ]
     gain, matrix = weights["g"].astype("float64"), weights["pr_w"].astype("float64")

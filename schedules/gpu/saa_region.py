@@ -18,8 +18,11 @@ from schedules.saa import TAPS
 BATCH = 4
 
 
-def saa(limits: Limits, shape: SAA, weights: dict[str, np.ndarray]) -> Lowered | None:
-    """The launches of the region, and its constants; None where heads do not divide the channels."""
+def saa(limits: Limits, shape: SAA, weights: dict[str, np.ndarray], dtype: str) -> Lowered | None:
+    """The launches of the region, and its constants; None where heads do not divide the channels.
+
+    A batch's matrices are multiplied in `dtype`.
+    """
     if shape.c % shape.heads:
         return None
     constants = _constants(shape, weights)
@@ -27,7 +30,7 @@ def saa(limits: Limits, shape: SAA, weights: dict[str, np.ndarray]) -> Lowered |
         return Lowered(_few(shape), constants)
     if shape.r > 1:
         constants["up_w"] = constants["up_w"].transpose(2, 0, 1)
-    return Lowered(_batch(limits, shape), constants)
+    return Lowered(_batch(limits, shape, dtype), constants)
 
 
 def _few(shape: SAA) -> list[Launch]:
@@ -44,9 +47,9 @@ def _few(shape: SAA) -> list[Launch]:
     ]
 
 
-def _batch(limits: Limits, shape: SAA) -> list[Launch]:
+def _batch(limits: Limits, shape: SAA, dtype: str) -> list[Launch]:
     told, n, tokens = asdict(shape), shape.n, shape.tokens
-    stored = {"c": shape.c, "dtype": shape.dtype, "given": shape.dtype}
+    stored = {"c": shape.c, "dtype": dtype, "given": shape.dtype}
     first = BatchSample(**told) if shape.r > 1 else Normalise(**told)
     qkv = convolution(limits, n=1, h=1, w=n * tokens, k=3 * shape.c, **stored)
     launches = [

@@ -1,4 +1,4 @@
-"""Convolutions on tensor cores: a product of two matrices, weights by positions, from float16 into float32.
+"""Convolutions on tensor cores: a product of two matrices, weights by positions, of short numbers into float32.
 
 The positions of all images of a batch are the columns of one matrix, so neither the batch nor the size of an image
 has to be a multiple of anything. A work-group brings some terms (input channels of one tap of the kernel) of its
@@ -16,9 +16,9 @@ from typing import Any
 
 from schedules.gpu.conv import Conv, Convolution
 from schedules.gpu.fragments import SIDE, WARP, Fragments
-from schedules.gpu.launch import Limits, Memory, Program, blocks, gelu, nest
+from schedules.gpu.launch import SIZES, Limits, Memory, Program, blocks, gelu, nest, stored_as
 
-WIDEST = 8  # numbers of float16 in the widest load, 16 bytes
+WIDEST = 16  # bytes of the widest load
 SKEW = 8  # numbers between rows of local memory, so that rows below each other lie in different banks
 SKEW_SUMS = 4  # likewise for float32
 # For the default tiling, which is a guess of time: a GPU of many has about so many multiprocessors, bringing a number
@@ -26,6 +26,7 @@ SKEW_SUMS = 4  # likewise for float32
 MULTIPROCESSORS = 128
 STAGING = 32
 STEP = 8
+ROOM = 160  # registers of a work-item, with which three work-groups of four warps share a multiprocessor
 USEFUL = 0.5  # of what tensor cores compute, at least; they are several times as fast as all else
 
 
@@ -61,7 +62,7 @@ TERMS = (32, 48, 64, 16)
 
 @dataclass(frozen=True)
 class TensorConv(Convolution):
-    """One that is stored in float16."""
+    """One in an arithmetic that tensor cores have."""
 
     NAME = "tensor_conv"
     KNOBS = Tiling
@@ -77,7 +78,7 @@ class TensorConv(Convolution):
 
     def pays(self, limits: Limits) -> bool:
         """Whether the device has tensor cores, and most of what they would compute is asked for."""
-        if not limits.fragments or self.dtype != "float16" or self.default(limits) is None:
+        if self.dtype not in limits.tensor_cores or self.default(limits) is None:
             return False
         share = 1.0
         for extent in (self.k, self.depth, self.all_columns):
@@ -85,7 +86,10 @@ class TensorConv(Convolution):
         return share >= USEFUL
 
     def offered(self, limits: Limits) -> list[Tiling]:
-        return [min(self._sensible(), key=self._guess), *self._searched()]
+        def roomy(tiling: Tiling) -> bool:
+            return self.program(limits, tiling).usage[2] <= ROOM
+
+        return [*filter(roomy, sorted(self._sensible(), key=self._guess)), *self._searched()]
 
     def _sensible(self) -> Iterator[Tiling]:
         for (rows, high), columns, terms in product(HEIGHTS, (2, 1), TERMS):
@@ -106,19 +110,19 @@ class TensorConv(Convolution):
         return blocks(groups, MULTIPROCESSORS) * steps * (tiling.terms + STEP) * one, tiling.terms
 
     def program(self, limits: Limits, tiling: Tiling) -> Program:
-        fragments = Fragments(tiling.rows, tiling.columns, as_loops=limits.fragments == "loops")
-        body = _Body(self, tiling, self.memory(limits), limits.narrow, fragments)
+        body = _Body(self, tiling, self.memory(limits))
         weights, inputs = body.weights, body.inputs
         return Program(
             # One dimension, because only the first may be large; channels first, because they share their inputs.
             grid=(body.tall_groups * blocks(self.all_columns, tiling.broad),),
             group=(WARP, tiling.warps),
             body=body.text(),
-            private={"result": body.lanes, "more": body.lanes},
+            private={"result": body.lanes, "more": body.lanes, "sums": body.fragments.sums},
+            narrow=body.narrow,
             halves={"next_w": weights.held, "next_x": inputs.held},
             shared={"rows": tiling.warps * SIDE * body.row},
             staged={"near_w": tiling.terms * weights.stride, "near_x": tiling.terms * inputs.stride},
-            fragments=fragments,
+            hidden=body.fragments.registers,
         )
 
 
@@ -130,7 +134,6 @@ class _Staging:
     terms: int
     lanes: int
     items: int
-    fragments: Fragments
 
     @property
     def stride(self) -> int:
@@ -169,7 +172,7 @@ class _Staging:
         inner = "\n".join(statements)
         if self.count % self.items:
             inner = nest(f"if {self.which} < {self.count}:", inner)
-        return nest(f"for e in {self.fragments.times(self.turns)}:", inner)
+        return nest(f"for e in T.unroll({self.turns}):", inner)
 
     def put(self, near: str, held: str) -> str:
         """From registers into local memory."""
@@ -180,13 +183,21 @@ class _Staging:
 
 @dataclass(frozen=True)
 class _Body:
-    """The statements of one convolution under one tiling; `narrow` is the type of what is staged."""
+    """The statements of one convolution under one tiling."""
 
     conv: TensorConv
     tiling: Tiling
     memory: Memory
-    narrow: str
-    fragments: Fragments
+
+    @property
+    def narrow(self) -> str:
+        """The type of what is staged."""
+        return stored_as(self.conv.dtype)
+
+    @property
+    def fragments(self) -> Fragments:
+        tiling, weights, inputs = self.tiling, self.weights.stride, self.inputs.stride
+        return Fragments(self.conv.dtype, tiling.rows, tiling.columns, tiling.terms, weights, inputs, self.row)
 
     @property
     def tall_groups(self) -> int:
@@ -202,19 +213,19 @@ class _Body:
 
     @property
     def weights(self) -> _Staging:
-        lanes = _widest(self.conv.k)
-        return _Staging(self.tiling.tall, self.tiling.terms, lanes, WARP * self.tiling.warps, self.fragments)
+        lanes = _widest(self.conv.k, SIZES[self.narrow])
+        return _Staging(self.tiling.tall, self.tiling.terms, lanes, WARP * self.tiling.warps)
 
     @property
     def inputs(self) -> _Staging:
-        alike = self.conv.pointwise and self.conv.given == self.conv.dtype
-        lanes = _widest(self.conv.positions) if alike else 1
-        return _Staging(self.tiling.broad, self.tiling.terms, lanes, WARP * self.tiling.warps, self.fragments)
+        alike = self.conv.pointwise and self.conv.given == self.narrow
+        lanes = _widest(self.conv.positions, SIZES[self.narrow]) if alike else 1
+        return _Staging(self.tiling.broad, self.tiling.terms, lanes, WARP * self.tiling.warps)
 
     @property
     def lanes(self) -> int:
         """Neighbouring results that are stored together."""
-        return min(4, _widest(self.conv.positions))
+        return _widest(self.conv.positions, SIZES["float32"])
 
     @property
     def row(self) -> int:
@@ -224,10 +235,11 @@ class _Body:
     def text(self) -> str:
         steps = blocks(self.conv.depth, self.tiling.terms)
         weights, inputs = self.weights.put("near_w", "next_w"), self.inputs.put("near_x", "next_x")
+        cleared = nest(f"for s in T.unroll({self.fragments.sums}):", "sums[s] = T.float32(0)")
         # Beyond the last step everything is an edge, and nothing is read.
         step = [weights, inputs, BARRIER, *self.fetch("(io + 1)"), self.multiply(), BARRIER]
         return "\n".join(
-            [self.fragments.clear(), *self.fetch("0"), nest(f"for io in range({steps}):", *step), self.epilogue()]
+            [cleared, *self.fetch("0"), nest(f"for io in range({steps}):", *step), self.epilogue()]
         )
 
     # Into registers ---------------------------------------------------
@@ -273,17 +285,8 @@ class _Body:
 
     def multiply(self) -> str:
         """All products of what is in local memory."""
-        rows, columns, wide, fragments = self.tiling.rows, self.tiling.columns, self.tiling.wide, self.fragments
-        weights, inputs = self.weights.stride, self.inputs.stride
-        row = f"(kk * {SIDE * weights} + (ty // {wide} * {rows} + i) * {SIDE})"
-        column = f"(kk * {SIDE * inputs} + (ty % {wide} * {columns} + j) * {SIDE})"
-        products = nest(f"for j in {fragments.times(columns)}:", fragments.multiply("i", "j"))
-        return nest(
-            f"for kk in {fragments.times(self.tiling.terms // SIDE)}:",
-            nest(f"for i in {fragments.times(rows)}:", fragments.load_weights("i", "near_w", row, weights)),
-            nest(f"for j in {fragments.times(columns)}:", fragments.load_inputs("j", "near_x", column, inputs)),
-            nest(f"for i in {fragments.times(rows)}:", products),
-        )
+        rows, columns, wide = self.tiling.rows, self.tiling.columns, self.tiling.wide
+        return self.fragments.multiply(f"ty // {wide} * {SIDE * rows}", f"ty % {wide} * {SIDE * columns}")
 
     # Results ----------------------------------------------------------
 
@@ -291,11 +294,11 @@ class _Body:
         """The sums of a warp, one row of fragments after the other."""
         rows, columns = self.tiling.rows, self.tiling.columns
         mine = f"ty * {SIDE * self.row}"
-        stored = self.fragments.store(f"(i * {columns} + j)", "rows", f"({mine} + j * {SIDE})", self.row)
+        stored = self.fragments.store(f"(i * {columns} + j)", "rows", f"{mine} + j * {SIDE}")
         loads = SIDE * columns // self.lanes  # of a row
         return nest(
-            f"for i in {self.fragments.times(rows)}:",
-            nest(f"for j in {self.fragments.times(columns)}:", stored),
+            f"for i in T.unroll({rows}):",
+            nest(f"for j in T.unroll({columns}):", stored),
             BARRIER,
             nest(f"for u in range({SIDE * loads // WARP}):", self.finished(mine, loads)),
             BARRIER,
@@ -331,12 +334,12 @@ class _Body:
 BARRIER = 'T.evaluate(T.tvm_storage_sync("shared"))'
 
 
-def _widest(extent: int) -> int:
-    """How many neighbours can always be loaded together."""
-    return next(lanes for lanes in (WIDEST, 4, 2, 1) if extent % lanes == 0)
+def _widest(extent: int, size: int) -> int:
+    """How many neighbours of a size in bytes can always be loaded together."""
+    return next(lanes for lanes in (8, 4, 2, 1) if lanes * size <= WIDEST and extent % lanes == 0)
 
 
 def convolution(limits: Limits, **shape: Any) -> Convolution:
     """The kernel of a convolution: on tensor cores where that pays, else the one that every device can run."""
     kernel = TensorConv(**shape)
-    return kernel if kernel.pays(limits) else Conv(**shape)
+    return kernel if kernel.pays(limits) else Conv(**shape | {"dtype": stored_as(kernel.dtype)})

@@ -1,10 +1,9 @@
-"""CUDA artifacts behind a driver that is not NVIDIA's: see fake_cuda.c. What TVM's runtime asks of it, what the kernels
-compute when this machine's compiler makes them (host_kernels.hpp), and what is said when the driver fails."""
+"""CUDA artifacts behind a driver that is not NVIDIA's: what TVM's runtime asks of it, what the kernels compute when this
+machine's compiler makes them, and what is said when the driver fails."""
 
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 from collections import Counter
@@ -16,6 +15,7 @@ import numpy as np
 import pytest
 
 from saevit_tvm.runtime import artifact
+from saevit_tvm.runtime.cuda import emulated
 
 Environment = dict[str, str]
 
@@ -80,23 +80,6 @@ def python(fake_gpu: Environment) -> Callable[..., subprocess.CompletedProcess[s
     return run
 
 
-def for_this_machine(dumped: Path, folder: Path) -> dict[str, str]:
-    """The kernels of a build, from the source that it dumped, where the driver finds them."""
-    from saevit_tvm.targets import nvrtc
-
-    (source,) = dumped.glob("*-kernels.cu")
-    names = set(re.findall(r"__global__ void (?:__launch_bounds__\(\d+\) )?(\w+)\(", source.read_text()))
-    program, library = folder / "kernels.cpp", folder / "kernels.so"
-    parts = ['#include "host_kernels.hpp"', source.read_text(), *(f"KERNEL({name})" for name in sorted(names))]
-    program.write_text("\n".join(parts) + "\n")
-    headers = nvrtc.folder()
-    assert headers is not None
-    include = [f"-I{headers / 'include'}", f"-I{headers / 'include' / 'cccl'}", f"-I{Path(__file__).parent}"]
-    command = ["g++", "-std=c++17", "-O1", "-w", "-shared", "-fPIC", *include, program, "-o", library]
-    subprocess.run([str(word) for word in command], check=True)
-    return {"KERNELS": str(library)}
-
-
 def deviation(path: Path, python: Callable[..., Any], folder: Path) -> float:
     """Of an artifact's answers from PyTorch's, the first computed kernel by kernel and the others by a graph."""
     from saevit_tvm.verbs import parity
@@ -105,12 +88,14 @@ def deviation(path: Path, python: Callable[..., Any], folder: Path) -> float:
     inputs = parity.random_inputs(artifact.read_manifest(path)["inputs"][0]["shape"])
     asked, answered = folder / "asked.npz", folder / "answered.npz"
     np.savez(asked, *inputs)
-    done = python(ANSWERS, path, asked, answered, **for_this_machine(path.parent / "ir", folder))
+    (source,) = (path.parent / "ir").glob("*-kernels.cu")
+    library = emulated.kernels(source.read_text(), folder / "kernels.so")
+    done = python(ANSWERS, path, asked, answered, KERNELS=str(library))
     assert done.returncode == 0, done.stderr
     with np.load(answered) as saved:
         answers = [[saved[name]] for name in saved.files]
-    source = recreate(artifact.read_manifest(path), None)
-    return parity.deviation(answers, [source.reference(x) for x in inputs]).max_rel_error
+    model = recreate(artifact.read_manifest(path), None)
+    return parity.deviation(answers, [model.reference(x) for x in inputs]).max_rel_error
 
 
 def test_it_computes_what_pytorch_computes(cuda_artifact: Path, python: Callable[..., Any], tmp_path: Path) -> None:

@@ -1,17 +1,20 @@
 """Convolutions on tensor cores, where there are none.
 
-What tensor cores compute of a fragment is NVIDIA's and not run here. All else of a kernel (what is staged where, edges,
-barriers, which fragments are multiplied, what becomes of the sums) is the same text when fragments are written out as
-loops, and that is run by an OpenCL driver (PoCL) and compared. NVIDIA's compiler then makes the real thing.
+The CUDA sources are compiled for this CPU and run there, block by block, with products of matrices emulated
+(saevit_tvm/runtime/cuda/emulation): all of a kernel but what tensor cores do. NVIDIA's compiler then makes the real
+thing, and its instructions are counted.
 """
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import random
+import re
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes  # noqa: F401  gives NumPy its bfloat16
 import numpy as np
 import pytest
 import torch
@@ -19,45 +22,50 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from saevit_tvm.runtime import opencl
+from saevit_tvm.runtime.cuda import emulated
 from saevit_tvm.targets import nvrtc
 from schedules.gpu.conv import Conv
 from schedules.gpu.declare import declare, kernel_of
-from schedules.gpu.devices import CUDA_LIMITS, LIMITS, written_out
-from schedules.gpu.tensor import BARRIER, TensorConv, Tiling, convolution
+from schedules.gpu.devices import CUDA_LIMITS, LIMITS
+from schedules.gpu.fragments import ARITHMETICS
+from schedules.gpu.launch import stored_as
+from schedules.gpu.tensor import TensorConv, Tiling, convolution
 
 LIMITS_90 = CUDA_LIMITS["sm_90"]
-OPENCL = {"kind": "opencl", "host": {"kind": "llvm"}}
-ROUNDING = 6e-4  # of the largest result: half a unit in the last place of float16, and sums in another order
+# Of the largest result: half a unit in the last place of what is stored, and sums in another order.
+ROUNDING = {"float16": 6e-4, "bfloat16": 4.5e-3, "tf32": 4e-6}
 HALF = {"dtype": "float16", "given": "float16"}
-on_a_device = pytest.mark.skipif(not opencl.available()[0], reason=opencl.available()[1])
+SAME = {dtype: {"dtype": dtype, "given": stored_as(dtype)} for dtype in ARITHMETICS}
+emulation = pytest.mark.skipif(emulated.missing() is not None, reason=emulated.missing() or "")
 needs_compiler = pytest.mark.skipif(nvrtc.missing() is not None, reason=nvrtc.missing() or "")
 
-POINTWISE = (
-    (TensorConv(2, 7, 7, 48, 40, rank_one=True, residual=True, **HALF), None),  # 49 positions: no two lie together
-    (TensorConv(3, 5, 4, 33, 17, activation="gelu", **HALF), None),  # nothing is a multiple of 16
-    (TensorConv(1, 4, 4, 320, 96, residual=True, **HALF), Tiling(3, 1, 2, 1, 64)),
-    (TensorConv(17, 4, 2, 24, 100, rank_one=True, **HALF), Tiling(4, 2, 1, 4, 16)),
-)
-WITH_TAPS = (
-    (TensorConv(2, 9, 8, 3, 24, 3, 2, 1, "gelu", dtype="float16", given="float32"), None),
-    (TensorConv(3, 7, 7, 20, 32, 3, 2, 1, residual=False, **HALF), Tiling(2, 2, 1, 2, 32)),
-    (TensorConv(2, 8, 8, 32, 18, 1, 2, 0, **HALF), None),
-)
+
+def cases(dtype: str) -> list[tuple[TensorConv, Tiling | None]]:
+    same = SAME[dtype]
+    return [
+        (TensorConv(2, 7, 7, 48, 40, rank_one=True, residual=True, **same), None),  # 49 positions: no two lie together
+        (TensorConv(3, 5, 4, 33, 17, activation="gelu", **same), None),  # nothing is a multiple of 16
+        (TensorConv(1, 4, 4, 320, 96, residual=True, **same), Tiling(3, 1, 2, 1, 64)),
+        (TensorConv(17, 4, 2, 24, 100, rank_one=True, **same), Tiling(4, 2, 1, 4, 16)),
+        (TensorConv(2, 9, 8, 3, 24, 3, 2, 1, "gelu", dtype=dtype, given="float32"), None),
+        (TensorConv(3, 7, 7, 20, 32, 3, 2, 1, residual=False, **same), Tiling(2, 2, 1, 2, 32)),
+        (TensorConv(2, 8, 8, 32, 18, 1, 2, 0, **same), None),
+    ]
 
 
 def inputs(kernel: TensorConv) -> list[np.ndarray]:
-    """Numbers of a size that keeps sums near one, as the kernel stores them."""
-    stream = np.random.RandomState(0)
+    """Numbers of a size that keeps sums near one, as the kernel stores them; short enough for its arithmetic."""
+    stream, short = np.random.RandomState(0), "bfloat16" if kernel.dtype == "bfloat16" else "float16"
     found = []
     for name, buffer in kernel.reads.items():
         size = kernel.depth**-0.5 if name == "w" else 1.0
-        found.append((stream.standard_normal(buffer.extents) * size).astype(buffer.dtype))
+        found.append((stream.standard_normal(buffer.extents) * size).astype(short).astype(buffer.dtype))
     return found
 
 
 def expected(kernel: TensorConv, values: list[np.ndarray]) -> np.ndarray:
-    given = {name: torch.from_numpy(value).double() for name, value in zip(kernel.reads, values, strict=True)}
+    exact = (torch.from_numpy(value.astype("float64")) for value in values)
+    given = dict(zip(kernel.reads, exact, strict=True))
     weight = given["w"].reshape(kernel.kernel, kernel.kernel, kernel.c, kernel.k).permute(3, 2, 0, 1)
     out = F.conv2d(given["x"], weight, given["b"], kernel.stride, kernel.padding)
     if kernel.rank_one:
@@ -66,48 +74,65 @@ def expected(kernel: TensorConv, values: list[np.ndarray]) -> np.ndarray:
     return (out + given["residual"] if kernel.residual else out).numpy()
 
 
-def agree(cases: Any, folder: Path) -> None:
-    """Run kernels with their tilings, all in one library; results start as NaN, so that gaps show."""
+def source_of(kernels: list[tuple[TensorConv, Tiling | None]], sm: str = "sm_90") -> str:
+    """Kernels with their tilings as CUDA C++, named k0, k1 ..."""
     import tvm
 
-    from saevit_tvm.compiler.opencl import generating_kernels
-
-    loops = written_out(LIMITS_90)
-    functions = {}
-    for i, (kernel, tiling) in enumerate(cases):
+    limits, functions = CUDA_LIMITS[sm], {}
+    for i, (kernel, tiling) in enumerate(kernels):
         chosen = dataclasses.asdict(tiling or kernel.default(LIMITS_90))
-        functions[f"k{i}"] = kernel.generated(loops, chosen).with_attr("global_symbol", f"k{i}")
-    path = folder / f"{len(list(folder.iterdir()))}.so"
-    with generating_kernels(loops):
-        tvm.compile(tvm.IRModule(functions), target=tvm.target.Target(OPENCL)).export_library(str(path))
-    opencl.activate()
-    device, module = tvm.runtime.device("opencl", 0), tvm.runtime.load_module(str(path))
-    for i, (kernel, tiling) in enumerate(cases):
+        functions[f"k{i}"] = kernel.generated(limits, chosen).with_attr("global_symbol", f"k{i}")
+    target = tvm.target.Target({"kind": "cuda", "arch": sm, "host": {"kind": "llvm"}})
+    return str(tvm.compile(tvm.IRModule(functions), target=target).mod.imports[0].inspect_source())
+
+
+class Kernels:
+    """CUDA kernels on this CPU."""
+
+    def __init__(self, source: str, folder: Path) -> None:
+        path = emulated.kernels(source, folder / f"{len(list(folder.iterdir()))}.so")
+        self._library = ctypes.CDLL(str(path))
+        self._parameters = {
+            name: re.findall(r"(\w+)_ptr\b", told)
+            for name, told in re.findall(r"__global__ void __launch_bounds__\(\d+\) (\w+)_kernel\((.*)\);", source)
+        }
+
+    def run(self, name: str, kernel: TensorConv, tiling: Tiling | None, values: list[np.ndarray]) -> np.ndarray:
+        """The result starts as NaN, so that gaps show."""
+        program = kernel.program(LIMITS_90, tiling or kernel.default(LIMITS_90))
+        out = np.full(kernel.out.extents, np.nan, kernel.out.dtype)
+        buffers = {**dict(zip(kernel.reads, values, strict=True)), "out": out}
+        places = [ctypes.c_void_p(buffers[each].ctypes.data) for each in self._parameters[name]]
+        arguments = (ctypes.c_void_p * len(places))(*(ctypes.addressof(place) for place in places))
+        sizes = ((ctypes.c_uint * 3)(*(*each, 1, 1, 1)[:3]) for each in (program.grid, program.group))
+        getattr(self._library, f"run_{name}_kernel")(*sizes, arguments)
+        return out
+
+
+def agree(kernels: list[tuple[TensorConv, Tiling | None]], folder: Path) -> None:
+    """All in one library."""
+    library = Kernels(source_of(kernels), folder)
+    for i, (kernel, tiling) in enumerate(kernels):
         values = inputs(kernel)
-        out = tvm.runtime.tensor(np.full(kernel.out.extents, np.nan, "float16"), device)
-        module[f"k{i}"](*(tvm.runtime.tensor(value, device) for value in values), out)
-        wanted = expected(kernel, values)
-        error = np.abs(out.numpy().astype("float64") - wanted).max() / np.abs(wanted).max()
-        assert error < ROUNDING, (kernel, tiling, error)
+        out, wanted = library.run(f"k{i}", kernel, tiling, values), expected(kernel, values)
+        error = np.abs(out.astype("float64") - wanted).max() / np.abs(wanted).max()
+        assert error < ROUNDING[kernel.dtype], (kernel, tiling, error)
 
 
 # Arithmetic -----------------------------------------------------------------------
 
 
-@on_a_device
-def test_pointwise_convolutions(folder: Path) -> None:
-    agree(POINTWISE, folder)
-
-
-@on_a_device
-def test_convolutions_with_taps(folder: Path) -> None:
-    agree(WITH_TAPS, folder)
+@emulation
+@pytest.mark.parametrize("dtype", ARITHMETICS)
+def test_convolutions(dtype: str, tmp_path: Path) -> None:
+    agree(cases(dtype), tmp_path)
 
 
 @st.composite
 def any_kernel(draw: st.DrawFn) -> tuple[TensorConv, Tiling]:
     size = st.integers(1, 9)
     kernel, stride, padding = draw(st.sampled_from([(1, 1, 0), (1, 1, 0), (3, 2, 1), (3, 1, 1), (2, 2, 0)]))
+    dtype = draw(st.sampled_from(sorted(ARITHMETICS)))
     found = TensorConv(
         n=draw(st.integers(1, 5)),
         h=max(kernel, draw(size)),
@@ -120,18 +145,28 @@ def any_kernel(draw: st.DrawFn) -> tuple[TensorConv, Tiling]:
         activation=draw(st.sampled_from([None, "gelu"])),
         residual=draw(st.booleans()),
         rank_one=draw(st.booleans()),
-        dtype="float16",
-        given=draw(st.sampled_from(["float16", "float16", "float32"])),
+        dtype=dtype,
+        given=draw(st.sampled_from([stored_as(dtype), stored_as(dtype), "float32"])),
     )
     chance = random.Random(draw(st.integers(0, 1 << 30)))
-    return found, chance.choice(found.offered(LIMITS_90))
+    return found, chance.choice(found.tilings(LIMITS_90))
 
 
-@on_a_device
+@emulation
 @settings(max_examples=2, deadline=None)
-@given(cases=st.lists(any_kernel(), min_size=2, max_size=2))
-def test_any_convolution(cases: list[tuple[TensorConv, Tiling]], folder: Path) -> None:
-    agree(cases, folder)
+@given(kernels=st.lists(any_kernel(), min_size=4, max_size=4))
+def test_any_convolution(kernels: list[tuple[TensorConv, Tiling]], tmp_path_factory: pytest.TempPathFactory) -> None:
+    agree(kernels, tmp_path_factory.mktemp("kernels"))
+
+
+@emulation
+def test_tf32_is_rounded_and_not_cut_off(tmp_path: Path) -> None:
+    """Cut off, numbers of one sign would all become smaller, by 2**-11 on average, and so would their sums."""
+    kernel = TensorConv(1, 4, 4, 64, 16, **SAME["tf32"])
+    values = [np.random.RandomState(1).uniform(1, 2, buffer.extents).astype("f") for buffer in kernel.reads.values()]
+    out = Kernels(source_of([(kernel, None)]), tmp_path).run("k0", kernel, None, values)
+    error = (out - expected(kernel, values)) / out
+    assert 1e-7 < np.abs(error).max() < 3e-4 and abs(error.mean()) < 3e-5
 
 
 # What is chosen -------------------------------------------------------------------
@@ -147,16 +182,18 @@ def test_any_convolution(cases: list[tuple[TensorConv, Tiling]], folder: Path) -
 @settings(max_examples=60, deadline=None)
 def test_no_shape_is_unschedulable(n: int, size: int, c: int, k: int, taps: int) -> None:
     shape = {"n": n, "h": size, "w": size, "c": c, "k": k, "kernel": taps, "padding": taps // 2}
-    for limits in (LIMITS_90, written_out(LIMITS_90)):
-        kernel = convolution(limits, **shape, **HALF)
-        chosen = kernel.default(limits)
-        assert chosen is not None and isinstance(kernel, TensorConv) == TensorConv(**shape, **HALF).pays(limits)
-        assert chosen == kernel.default(LIMITS_90)
+    for same in SAME.values():
+        kernel = convolution(LIMITS_90, **shape, **same)
+        assert kernel.default(LIMITS_90) is not None
+        assert isinstance(kernel, TensorConv) == TensorConv(**shape, **same).pays(LIMITS_90)
 
 
 def test_tensor_cores_are_used_where_they_are_and_pay() -> None:
     wide = {"n": 64, "h": 14, "w": 14, "c": 192, "k": 768}
-    assert isinstance(convolution(LIMITS_90, **wide, **HALF), TensorConv)
+    for dtype, same in SAME.items():
+        assert isinstance(convolution(LIMITS_90, **wide, **same), TensorConv)
+        old = convolution(CUDA_LIMITS["sm_75"], **wide, **same)
+        assert isinstance(old, TensorConv) == (dtype == "float16") and old.out.dtype == stored_as(dtype)
     assert isinstance(convolution(LIMITS_90, **wide), Conv)  # float32
     for limits in LIMITS.values():
         assert isinstance(convolution(limits, **wide, **HALF), Conv)
@@ -171,7 +208,7 @@ def test_few_columns_are_shared_by_more_work_groups() -> None:
     assert many.tall * many.broad > 2 * one.tall * one.broad
 
 
-@pytest.mark.parametrize("kernel", [POINTWISE[0][0], WITH_TAPS[0][0]], ids=["pointwise", "taps"])
+@pytest.mark.parametrize("kernel", [cases("bfloat16")[0][0], cases("tf32")[4][0]], ids=["pointwise", "taps"])
 def test_every_tiling_offered_fits_the_gpu(kernel: TensorConv) -> None:
     """And what a program is said to use is what its loops use."""
     from saevit_tvm.compiler.launches import read, usage
@@ -185,47 +222,23 @@ def test_every_tiling_offered_fits_the_gpu(kernel: TensorConv) -> None:
 
 
 def test_a_declaration_says_what_it_declares() -> None:
-    for kernel, _ in (*POINTWISE, *WITH_TAPS):
-        assert kernel_of(declare(kernel)) == kernel
+    for dtype in ARITHMETICS:
+        for kernel, _ in cases(dtype):
+            assert kernel_of(declare(kernel)) == kernel
 
 
 # The real thing -------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def sources() -> tuple[str, str]:
-    """The same two kernels in CUDA, and in OpenCL with loops for fragments."""
-    import tvm
-
-    found = []
-    for target, limits in (
-        ({"kind": "cuda", "arch": "sm_75", "host": {"kind": "llvm"}}, CUDA_LIMITS["sm_75"]),
-        (OPENCL, written_out(CUDA_LIMITS["sm_75"])),
-    ):
-        functions = {}
-        for i, (kernel, _) in enumerate((POINTWISE[0], WITH_TAPS[0])):
-            chosen = dataclasses.asdict(kernel.default(LIMITS_90))
-            functions[f"k{i}"] = kernel.generated(limits, chosen).with_attr("global_symbol", f"k{i}")
-        made = tvm.compile(tvm.IRModule(functions), target=tvm.target.Target(target))
-        found.append(str(made.mod.imports[0].inspect_source()))
-    return found[0], found[1]
-
-
-def test_barriers_are_where_the_kernel_says(sources: tuple[str, str]) -> None:
-    """Neither language gets one more: what was run has the barriers of what is shipped."""
-    cuda, loops = sources
-    said = sum(
-        kernel.program(LIMITS_90, kernel.default(LIMITS_90)).body.count(BARRIER)
-        for kernel, _ in (POINTWISE[0], WITH_TAPS[0])
-    )
-    assert cuda.count("__syncthreads();") == loops.count("barrier(CLK_LOCAL_MEM_FENCE);") >= said
-
-
 @needs_compiler
-def test_nvidias_compiler_makes_tensor_instructions(sources: tuple[str, str]) -> None:
-    """For the oldest architecture and the newest, and nothing is spilled."""
+@pytest.mark.parametrize("dtype", ARITHMETICS)
+def test_nvidias_compiler_makes_tensor_instructions(dtype: str) -> None:
+    """For the oldest architecture that can and the newest, and nothing is spilled."""
     from saevit_tvm.compiler.device_code import compile_kernels
 
-    kernels = compile_kernels(sources[0], ("sm_75", "sm_100")).report["kernels"]
-    assert len(kernels) == 2
+    oldest = "sm_75" if dtype == "float16" else "sm_80"
+    wide = TensorConv(64, 14, 14, 192, 768, activation="gelu", **SAME[dtype])
+    source = source_of([(wide, None), cases(dtype)[0], cases(dtype)[4]], oldest)
+    kernels = compile_kernels(source, (oldest, "sm_100")).report["kernels"]
+    assert len(kernels) == 3
     assert all(each["tensor_products"] > 0 == each["spill_bytes"] == each["stack_bytes"] for each in kernels.values())

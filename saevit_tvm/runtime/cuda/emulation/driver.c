@@ -3,7 +3,7 @@
  * not in the module, blocks and grids beyond its limits, and, while one thread captures a graph, whatever another may
  * not do then.
  *
- *   KERNELS=LIBRARY                      has the kernels for this machine: see host_kernels.hpp
+ *   KERNELS=LIBRARY                      has the kernels for this machine: see kernels.hpp
  *   FAKE_GPU="CAPABILITY DRIVER COUNT"   what it says of itself, by default "90 13000 1"
  *   FAIL="NAME STATUS [FIRST]"           that function fails so, from that call on; read at every call. A status that
  *                                        a GPU does not recover from stays, whatever is called next

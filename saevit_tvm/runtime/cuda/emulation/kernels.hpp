@@ -1,13 +1,17 @@
 // What comes before and after generated CUDA C++ so that this machine's compiler makes it a library of kernels that
-// fake_cuda.c can launch: block by block, the threads of one as coroutines that meet at __syncthreads.
+// driver.c can launch: block by block, the threads of one as coroutines that meet at __syncthreads. Products on
+// tensor cores are emulated: a thread has eight neighbours of one row of the sums, and what they are computed from.
 #ifndef HOST_KERNELS
 #define HOST_KERNELS
+#include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <ucontext.h>
 #include <vector_functions.h>
 
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
+#include <cstring>
 #include <functional>
 #include <utility>
 #include <vector>
@@ -114,6 +118,90 @@ static inline void __syncthreads() {
     host::met = true;
     swapcontext(&host::current->context, &host::scheduler);
 }
+
+namespace nvcuda {
+namespace wmma {
+
+struct matrix_a;
+struct matrix_b;
+struct accumulator;
+struct row_major;
+struct col_major;
+enum layout_t { mem_row_major };
+namespace precision {
+struct tf32;
+}
+
+// How many numbers of a fragment a thread has, by the terms of a product.
+template <class Use, int terms>
+constexpr int share = 8;
+template <int terms>
+constexpr int share<matrix_a, terms> = terms;
+template <int terms>
+constexpr int share<matrix_b, terms> = 8 * terms;
+
+template <class Use, int m, int n, int k, class T, class Layout = void>
+struct fragment {
+    static_assert(m == 16 && n == 16);
+    static constexpr int num_elements = share<Use, k>;
+    float x[num_elements];
+};
+
+static inline int lane_row() { return threadIdx.x % 32 / 2; }
+static inline int lane_column() { return threadIdx.x % 2 * 8; }
+
+template <int k, class T, class Stored>
+void load_matrix_sync(fragment<matrix_a, 16, 16, k, T, col_major> &into, const Stored *from, unsigned stride) {
+    for (int q = 0; q < k; ++q) into.x[q] = static_cast<float>(from[q * stride + lane_row()]);
+}
+
+template <int k, class T, class Stored>
+void load_matrix_sync(fragment<matrix_b, 16, 16, k, T, row_major> &into, const Stored *from, unsigned stride) {
+    for (int q = 0; q < k; ++q)
+        for (int v = 0; v < 8; ++v) into.x[q * 8 + v] = static_cast<float>(from[q * stride + lane_column() + v]);
+}
+
+// Tensor cores do not look at the last bits of float32.
+template <class T>
+float seen(float x) {
+    return x;
+}
+template <>
+inline float seen<precision::tf32>(float x) {
+    uint32_t bits;
+    std::memcpy(&bits, &x, sizeof bits);
+    bits &= ~0x1fffu;
+    std::memcpy(&x, &bits, sizeof bits);
+    return x;
+}
+
+static inline float __float_to_tf32(float x) {
+    uint32_t bits;
+    std::memcpy(&bits, &x, sizeof bits);
+    bits += 0x1000u;
+    std::memcpy(&x, &bits, sizeof bits);
+    return seen<precision::tf32>(x);
+}
+
+template <class A, class B, class T, int k>
+void multiply(float *sums, const fragment<A, 16, 16, k, T, col_major> &a, const fragment<B, 16, 16, k, T, row_major> &b) {
+    for (int q = 0; q < k; ++q)
+        for (int v = 0; v < 8; ++v) sums[v] += seen<T>(a.x[q]) * seen<T>(b.x[q * 8 + v]);
+}
+
+template <class Sums, class A, class B>
+void mma_sync(Sums &into, const A &a, const B &b, const Sums &sums) {
+    into = sums;
+    multiply(into.x, a, b);
+}
+
+template <int k>
+void store_matrix_sync(float *to, const fragment<accumulator, 16, 16, k, float> &from, unsigned stride, layout_t) {
+    for (int v = 0; v < 8; ++v) to[lane_row() * stride + lane_column() + v] = from.x[v];
+}
+
+}  // namespace wmma
+}  // namespace nvcuda
 
 #define KERNEL(name)                                                                                   \
     extern "C" void run_##name(const unsigned *grid, const unsigned *block, void **arguments) {        \

@@ -1,0 +1,72 @@
+"""A GPU that is not there: kernels compiled for this machine's CPU, and a driver that launches them on it.
+
+TVM's CUDA runtime loads an artifact and launches its kernels as ever, by themselves and as a graph. What runs are the
+same sources that NVIDIA's compiler makes into machine code, products on tensor cores emulated. So an artifact's
+arithmetic, its launches and its memory are shown to be right; NVIDIA's machine code, and its speed, are not.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from saevit_tvm.errors import TargetError
+from saevit_tvm.runtime.cuda.library import wheels
+
+SOURCES = Path(__file__).parent / "emulation"
+DRIVER = "libcuda.so.1"
+C, CXX = "cc", "g++"
+_KERNEL = re.compile(r"__global__ void (?:__launch_bounds__\(\d+\) )?(\w+)\(")
+
+
+def missing() -> str | None:
+    """What is lacking, or None."""
+    if _headers() is None:
+        return "NVIDIA's headers are not installed: pip install 'saevit-tvm[cuda]'"
+    lacking = [compiler for compiler in (C, CXX) if shutil.which(compiler) is None]
+    return f"{lacking[0]} is not installed: apt install g++" if lacking else None
+
+
+def driver(folder: Path) -> Path:
+    """The driver, to be loaded before all else."""
+    library = folder / DRIVER
+    flags = ["-O1", "-Wall", "-Werror", f"-Wl,-soname,{DRIVER}"]
+    _compile([C, *flags, SOURCES / "driver.c", "-o", library])
+    return library
+
+
+def kernels(source: str, library: Path) -> Path:
+    """Kernels in CUDA C++ as a library for the driver."""
+    program, names = library.with_suffix(".cpp"), sorted(set(_KERNEL.findall(source)))
+    parts = ['#include "kernels.hpp"', source, *(f"KERNEL({name})" for name in names)]
+    program.write_text("\n".join(parts) + "\n")
+    _compile([CXX, "-std=c++17", "-O2", "-march=native", "-w", f"-I{SOURCES}", program, "-o", library])
+    return library
+
+
+def environment(source: str, architecture: str, folder: Path) -> dict[str, str]:
+    """Where a process finds a GPU of the architecture that runs these kernels."""
+    gpu = f"{architecture.removeprefix('sm_')} 13000 1"
+    library = kernels(source, folder / "kernels.so")
+    return {"LD_PRELOAD": str(driver(folder)), "KERNELS": str(library), "FAKE_GPU": gpu}
+
+
+def _compile(command: Sequence[Any]) -> None:
+    if lacking := missing():
+        raise TargetError(f"{lacking}.")
+    there = _headers()
+    include = [f"-I{there}", f"-I{there}/cccl", "-shared", "-fPIC"]
+    words = [str(word) for word in (*command, *include)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    if done.returncode:
+        errors = [line for line in done.stderr.splitlines() if "error" in line] or [f"status {done.returncode}"]
+        raise TargetError(f"'{words[0]}' cannot compile CUDA kernels for this CPU ({errors[0]}): install g++ 9 or later.")
+
+
+def _headers() -> Path | None:
+    found = (folder / "include" for folder in wheels())
+    return next((each for each in found if (each / "cuda_fp16.h").is_file()), None)
