@@ -63,7 +63,7 @@ dtype_option = click.option(
     "--dtype",
     default="float32",
     show_default=True,
-    help="What it computes in: float32, or float16 where the target can ('targets' lists them).",
+    help="What it computes in: float32, or where the target can ('targets' lists them) tf32, float16 or bfloat16.",
 )
 _MODEL_OPTIONS = (
     click.option(

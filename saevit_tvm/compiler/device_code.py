@@ -24,10 +24,11 @@ _TENSOR_PRODUCT = "wmma.mma.sync"  # PTX for a product of two matrices on tensor
 
 @dataclass(frozen=True)
 class DeviceCode:
-    """A fat binary, and what the manifest says of it."""
+    """A fat binary, what the manifest says of it, and what it was made from."""
 
     fat_binary: bytes
     report: dict[str, Any]
+    source: str
 
     @property
     def warnings(self) -> list[str]:
@@ -58,7 +59,7 @@ def compile_kernels(source: str, architectures: tuple[str, ...], with_ptx: bool 
         "bytes": len(packed),
         "kernels": dict(sorted(kernels.items())),
     }
-    return DeviceCode(packed, report)
+    return DeviceCode(packed, report, source)
 
 
 def _tensor_products(ptx: bytes) -> dict[str, int]:

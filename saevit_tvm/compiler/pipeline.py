@@ -179,7 +179,7 @@ def compile_model(
     dtype: str = "float32",
 ) -> Compiled:
     """The whole street: from a PyTorch model to an executable for the target."""
-    target.require(dtype)
+    target = target.computing_in(dtype)
     opened = _open_records(records, target) if use_tuned else None
     if target.kind == "cuda":
         from saevit_tvm.compiler.cuda import compile_for_cuda
@@ -213,7 +213,7 @@ def compile_model(
 
 def kernels_to_tune(source: ModelSource, target: Target, dtype: str = "float32") -> list[Kernel]:
     """Every distinct kernel that the model needs on the target, most used first."""
-    target.require(dtype)
+    target = target.computing_in(dtype)
     if target.kind != "llvm":
         from saevit_tvm.compiler import opencl  # CUDA's kernels are the same declarations
 

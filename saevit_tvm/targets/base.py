@@ -36,13 +36,14 @@ class Target:
     output: str = "library"
     dtypes: tuple[str, ...] = ("float32",)
 
-    def require(self, dtype: str) -> None:
-        """Raise UsageError for a type that the target cannot compute in."""
+    def computing_in(self, dtype: str) -> Target:
+        """The target as it is when it computes in a type; UsageError where it cannot."""
         if dtype not in self.dtypes:
             raise UsageError(
                 f"target '{self.name}' cannot compute in {dtype}: give --dtype {' or '.join(self.dtypes)}, "
                 "or a target that can ('saevit-tvm targets' says what each computes in)."
             )
+        return self
 
     @property
     def triple(self) -> str:

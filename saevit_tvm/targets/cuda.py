@@ -6,7 +6,7 @@ What a kernel may take for granted of each is in `schedules/gpu/nvidia.py`.
 from __future__ import annotations
 
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from saevit_tvm.targets.arm import ARM_TARGETS
@@ -16,7 +16,6 @@ from schedules.gpu.nvidia import ARCHITECTURES, WARP, Architecture
 # What the target "cuda" is compiled for. Machine code runs on later architectures of the same generation only.
 EVERYWHERE = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100")
 JETSON = "sm_87"
-DTYPES = ("float32", "float16")
 
 
 @dataclass(frozen=True)
@@ -29,6 +28,12 @@ class CUDATarget(Target):
     def fingerprint(self) -> str:
         """The architecture decides the best schedule; that of the oldest is what all have in common."""
         return f"cuda-{self.tvm['arch']}"
+
+    def computing_in(self, dtype: str) -> CUDATarget:
+        """Of many architectures those whose tensor cores can; float32 needs none."""
+        super().computing_in(dtype)
+        able = tuple(sm for sm in self.architectures if dtype in _dtypes(sm))
+        return replace(self, architectures=able, tvm=_description(ARCHITECTURES[able[0]], self.triple))
 
 
 def cuda_targets() -> list[CUDATarget]:
@@ -54,7 +59,7 @@ def _here(name: str, summary: str, architectures: tuple[str, ...]) -> CUDATarget
         tvm=_description(ARCHITECTURES[architectures[0]], f"{platform.machine()}-linux-gnu"),
         arch=platform.machine(),
         kind="cuda",
-        dtypes=DTYPES,
+        dtypes=_dtypes(architectures[-1]),
         proof="cuda",
         architectures=architectures,
     )
@@ -69,11 +74,15 @@ def _jetson() -> CUDATarget:
         arch=host.arch,
         features=host.features,
         kind="cuda",
-        dtypes=DTYPES,
+        dtypes=_dtypes(JETSON),
         proof="cuda",
         linkers=host.linkers,
         architectures=(JETSON,),
     )
+
+
+def _dtypes(sm: str) -> tuple[str, ...]:
+    return ("float32", *ARCHITECTURES[sm].tensor_cores)
 
 
 def _description(architecture: Architecture, triple: str) -> dict[str, Any]:

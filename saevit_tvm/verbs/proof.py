@@ -18,13 +18,19 @@ from saevit_tvm.runtime import cuda, opencl
 from saevit_tvm.verbs.questions import REFUSED, Answers, answer, ask
 
 
-def answers(artifact: Path, inputs: Sequence[np.ndarray], scratch: Path, how: str | None = "host") -> Answers:
+def answers(
+    artifact: Path,
+    inputs: Sequence[np.ndarray],
+    scratch: Path,
+    how: str | None = "host",
+    environment: Mapping[str, str] | None = None,
+) -> Answers:
     """The outputs for each input, from a fresh process that loads the file."""
     if how == "qemu":
         from saevit_tvm.runtime import emulator
 
         return emulator.run(artifact, inputs, scratch)
-    reply = ask(__name__, [str(artifact.absolute())], inputs, scratch)
+    reply = ask(__name__, [str(artifact.absolute())], inputs, scratch, environment=environment)
     if reply.status == REFUSED:
         raise ArtifactError(reply.words)
     if reply.status < 0:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,7 +40,12 @@ class Reply:
 
 
 def ask(
-    module: str, arguments: Sequence[str], inputs: Sequence[np.ndarray], scratch: Path, timeout: float | None = None
+    module: str,
+    arguments: Sequence[str],
+    inputs: Sequence[np.ndarray],
+    scratch: Path,
+    timeout: float | None = None,
+    environment: Mapping[str, str] | None = None,
 ) -> Reply:
     """Run `python -m module ARGUMENTS` on the inputs: see `answer`."""
     asked, answered = scratch / "inputs.npz", scratch / "outputs.npz"
@@ -54,7 +59,7 @@ def ask(
         check=False,
         timeout=timeout,
         start_new_session=True,
-        env=os.environ | {"PYTHONPATH": import_path()},
+        env={**os.environ, "PYTHONPATH": import_path(), **(environment or {})},
     )
     lines = [line.strip() for line in done.stderr.splitlines() if line.strip() and not line[0].isspace()]
     return Reply(done.returncode, lines[-1] if lines else "no reason was given", answered, len(inputs))

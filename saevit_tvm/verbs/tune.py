@@ -167,8 +167,7 @@ def _target(name: str, threads: int | None, dtype: str) -> targets.Target:
     from saevit_tvm.targets import toolchain
 
     check_dtype(dtype)
-    chosen = targets.get(name, threads)
-    chosen.require(dtype)
+    chosen = targets.get(name, threads).computing_in(dtype)
     toolchain.require(chosen)
     return chosen
 

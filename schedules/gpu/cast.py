@@ -1,4 +1,4 @@
-"""From float16 to float32 and back, where what follows computes in the other."""
+"""From short numbers to float32 and back, where what follows computes in the other."""
 
 from __future__ import annotations
 

@@ -84,7 +84,8 @@ class Fragments:
         rounded = "for (int e = 0; e < {0}.num_elements; ++e) {0}.x[e] = __float_to_tf32({0}.x[e]);"
         return dedent(f"""\
             #include <mma.h>
-            static __device__ __forceinline__ void {name}(float* sums, const {form.memory}* w, const {form.memory}* x) {{
+            static __device__ __forceinline__ void {name}(
+                float* sums, const {form.memory}* w, const {form.memory}* x) {{
               using namespace nvcuda::wmma;
               fragment<accumulator, {shape}, float> total[{self.rows}][{self.columns}];
               #pragma unroll

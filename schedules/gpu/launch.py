@@ -126,7 +126,8 @@ class Program:
     def usage(self) -> tuple[int, int, int]:
         """Work-items, bytes of local memory, and registers of a work-item if all it has is alive at once."""
         wide, narrow = SIZES["float32"], SIZES[self.narrow]
-        registers = INDICES + self.hidden + sum(self.private.values()) + blocks(narrow * sum(self.halves.values()), wide)
+        halves = blocks(narrow * sum(self.halves.values()), wide)
+        registers = INDICES + self.hidden + sum(self.private.values()) + halves
         local = wide * sum(self.shared.values()) + narrow * sum(self.staged.values())
         return int(np.prod(tuple(self.group))), local, registers
 

@@ -28,7 +28,7 @@ class Architecture:
     sm: str
     summary: str
     shared_memory: int
-    tensor_cores: tuple[str, ...] = ("float16", "bfloat16", "tf32")
+    tensor_cores: tuple[str, ...] = ("tf32", "float16", "bfloat16")
     registers: int = 64 * KILO
     registers_per_thread: int = 255
     threads: int = 1024

@@ -238,9 +238,7 @@ class _Body:
         cleared = nest(f"for s in T.unroll({self.fragments.sums}):", "sums[s] = T.float32(0)")
         # Beyond the last step everything is an edge, and nothing is read.
         step = [weights, inputs, BARRIER, *self.fetch("(io + 1)"), self.multiply(), BARRIER]
-        return "\n".join(
-            [cleared, *self.fetch("0"), nest(f"for io in range({steps}):", *step), self.epilogue()]
-        )
+        return "\n".join([cleared, *self.fetch("0"), nest(f"for io in range({steps}):", *step), self.epilogue()])
 
     # Into registers ---------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""CUDA artifacts behind a driver that is not NVIDIA's: what TVM's runtime asks of it, what the kernels compute when this
+"""CUDA artifacts behind a driver that is not NVIDIA's: what TVM's runtime asks of it, what kernels compute when this
 machine's compiler makes them, and what is said when the driver fails."""
 
 from __future__ import annotations

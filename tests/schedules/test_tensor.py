@@ -12,7 +12,6 @@ import dataclasses
 import random
 import re
 from pathlib import Path
-from typing import Any
 
 import ml_dtypes  # noqa: F401  gives NumPy its bfloat16
 import numpy as np

@@ -13,15 +13,20 @@ from hypothesis import strategies as st
 
 import saevit_tvm
 from saevit_tvm import targets
-from saevit_tvm.errors import ArtifactError, CompileError, TargetError
+from saevit_tvm.errors import ArtifactError, CompileError, ParityError, TargetError, UsageError
 from saevit_tvm.runtime import artifact, cuda
-from saevit_tvm.runtime.cuda import errors, fatbin
+from saevit_tvm.runtime.cuda import emulated, errors, fatbin
 from saevit_tvm.targets import nvrtc, toolchain
+from saevit_tvm.verbs import build as build_verb
+from saevit_tvm.verbs import parity
+from saevit_tvm.verbs.build import BuildOptions, build
+from saevit_tvm.verbs.sources import recreate
 from schedules.gpu.devices import limits_of
 from schedules.gpu.nvidia import ARCHITECTURES, CHIPS
 
 lacking = nvrtc.missing()
 needs_compiler = pytest.mark.skipif(lacking is not None, reason=lacking or "")
+needs_emulation = pytest.mark.skipif(emulated.missing() is not None, reason=emulated.missing() or "")
 without_gpu = pytest.mark.skipif(cuda.available()[0], reason="this machine has a GPU")
 
 SOURCE = """
@@ -53,6 +58,19 @@ def test_targets_are_data() -> None:
         assert (limits.work_group, limits.local_bytes, limits.registers) == (1024, 49152, 65536)
         assert list(target.architectures) == sorted(target.architectures, key=lambda sm: ARCHITECTURES[sm].number)
     assert targets.get("jetson-orin").arch == "aarch64"
+
+
+def test_of_many_architectures_those_are_built_for_that_can() -> None:
+    every = targets.get("cuda")
+    assert every.computing_in("float16") == every.computing_in("float32") == every
+    for dtype in ("bfloat16", "tf32"):
+        able = every.computing_in(dtype)
+        assert able.architectures == every.architectures[1:] and able.architectures[0] == "sm_80"
+        assert able.fingerprint == "cuda-sm_80" and dtype in limits_of(able.tvm).tensor_cores
+        with pytest.raises(
+            UsageError, match=f"'cuda-sm_75' cannot compute in {dtype}: give --dtype float32 or float16"
+        ):
+            targets.get("cuda-sm_75").computing_in(dtype)
 
 
 # What compiled code holds -------------------------------------------------
@@ -132,6 +150,53 @@ def test_an_artifact_holds_machine_code_and_no_source(cuda_artifact: Path) -> No
     assert not any(kernel["spill_bytes"] for kernel in code["kernels"].values())
     if not cuda.available()[0]:
         assert manifest["verification"]["proof"] == "none" and not manifest["verification"]["passed"]
+
+
+# What its kernels compute --------------------------------------------------
+
+
+def on_this_cpu(manifest: dict[str, Any]) -> float:
+    assert manifest["verification"]["arithmetic"]["inputs"] == manifest["verification"]["inputs"]
+    return manifest["verification"]["arithmetic"]["max_rel_error"]
+
+
+@needs_emulation
+@without_gpu
+def test_a_build_runs_its_kernels(cuda_artifact: Path) -> None:
+    assert on_this_cpu(artifact.read_manifest(cuda_artifact)) < 2e-5
+
+
+@needs_emulation
+@without_gpu
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("sm", "dtype", "least"), [("sm_75", "float16", 3e-4), ("sm_80", "tf32", 1e-4), ("sm_89", "bfloat16", 3e-3)]
+)
+def test_tensor_cores_compute_what_pytorch_computes(sm: str, dtype: str, least: float, tmp_path: Path) -> None:
+    """At a batch that no tile divides; as far off as such short numbers are, and no more."""
+    options = BuildOptions("saevit_micro", f"cuda-{sm}", batch=17, image_size=32, dtype=dtype, out=tmp_path)
+    manifest = build(options, say=lambda _line: None).manifest
+    assert least < on_this_cpu(manifest) < manifest["verification"]["tolerance"]
+    kernels = manifest["device_code"]["kernels"].values()
+    assert sum(each["tensor_products"] > 0 for each in kernels) >= 15
+    assert not any(each["spill_bytes"] for each in kernels)
+    done, all_of_it = (
+        sum(row["calls"] * row[key] for row in manifest["launches"]) for key in ("tensor_ops", "float_ops")
+    )
+    assert done > 0.6 * all_of_it
+
+
+@needs_emulation
+@without_gpu
+def test_kernels_that_compute_something_else_are_no_artifact(cuda_artifact: Path, tmp_path: Path) -> None:
+    manifest, library = artifact.read_manifest(cuda_artifact), tmp_path / "library.so"
+    library.write_bytes(cuda_artifact.read_bytes()[: manifest["size"]])
+    (source,) = (cuda_artifact.parent / "ir").glob("*-kernels.cu")
+    inputs = parity.random_inputs(manifest["inputs"][0]["shape"], 1)
+    model = recreate(manifest, None)
+    given = (inputs, [model.reference(x) for x in inputs], library, lambda _line: None)
+    with pytest.raises(ParityError, match="the kernels, run on this CPU, deviate from PyTorch by"):
+        build_verb._arithmetic(manifest, source.read_text().replace("erff(", "sinf("), *given)
 
 
 @needs_compiler

@@ -1,7 +1,7 @@
 """Regions become launches: every grouped function turns into calls of a few declared GPU kernels, one after the other.
 
-With float16, what lies between kernels is of that type, and everything that is not a region stays float32: small
-kernels convert where the two meet. The model's input and outputs stay float32.
+With float16 or bfloat16, what lies between kernels is of that type, and everything that is not a region stays float32:
+small kernels convert where the two meet. The model's input and outputs stay float32.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from saevit_tvm.compiler.passes.rewriting import shape_of
 from saevit_tvm.compiler.passes.schedule import IS_SCHEDULED, SCHEDULE
 from schedules.gpu.cast import Cast
 from schedules.gpu.declare import declare, expand, kernel_of
-from schedules.gpu.launch import Launch, Limits
+from schedules.gpu.launch import Launch, Limits, stored_as
 from schedules.gpu.regions import lower
 from schedules.regions import chosen_tiling
 
@@ -42,8 +42,8 @@ class _Launching:
     def __call__(self, rewriter: Rewriter, call: relax.Call, region: Region, reading: Reading) -> relax.Expr:
         """The region's value in float32; where another region reads it, the conversion is dead code."""
         data = self._as_stored(rewriter, call.args[0])
-        if data.ty.dtype != self._dtype and region.name != "conv":  # which reads either
-            data = _cast(rewriter, data, self._dtype)
+        if data.ty.dtype != stored_as(self._dtype) and region.name != "conv":  # which reads either
+            data = _cast(rewriter, data, stored_as(self._dtype))
         lowered = lower(region.name, reading.shape, reading.weights, self._limits, self._dtype, str(data.ty.dtype))
         assert lowered is not None, f"{region.name} was accepted before and has no kernels now"
         values: Values = {name: relax.const(value, str(value.dtype)) for name, value in lowered.constants.items()}

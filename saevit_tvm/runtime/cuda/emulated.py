@@ -20,6 +20,7 @@ from saevit_tvm.runtime.cuda.library import wheels
 SOURCES = Path(__file__).parent / "emulation"
 DRIVER = "libcuda.so.1"
 C, CXX = "cc", "g++"
+WORK = 8e9  # float operations that take a CPU less than a minute
 _KERNEL = re.compile(r"__global__ void (?:__launch_bounds__\(\d+\) )?(\w+)\(")
 
 
@@ -64,7 +65,7 @@ def _compile(command: Sequence[Any]) -> None:
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     if done.returncode:
         errors = [line for line in done.stderr.splitlines() if "error" in line] or [f"status {done.returncode}"]
-        raise TargetError(f"'{words[0]}' cannot compile CUDA kernels for this CPU ({errors[0]}): install g++ 9 or later.")
+        raise TargetError(f"'{words[0]}' cannot compile kernels for this CPU ({errors[0]}): install g++ 9 or later.")
 
 
 def _headers() -> Path | None:
