@@ -1,8 +1,9 @@
 """bench --emulated for GPUs: what one inference asks of them, by the compiled kernels. A model, with no GPU in sight.
 
 A launch takes as long as its arithmetic or its memory traffic, whichever is longer, at the rates that the makers
-state: every tensor moved once, no time between launches, and lanes without work counted as lost. Real times are
-longer; what the model is good for is comparing kernels, and saying which of the two rates they meet first.
+state, those of tensor cores for what is computed there: every tensor moved once, no time between launches, and lanes
+without work counted as lost. Real times are longer; what the model is good for is comparing kernels, and saying which
+of the rates they meet first.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ def modelled(path: Path) -> dict[str, Any]:
         "launches": sum(row["calls"] for row in rows),
         "launches_with_images": sum(row["calls"] for row in rows if row.get("images")),
         **{name: sum(row["calls"] * row[name] for row in rows) for name in SUMS},
-        "devices": [_device(gpu, rows) for gpu in gpus],
-        "kernels": [row | {"on": {gpu.name: _launch(gpu, row) for gpu in gpus}} for row in rows],
+        "devices": [_device(gpu, rows, manifest["dtype"]) for gpu in gpus],
+        "kernels": [row | {"on": {gpu.name: _launch(gpu, row, manifest["dtype"]) for gpu in gpus}} for row in rows],
     }
 
 
@@ -50,8 +51,8 @@ def _gpus(manifest: dict[str, Any]) -> list[GPU]:
     return named or list(GPUS)
 
 
-def _device(gpu: GPU, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    launches = [(row["calls"], _launch(gpu, row)) for row in rows]
+def _device(gpu: GPU, rows: list[dict[str, Any]], dtype: str) -> dict[str, Any]:
+    launches = [(row["calls"], _launch(gpu, row, dtype)) for row in rows]
     total = sum(calls * each["us"] for calls, each in launches)
     return {
         "name": gpu.name,
@@ -65,12 +66,15 @@ def _device(gpu: GPU, rows: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _launch(gpu: GPU, row: dict[str, Any]) -> dict[str, Any]:
+def _launch(gpu: GPU, row: dict[str, Any], dtype: str = "float32") -> dict[str, Any]:
     """One launch on one GPU; `occupancy` is the share of its lanes that have work, in time as in space."""
     items, groups = math.prod(row["group"]), math.prod(row["grid"])
     lanes = items / (math.ceil(items / gpu.warp) * gpu.warp)
     cores = groups / (math.ceil(groups / gpu.cores) * gpu.cores)
-    arithmetic = 1e-3 * row["float_ops"] / (gpu.gigaflops * lanes * cores)
+    on_tensor_cores = row.get("tensor_ops", 0)
+    arithmetic = 1e-3 * (row["float_ops"] - on_tensor_cores) / (gpu.gigaflops * lanes * cores)
+    if on_tensor_cores:
+        arithmetic += 1e-3 * on_tensor_cores / (gpu.tensor_gigaflops(dtype) * cores)
     memory = 1e-3 * row["bytes"] / gpu.gigabytes_per_second
     by_registers = gpu.limits.registers // (items * row["registers"])
     by_memory = gpu.limits.local_bytes // row["local_bytes"] if row["local_bytes"] else by_registers

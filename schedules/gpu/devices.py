@@ -49,7 +49,10 @@ class Limits:
 
 @dataclass(frozen=True)
 class GPU:
-    """A GPU as a chip has it. `warp` work-items run in lockstep, `fma` float32 multiply-adds start in a clock."""
+    """A GPU as a chip has it. `warp` work-items run in lockstep, `fma` float32 multiply-adds start in a clock.
+
+    `tensor` are those of float16 that tensor cores start.
+    """
 
     name: str
     family: str
@@ -61,10 +64,14 @@ class GPU:
     gigabytes_per_second: float
     limits: Limits
     android: bool = True  # as phones have it, or the Linux of boards
+    tensor: int = 0
 
     @property
     def gigaflops(self) -> float:
         return 2e-3 * self.fma * self.clock_mhz
+
+    def tensor_gigaflops(self, dtype: str) -> float:
+        return 2e-3 * self.tensor * self.clock_mhz / (2 if dtype == "tf32" else 1)
 
 
 def _mali(
@@ -180,6 +187,7 @@ def _nvidia(chip: Chip) -> GPU:
         gigabytes_per_second=chip.gigabytes_per_second,
         limits=limits,
         android=False,
+        tensor=chip.multiprocessors * chip.tensor,
     )
 
 

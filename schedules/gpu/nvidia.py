@@ -59,24 +59,28 @@ ARCHITECTURES = {
 
 @dataclass(frozen=True)
 class Chip:
-    """One GPU of an architecture: multiprocessors, float32 multiply-adds that each starts in a clock, rates."""
+    """One GPU of an architecture: multiprocessors, float32 multiply-adds that each starts in a clock, rates.
+
+    `tensor` are the multiply-adds of float16 that its tensor cores start in a clock; of tf32 they start half as many.
+    """
 
     name: str
     sm: str
     multiprocessors: int
     clock_mhz: int
     lanes: int
+    tensor: int
     gigabytes_per_second: float
 
 
 # fmt: off
 CHIPS = (
-    Chip("t4", "sm_75", 40, clock_mhz=1590, lanes=64, gigabytes_per_second=320),
-    Chip("a100", "sm_80", 108, clock_mhz=1410, lanes=64, gigabytes_per_second=2039),
-    Chip("a10", "sm_86", 72, clock_mhz=1695, lanes=128, gigabytes_per_second=600),
-    Chip("agx-orin", "sm_87", 16, clock_mhz=1300, lanes=128, gigabytes_per_second=204.8),
-    Chip("l4", "sm_89", 58, clock_mhz=2040, lanes=128, gigabytes_per_second=300),
-    Chip("h200", "sm_90", 132, clock_mhz=1980, lanes=128, gigabytes_per_second=4800),
-    Chip("b200", "sm_100", 148, clock_mhz=1965, lanes=128, gigabytes_per_second=8000),
+    Chip("t4", "sm_75", 40, clock_mhz=1590, lanes=64, tensor=512, gigabytes_per_second=320),
+    Chip("a100", "sm_80", 108, clock_mhz=1410, lanes=64, tensor=1024, gigabytes_per_second=2039),
+    Chip("a10", "sm_86", 72, clock_mhz=1695, lanes=128, tensor=512, gigabytes_per_second=600),
+    Chip("agx-orin", "sm_87", 16, clock_mhz=1300, lanes=128, tensor=1024, gigabytes_per_second=204.8),
+    Chip("l4", "sm_89", 58, clock_mhz=2040, lanes=128, tensor=512, gigabytes_per_second=300),
+    Chip("h200", "sm_90", 132, clock_mhz=1980, lanes=128, tensor=2048, gigabytes_per_second=4800),
+    Chip("b200", "sm_100", 148, clock_mhz=1965, lanes=128, tensor=4096, gigabytes_per_second=8000),
 )
 # fmt: on

@@ -67,9 +67,7 @@ def test_of_many_architectures_those_are_built_for_that_can() -> None:
         able = every.computing_in(dtype)
         assert able.architectures == every.architectures[1:] and able.architectures[0] == "sm_80"
         assert able.fingerprint == "cuda-sm_80" and dtype in limits_of(able.tvm).tensor_cores
-        with pytest.raises(
-            UsageError, match=f"'cuda-sm_75' cannot compute in {dtype}: give --dtype float32 or float16"
-        ):
+        with pytest.raises(UsageError, match=f"'cuda-sm_75' cannot compute in {dtype}: give --dtype float32 or"):
             targets.get("cuda-sm_75").computing_in(dtype)
 
 
@@ -180,10 +178,9 @@ def test_tensor_cores_compute_what_pytorch_computes(sm: str, dtype: str, least: 
     kernels = manifest["device_code"]["kernels"].values()
     assert sum(each["tensor_products"] > 0 for each in kernels) >= 15
     assert not any(each["spill_bytes"] for each in kernels)
-    done, all_of_it = (
-        sum(row["calls"] * row[key] for row in manifest["launches"]) for key in ("tensor_ops", "float_ops")
-    )
-    assert done > 0.6 * all_of_it
+    launches = manifest["launches"]
+    on_tensor_cores, work = (sum(row["calls"] * row[key] for row in launches) for key in ("tensor_ops", "float_ops"))
+    assert on_tensor_cores > 0.6 * work
 
 
 @needs_emulation

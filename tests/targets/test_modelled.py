@@ -87,6 +87,17 @@ def test_a_launch_by_hand() -> None:
     assert modelled._launch(gpu, row | {"bytes": 10**9})["bound"] == "memory"
 
 
+def test_tensor_cores_have_rates_of_their_own() -> None:
+    """NVIDIA states 312 and 156 TFLOP/s of float16 and tf32 for an A100, and 19.5 without tensor cores."""
+    (gpu,) = [gpu for gpu in modelled.CUDA_GPUS if gpu.name == "a100"]
+    row = {"group": [32, 4, 1], "grid": [108, 1, 1], "float_ops": 10**9, "bytes": 10, "registers": 32, "local_bytes": 0}
+    for dtype, on_tensor_cores, rate in (("float32", 0, 19.5), ("tf32", 10**9, 156), ("float16", 10**9, 312)):
+        found = modelled._launch(gpu, row | {"tensor_ops": on_tensor_cores}, dtype)
+        assert found["us"] == pytest.approx(1e3 / rate, rel=0.01)
+    half = modelled._launch(gpu, row | {"tensor_ops": 5 * 10**8}, "float16")
+    assert half["us"] == pytest.approx(500 / 19.5 + 500 / 312, rel=0.01)
+
+
 def test_an_older_artifact_says_so(opencl_artifact: Path, tmp_path: Path) -> None:
     from saevit_tvm.runtime import artifact
 
