@@ -89,7 +89,8 @@ class TensorConv(Convolution):
         def roomy(tiling: Tiling) -> bool:
             return self.program(limits, tiling).usage[2] <= ROOM
 
-        return [*filter(roomy, sorted(self._sensible(), key=self._guess)), *self._searched()]
+        default = next(filter(roomy, sorted(self._sensible(), key=self._guess)))
+        return [default, *self._searched()]
 
     def _sensible(self) -> Iterator[Tiling]:
         for (rows, high), columns, terms in product(HEIGHTS, (2, 1), TERMS):
