@@ -214,7 +214,7 @@ def _arithmetic(
     from saevit_tvm.verbs import parity, proof
 
     work = sum(row["calls"] * row["float_ops"] for row in manifest["launches"])
-    count = min(len(inputs), int(emulated.WORK // work))
+    count = min(emulated.INPUTS, int(emulated.WORK // work))
     if lacking := emulated.missing():
         say(f"its arithmetic is not checked: {lacking}")
         return {}

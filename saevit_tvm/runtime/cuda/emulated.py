@@ -20,6 +20,7 @@ from saevit_tvm.runtime.cuda.library import wheels
 SOURCES = Path(__file__).parent / "emulation"
 DRIVER = "libcuda.so.1"
 C, CXX = "cc", "g++"
+INPUTS = 2  # for the first, kernels are launched by themselves, for the second as a graph
 WORK = 8e9  # float operations that take a CPU less than a minute
 _KERNEL = re.compile(r"__global__ void (?:__launch_bounds__\(\d+\) )?(\w+)\(")
 
