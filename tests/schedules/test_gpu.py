@@ -27,7 +27,8 @@ from schedules.gpu.conv import Conv
 from schedules.gpu.declare import declare, kernel_of
 from schedules.gpu.depthwise import Depthwise
 from schedules.gpu.devices import CUDA_LIMITS, GENERIC, GPUS, LIMITS, Limits, written_out
-from schedules.gpu.launch import Lowered
+from schedules.gpu.fragments import ARITHMETICS
+from schedules.gpu.launch import Lowered, stored_as
 from schedules.gpu.regions import lower
 from schedules.gpu.saa import Attend, Sample
 from schedules.gpu.saa_batch import BatchSample, Mix, Normalise, Spread
@@ -198,8 +199,7 @@ def test_saa_of_a_batch(
     folder: Path,
 ) -> None:
     lowered = agree("saa", *saa_case(n, h, w, c, heads, r, by_position), folder, limits, dtype)
-    conv = "tensor_conv" if limits is NVIDIA and dtype == "float16" and n * -(-h // r) * -(-w // r) > 8 else "conv"
-    assert names(lowered) == in_batch(r, conv)
+    assert names(lowered) == in_batch(r, "conv")
 
 
 def names(lowered: Lowered) -> list[str]:
@@ -214,12 +214,13 @@ def in_batch(r: int, conv: str) -> list[str]:
 
 
 def test_few_images_take_few_launches() -> None:
-    for limits, dtype in ((GENERIC, "float32"), (CUDA_LIMITS["sm_90"], "float16")):
+    for limits, dtype in ((GENERIC, "float32"), *((CUDA_LIMITS["sm_90"], dtype) for dtype in ARITHMETICS)):
         for r, few in ((2, ["saa_sample", "saa_attend", "saa_recover"]), (1, ["saa_attend", "saa_recover"])):
-            for n, expected in ((1, few), (3, few), (4, in_batch(r, "tensor_conv" if limits.fragments else "conv"))):
+            for n, expected in ((1, few), (3, few), (4, in_batch(r, "tensor_conv" if limits.tensor_cores else "conv"))):
                 shape, given, _, _ = saa_case(n, 8, 8, 32, 2, r, False)
                 lowered = lower("saa", shape, given, limits, dtype)
                 assert lowered is not None and names(lowered) == expected
+                assert {launch.kernel.out.dtype for launch in lowered.launches} == {stored_as(dtype)}
     assert lower("saa", shape | {"heads": 3}, given, GENERIC) is None
 
 
