@@ -32,7 +32,10 @@ class Tiling:
 
 @dataclass(frozen=True)
 class Convolution(Kernel):
-    """out = act(w * x + b - by_position (n, 1, h, w) * by_channel (k)) + residual, the last two where asked for."""
+    """out = act(w * x + b - by_position (n, 1, h, w) * by_channel (k)) + residual, the last two where asked for.
+
+    With `common`, by_position is no buffer but gelu(dec_w . x + dec_b), summed up on the way by all who read x.
+    """
 
     n: int
     h: int
@@ -47,6 +50,7 @@ class Convolution(Kernel):
     rank_one: bool = False
     dtype: str = "float32"  # of the arithmetic
     given: str = "float32"  # how x is stored
+    common: bool = False
 
     @property
     def height(self) -> int:
@@ -72,8 +76,11 @@ class Convolution(Kernel):
             "w": Buffer((*taps, self.c, self.k), stored_as(self.dtype)),
             "b": Buffer((self.k,)),
         }
-        if self.rank_one:
+        if self.common:
+            found |= {"dec_w": Buffer((self.c,)), "dec_b": Buffer((1,))}
+        elif self.rank_one:
             found["by_position"] = Buffer((self.n, 1, self.height, self.width))
+        if self.rank_one:
             found["by_channel"] = Buffer((self.k,))
         if self.residual:
             found["residual"] = self.out
@@ -127,7 +134,7 @@ class Conv(Convolution):
         columns, rows = blocks(self.positions, lanes), self.k // channels
         body = _Body(self, tiling, self.memory(limits), halves=self.dtype == "float16" and limits.half)
         factors = {"xs": lanes, "ws": channels} | ({"part": lanes * channels} if body.halves else {})
-        sums = {"acc": lanes * channels, "more": lanes}
+        sums = {"acc": lanes * channels, "more": lanes} | ({"dot": lanes} if self.common else {})
         return Program(
             grid=(blocks(columns, tiling.columns), blocks(rows, tiling.rows), self.n),
             group=(tiling.columns, tiling.rows),
@@ -180,15 +187,20 @@ class _Body:
             loops = nest(f"for dy in range({conv.kernel}):", nest(f"for dx in range({conv.kernel}):", loops))
         if not self.tiling.staged:
             loops = nest(f"if {inside}:", loops)
-        return "\n".join([self.each_sum("acc[s] = T.float32(0)"), loops, nest(f"if {inside}:", self.epilogue())])
+        cleared = [self.each_sum("acc[s] = T.float32(0)")]
+        if conv.common:
+            cleared.append(self.each_lane("dot[v] = T.float32(0)"))
+        return "\n".join([*cleared, loops, nest(f"if {inside}:", self.epilogue())])
 
     def each_sum(self, statement: str) -> str:
         return nest(f"for s in T.unroll({self.tiling.lanes * self.tiling.channels}):", statement)
 
+    def each_lane(self, *statements: str) -> str:
+        return nest(f"for v in T.vectorized({self.tiling.lanes}):", *statements)
+
     def each_tile(self, *statements: str) -> str:
         """Statements for channel j and lane v, at their place in the tile."""
-        lanes = nest(f"for v in T.vectorized({self.tiling.lanes}):", *statements)
-        return nest(f"for j in T.unroll({self.tiling.channels}):", lanes)
+        return nest(f"for j in T.unroll({self.tiling.channels}):", self.each_lane(*statements))
 
     def products(self, tap: str, inside: str) -> str:
         """acc += w * x for one tap of the kernel, some input channels at a time."""
@@ -201,6 +213,9 @@ class _Body:
             self.weights(tap, channel),
             self.each_tile(f"{at} = {at} + ws[j] * xs[v]"),
         ]
+        if self.conv.common:
+            number = 'T.Cast("float32", xs[v])' if self.halves else "xs[v]"
+            terms.append(self.each_lane(f"dot[v] = dot[v] + dec_w[{channel}] * {number}"))
         steps = [nest(f"for ii in range({chunk}):", *terms)]
         if self.halves:
             cleared, added = "part[s] = T.float16(0)", 'acc[s] = acc[s] + T.Cast("float32", part[s])'
@@ -257,9 +272,13 @@ class _Body:
         at = f"acc[j * {lanes} + v]"
         value = f"{at} + b[{self.channel} + j]"
         steps = []
-        if conv.rank_one:
+        if conv.common:
+            steps.append(self.each_lane("dot[v] = dot[v] + dec_b[0]"))
+            steps.append(self.each_lane(f"more[v] = {gelu('dot[v]')}"))
+        elif conv.rank_one:
             position = f"bz * {conv.positions} + {self.position}"
             steps.append(self.memory.load_lanes("more", "0", "by_position", position, lanes))
+        if conv.rank_one:
             value += f" - more[v] * by_channel[{self.channel} + j]"
         steps.append(self.each_tile(f"{at} = {value}"))
         if conv.activation == "gelu":

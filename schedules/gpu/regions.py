@@ -12,7 +12,7 @@ from schedules.gpu.head import Head
 from schedules.gpu.launch import Launch, Limits, Lowered, stored_as
 from schedules.gpu.reduce import CommonPart
 from schedules.gpu.saa import SAA
-from schedules.gpu.saa_region import saa
+from schedules.gpu.saa_region import BATCH, saa
 from schedules.gpu.tensor import convolution
 
 Shape = Mapping[str, Any]
@@ -62,18 +62,25 @@ def _dwsconv(shape: Shape, weights: Weights, limits: Limits, dtype: str) -> Lowe
 
 
 def _ciffn(shape: Shape, weights: Weights, limits: Limits, dtype: str) -> Lowered:
-    """The redistribution z + g (z - s) folds into the projection: z @ (1 + g) W - s (g @ W), a rank-one term."""
+    """The redistribution z + g (z - s) folds into the projection: z @ (1 + g) W - s (g @ W), a rank-one term.
+
+    For few images on NVIDIA's GPUs the projection also sums s up, anew in every work-group: arithmetic is no matter
+    there, and launches are. A phone would notice: s is an eighth to a quarter more to compute.
+    """
     n, h, w, c, e = (shape[name] for name in "nhwce")
     stored = stored_as(dtype)
     images = {"n": n, "h": h, "w": w, "dtype": dtype, "given": stored}
     expand = convolution(limits, c=c, k=e, **images)
-    project = convolution(limits, c=e, k=c, residual=True, rank_one=True, **images)
+    merged = n < BATCH and bool(limits.tensor_cores)
+    project = convolution(limits, c=e, k=c, residual=True, rank_one=True, common=merged, **images)
     launches = [
         Launch(expand, ("x", "ex_w", "ex_b"), "wide"),
         Launch(Depthwise(n, e, h, w, stored), ("wide", "dw_w", "dw_b"), "hidden"),
-        Launch(CommonPart(n, e, h, w, stored), ("hidden", "dec_w", "dec_b"), "common"),
-        Launch(project, ("hidden", "pr_w", "pr_b", "common", "gained", "x"), "out"),
     ]
+    common = ["dec_w", "dec_b"] if merged else ["common"]
+    if not merged:
+        launches.append(Launch(CommonPart(n, e, h, w, stored), ("hidden", "dec_w", "dec_b"), "common"))
+    launches.append(Launch(project, ("hidden", "pr_w", "pr_b", *common, "gained", "x"), "out"))
     gain, matrix = weights["g"].astype("float64"), weights["pr_w"].astype("float64")
     constants = {name: value for name, value in weights.items() if name != "g"}
     constants |= {"pr_w": (1 + gain)[:, None] * matrix, "gained": gain @ matrix}

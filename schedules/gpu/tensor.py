@@ -15,6 +15,7 @@ from itertools import product
 from typing import Any
 
 from schedules.gpu.conv import Conv, Convolution
+from schedules.gpu.dots import Dots
 from schedules.gpu.fragments import SIDE, WARP, Fragments
 from schedules.gpu.launch import SIZES, Limits, Memory, Program, blocks, gelu, nest, stored_as
 
@@ -118,10 +119,11 @@ class TensorConv(Convolution):
             grid=(body.tall_groups * blocks(self.all_columns, tiling.broad),),
             group=(WARP, tiling.warps),
             body=body.text(),
-            private={"result": body.lanes, "more": body.lanes, "sums": body.fragments.sums},
+            private={"result": body.lanes, "more": body.lanes, "sums": body.fragments.sums}
+            | (body.dots.private if self.common else {}),
             narrow=body.narrow,
             halves={"next_w": weights.held, "next_x": inputs.held},
-            shared={"rows": tiling.warps * SIDE * body.row},
+            shared={"rows": tiling.warps * SIDE * body.row} | (body.dots.shared if self.common else {}),
             staged={"near_w": tiling.terms * weights.stride, "near_x": tiling.terms * inputs.stride},
             hidden=body.fragments.registers,
         )
@@ -201,6 +203,11 @@ class _Body:
         return Fragments(self.conv.dtype, tiling.rows, tiling.columns, tiling.terms, weights, inputs, self.row)
 
     @property
+    def dots(self) -> Dots:
+        tiling = self.tiling
+        return Dots(self.conv.depth, tiling.terms, self.inputs.stride, tiling.broad, WARP * tiling.warps)
+
+    @property
     def tall_groups(self) -> int:
         return blocks(self.conv.k, self.tiling.tall)
 
@@ -239,7 +246,12 @@ class _Body:
         cleared = nest(f"for s in T.unroll({self.fragments.sums}):", "sums[s] = T.float32(0)")
         # Beyond the last step everything is an edge, and nothing is read.
         step = [weights, inputs, BARRIER, *self.fetch("(io + 1)"), self.multiply(), BARRIER]
-        return "\n".join([cleared, *self.fetch("0"), nest(f"for io in range({steps}):", *step), self.epilogue()])
+        before, after = [cleared, *self.fetch("0")], [self.epilogue()]
+        if self.conv.common:
+            before.append(self.dots.cleared())
+            step.insert(-1, self.dots.added("io"))
+            after = [*self.dots.finished(BARRIER), *after]
+        return "\n".join([*before, nest(f"for io in range({steps}):", *step), *after])
 
     # Into registers ---------------------------------------------------
 
@@ -314,8 +326,12 @@ class _Body:
             f"({column} // {conv.positions} * {conv.k} + {channel}) * {conv.positions} + {column} % {conv.positions}"
         )
         value, steps = f"rows[{mine} + {row} * {self.row} + {at} + v] + b[{channel}]", []
-        if conv.rank_one:
+        if conv.common:
+            near = f"ty % {tiling.wide} * {SIDE * tiling.columns} + {at} + v"
+            steps.append(nest(f"for v in T.vectorized({lanes}):", f"more[v] = near_common[{near}]"))
+        elif conv.rank_one:
             steps.append(self.memory.load_lanes("more", "0", "by_position", column, lanes))
+        if conv.rank_one:
             value += f" - more[v] * by_channel[{channel}]"
         steps.append(self.each_lane(value))
         if conv.activation == "gelu":

@@ -11,6 +11,7 @@ import ctypes
 import dataclasses
 import random
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import ml_dtypes  # noqa: F401  gives NumPy its bfloat16
@@ -23,7 +24,7 @@ from torch.nn import functional as F
 
 from saevit_tvm.runtime.cuda import emulated
 from saevit_tvm.targets import nvrtc
-from schedules.gpu.conv import Conv
+from schedules.gpu.conv import Conv, Convolution
 from schedules.gpu.declare import declare, kernel_of
 from schedules.gpu.devices import CUDA_LIMITS, LIMITS
 from schedules.gpu.fragments import ARITHMETICS
@@ -49,31 +50,36 @@ def cases(dtype: str) -> list[tuple[TensorConv, Tiling | None]]:
         (TensorConv(2, 9, 8, 3, 24, 3, 2, 1, "gelu", dtype=dtype, given="float32"), None),
         (TensorConv(3, 7, 7, 20, 32, 3, 2, 1, residual=False, **same), Tiling(2, 2, 1, 2, 32)),
         (TensorConv(2, 8, 8, 32, 18, 1, 2, 0, **same), None),
+        (TensorConv(1, 7, 7, 200, 48, rank_one=True, common=True, residual=True, **same), None),  # some share columns
+        (TensorConv(3, 7, 6, 96, 20, rank_one=True, common=True, **same), Tiling(1, 4, 1, 4, 32)),  # some have several
     ]
 
 
-def inputs(kernel: TensorConv) -> list[np.ndarray]:
+def inputs(kernel: Convolution) -> list[np.ndarray]:
     """Numbers of a size that keeps sums near one, as the kernel stores them; short enough for its arithmetic."""
     stream, short = np.random.RandomState(0), "bfloat16" if kernel.dtype == "bfloat16" else "float16"
     found = []
     for name, buffer in kernel.reads.items():
-        size = kernel.depth**-0.5 if name == "w" else 1.0
+        size = kernel.c**-0.5 / kernel.kernel if name in ("w", "dec_w") else 1.0
         found.append((stream.standard_normal(buffer.extents) * size).astype(short).astype(buffer.dtype))
     return found
 
 
-def expected(kernel: TensorConv, values: list[np.ndarray]) -> np.ndarray:
+def expected(kernel: Convolution, values: list[np.ndarray]) -> np.ndarray:
     exact = (torch.from_numpy(value.astype("float64")) for value in values)
     given = dict(zip(kernel.reads, exact, strict=True))
     weight = given["w"].reshape(kernel.kernel, kernel.kernel, kernel.c, kernel.k).permute(3, 2, 0, 1)
     out = F.conv2d(given["x"], weight, given["b"], kernel.stride, kernel.padding)
+    if kernel.common:
+        common = F.gelu((given["x"] * given["dec_w"][:, None, None]).sum(1, keepdim=True) + given["dec_b"])
     if kernel.rank_one:
-        out = out - given["by_position"] * given["by_channel"][:, None, None]
+        by_position = common if kernel.common else given["by_position"]
+        out = out - by_position * given["by_channel"][:, None, None]
     out = F.gelu(out) if kernel.activation else out
     return (out + given["residual"] if kernel.residual else out).numpy()
 
 
-def source_of(kernels: list[tuple[TensorConv, Tiling | None]], sm: str = "sm_90") -> str:
+def source_of(kernels: Sequence[tuple[Convolution, Tiling | None]], sm: str = "sm_90") -> str:
     """Kernels with their tilings as CUDA C++, named k0, k1 ..."""
     import tvm
 
@@ -96,7 +102,7 @@ class Kernels:
             for name, told in re.findall(r"__global__ void __launch_bounds__\(\d+\) (\w+)_kernel\((.*)\);", source)
         }
 
-    def run(self, name: str, kernel: TensorConv, tiling: Tiling | None, values: list[np.ndarray]) -> np.ndarray:
+    def run(self, name: str, kernel: Convolution, tiling: Tiling | None, values: list[np.ndarray]) -> np.ndarray:
         """The result starts as NaN, so that gaps show."""
         program = kernel.program(LIMITS_90, tiling or kernel.default(LIMITS_90))
         out = np.full(kernel.out.extents, np.nan, kernel.out.dtype)
@@ -127,11 +133,23 @@ def test_convolutions(dtype: str, tmp_path: Path) -> None:
     agree(cases(dtype), tmp_path)
 
 
+@emulation
+@pytest.mark.parametrize(("dtype", "allowed"), [("float32", 2e-6), ("float16", 4e-3), ("bfloat16", 4.5e-3)])
+def test_a_plain_convolution_sums_the_common_part_up_too(dtype: str, allowed: float, tmp_path: Path) -> None:
+    shape = {"rank_one": True, "common": True, "dtype": dtype, "given": dtype}
+    kernels = [Conv(2, 7, 7, 40, 32, residual=True, **shape), Conv(1, 4, 8, 24, 12, **shape)]
+    library = Kernels(source_of([(kernel, None) for kernel in kernels]), tmp_path)
+    for name, kernel in zip(("k0", "k1"), kernels, strict=True):
+        values = inputs(kernel)
+        out, wanted = library.run(name, kernel, None, values), expected(kernel, values)
+        assert np.abs(out.astype("float64") - wanted).max() < allowed * np.abs(wanted).max()
+
+
 @st.composite
 def any_kernel(draw: st.DrawFn) -> tuple[TensorConv, Tiling]:
     size = st.integers(1, 9)
     kernel, stride, padding = draw(st.sampled_from([(1, 1, 0), (1, 1, 0), (3, 2, 1), (3, 1, 1), (2, 2, 0)]))
-    dtype = draw(st.sampled_from(sorted(ARITHMETICS)))
+    dtype, rank_one = draw(st.sampled_from(sorted(ARITHMETICS))), draw(st.booleans())
     found = TensorConv(
         n=draw(st.integers(1, 5)),
         h=max(kernel, draw(size)),
@@ -143,7 +161,8 @@ def any_kernel(draw: st.DrawFn) -> tuple[TensorConv, Tiling]:
         padding=padding,
         activation=draw(st.sampled_from([None, "gelu"])),
         residual=draw(st.booleans()),
-        rank_one=draw(st.booleans()),
+        rank_one=rank_one,
+        common=rank_one and kernel == 1 and draw(st.booleans()),
         dtype=dtype,
         given=draw(st.sampled_from([stored_as(dtype), stored_as(dtype), "float32"])),
     )
