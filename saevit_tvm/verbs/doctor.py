@@ -296,12 +296,18 @@ def _emulation() -> Found:
 
 
 def _cuda() -> Found:
-    """NVIDIA's compiler, which makes the kernels of CUDA targets."""
+    """NVIDIA's compiler, which makes the kernels of CUDA targets, and what runs them where there is no GPU."""
+    from saevit_tvm.runtime.cuda import emulated
+
     code = (
         "import sys; from saevit_tvm.targets import nvrtc\n"
         "print(sys.exit(nvrtc.missing()) if nvrtc.missing() else f'{nvrtc.version()} in {nvrtc.folder()}')"
     )
-    return [Check("CUDA compiler", *_try(code), needed=False)]
+    lacking = emulated.missing()
+    return [
+        Check("CUDA compiler", *_try(code), needed=False),
+        Check("CUDA kernels on this CPU", lacking is None, lacking or "with g++, where there is no GPU", needed=False),
+    ]
 
 
 def _peers() -> Found:
