@@ -9,6 +9,9 @@ What was compiled is then read back: every kernel for every architecture, within
 
 from __future__ import annotations
 
+import contextlib
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +27,24 @@ if TYPE_CHECKING:
     from saevit_tvm.targets import Target
 
 CAPTURE = "relax.backend.use_cuda_graph"
+_LEAVE_SOURCE = "TVM_COMPILE_FORCE_FALLBACK"
+
+
+@contextlib.contextmanager
+def generating_source() -> Iterator[None]:
+    """The setting in which kernels become CUDA C++, for a library and for a measurement alike.
+
+    Where NVIDIA's driver is installed, TVM would compile them at once, with a package that nobody needs here.
+    """
+    before = os.environ.get(_LEAVE_SOURCE)
+    os.environ[_LEAVE_SOURCE] = "1"
+    try:
+        with tvm.transform.PassContext(opt_level=3):
+            yield
+    finally:
+        os.environ.pop(_LEAVE_SOURCE)
+        if before is not None:
+            os.environ[_LEAVE_SOURCE] = before
 
 
 def compile_for_cuda(
@@ -35,7 +56,7 @@ def compile_for_cuda(
     made = opencl.scheduled(source, target, records, dump, dtype)
     with tvm_target, tvm.transform.PassContext(opt_level=3, config={CAPTURE: True}):
         mod = dump("library", tvm.transform.Sequential(pipeline.virtual_machine(capture=True))(made.module))
-    with library.told_plainly(f"CUDA kernels of {source.name}"), tvm.transform.PassContext(opt_level=3):
+    with library.told_plainly(f"CUDA kernels of {source.name}"), generating_source():
         executable = relax.build(mod, tvm_target, relax_pipeline=None)
     kernels = source_of(executable.mod)
     dump.text("kernels.cu", kernels)

@@ -83,6 +83,10 @@ def _with_loops(module: Any, target: dict[str, Any]) -> Any:
 
 def _generating(module: Any, target: dict[str, Any]) -> AbstractContextManager[None]:
     """The setting in which a build of a model makes its kernels, too."""
+    if target["kind"] == "cuda":
+        from saevit_tvm.compiler.cuda import generating_source
+
+        return generating_source()
     if target["kind"] != "llvm":
         from saevit_tvm.compiler.opencl import generating_kernels
         from schedules.gpu.devices import limits_of

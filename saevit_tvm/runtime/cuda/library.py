@@ -53,8 +53,14 @@ def check_device(manifest: Mapping[str, Any], path: Any) -> None:
 
 
 def libraries() -> tuple[ctypes.CDLL, ctypes.CDLL]:
-    """TVM's foreign function interface and the CUDA runtime, for what the former's functions do not do."""
-    return ctypes.CDLL(str(abi.library_path("tvm_ffi"))), ctypes.CDLL(_cudart())
+    """TVM's foreign function interface and the CUDA runtime, for what the former's functions do not do.
+
+    Both by the names that `activate` has made known to the process, as TVM's runtime itself calls them.
+    """
+    activate()
+    ctypes.CDLL(str(abi.library_path("tvm_ffi")), mode=ctypes.RTLD_GLOBAL)
+    loaded = ctypes.CDLL(None)
+    return loaded, loaded
 
 
 def require_architecture(name: str, architecture: str) -> None:
