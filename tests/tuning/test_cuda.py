@@ -1,4 +1,4 @@
-"""Tuning on an NVIDIA GPU, behind a driver that is not NVIDIA's (runtime/fake_cuda.c) and whose kernels do nothing."""
+"""Tuning on an NVIDIA GPU, behind the driver of runtime/cuda/emulation, under which kernels do nothing here."""
 
 from __future__ import annotations
 
