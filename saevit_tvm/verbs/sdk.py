@@ -76,13 +76,13 @@ def sdk(options: SdkOptions, say: Say) -> dict[str, Any]:
     _check_free(out)
     manifest = read_manifest(options.artifact)
     target = _target(manifest)
-    if target.kind == "opencl" and options.flavour != "shared" and not target.android:
+    if target.android and (target.kind == "opencl" or options.flavour != "static"):
+        raise TargetError(_NO_RUNTIME)
+    if target.kind == "opencl" and options.flavour != "shared":
         raise UsageError(
             f"the artifact is for an OpenCL device (target {target.name}), whose kernels need TVM's runtime: "
             "give --flavour shared."
         )
-    if target.android and options.flavour != "static":
-        raise TargetError(_NO_RUNTIME)
     compiler = toolchain.programs(target)
     with workspace.staging(out.parent) as staged, workspace.scratch() as scratch:
         workspace.reserve(staged, 3 * manifest["size"])

@@ -150,6 +150,7 @@ def test_a_target_that_no_sdk_can_be_made_for_is_a_sentence(artifact: Path, tmp_
         ({key: android[key] for key in keys}, "shared", TargetError, "nobody publishes one for Android"),
         ({key: android[key] for key in keys}, "both", TargetError, "nobody publishes one for Android"),
         ({key: adreno[key] for key in keys}, "shared", TargetError, "nobody publishes one for Android"),
+        ({key: adreno[key] for key in keys}, "static", TargetError, "nobody publishes one for Android"),
         (manifest["target"] | {"tvm": {"kind": "cuda"}}, "static", ArtifactError, "a CPU or an OpenCL device"),
     ):
         text = json.dumps(manifest | {"target": target}).encode()
