@@ -103,10 +103,11 @@ class Kernels:
         }
 
     def run(self, name: str, kernel: Convolution, tiling: Tiling | None, values: list[np.ndarray]) -> np.ndarray:
-        """The result starts as NaN, so that gaps show."""
+        """The result starts as NaN, so that gaps show; and what is behind a buffer is NaN, if somebody reads it."""
         program = kernel.program(LIMITS_90, tiling or kernel.default(LIMITS_90))
         out = np.full(kernel.out.extents, np.nan, kernel.out.dtype)
-        buffers = {**dict(zip(kernel.reads, values, strict=True)), "out": out}
+        fenced = (np.append(value, np.full(1024, np.nan, value.dtype)) for value in values)
+        buffers = {**dict(zip(kernel.reads, fenced, strict=True)), "out": out}
         places = [ctypes.c_void_p(buffers[each].ctypes.data) for each in self._parameters[name]]
         arguments = (ctypes.c_void_p * len(places))(*(ctypes.addressof(place) for place in places))
         sizes = ((ctypes.c_uint * 3)(*(*each, 1, 1, 1)[:3]) for each in (program.grid, program.group))
