@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Generator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -122,6 +123,24 @@ def fake_gpu(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     if lacking := emulated.missing():
         pytest.skip(lacking)
     return {"LD_PRELOAD": str(emulated.driver(tmp_path_factory.mktemp("fake")))}
+
+
+@pytest.fixture(scope="session")
+def held_out() -> tuple[np.ndarray, np.ndarray]:
+    """The digits that the shipped checkpoint has not seen, as the model wants them, and what they are."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    from saevit_tvm.models.sources import open_model
+    from saevit_tvm.runtime.preprocess import to_array
+
+    sys.path.insert(0, str(ROOT / "scripts"))
+    from train_digits import pictures
+
+    digits = load_digits()
+    split = train_test_split(digits.images, digits.target, test_size=360, random_state=0, stratify=digits.target)
+    preprocessing = open_model("saevit_micro", weights="digits").preprocessing
+    return np.concatenate([to_array(image.convert("RGB"), preprocessing) for image in pictures(split[1])]), split[3]
 
 
 @pytest.fixture(scope="session")
