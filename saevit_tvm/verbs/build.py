@@ -217,13 +217,16 @@ def _arithmetic(
     count = min(emulated.INPUTS, int(emulated.WORK // work))
     lacking = f"their host part is for {host}" if host != platform.machine() else emulated.missing()
     lacking = lacking or (None if count else "they would take this CPU minutes, as a smaller batch does not")
-    if lacking:
-        say(f"its kernels are not run by this CPU: {lacking}")
+    try:
+        if lacking:
+            raise TargetError(lacking)
+        gpu = emulated.environment(kernels, manifest["device_code"]["architectures"][0], library.parent)
+    except TargetError as error:
+        say(f"its kernels are not run by this CPU: {error}")
         return {}
     say(f"computing {count} random inputs with its kernels on this CPU")
     trial = library.with_name("trial.so")
     seal(library, manifest, trial)
-    gpu = emulated.environment(kernels, manifest["device_code"]["architectures"][0], library.parent)
     answers = proof.answers(trial, inputs[:count], library.parent, environment=gpu)
     deviation = parity.deviation(answers, expected[:count])
     if not deviation.within(parity.TOLERANCE[manifest["dtype"]]):

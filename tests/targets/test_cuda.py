@@ -223,6 +223,16 @@ def test_kernels_that_compute_something_else_are_no_artifact(cuda_artifact: Path
         build_verb._arithmetic(manifest, source.read_text().replace("erff(", "sinf("), *given)
 
 
+@needs_emulation
+def test_a_compiler_that_cannot_costs_only_the_proof(cuda_artifact: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    manifest = artifact.read_manifest(cuda_artifact)
+    source = '#error "too old"\n'
+    assert build_verb._arithmetic(manifest, source, [], [], tmp_path / "library.so", said.append) == {}
+    (line,) = said
+    assert line.startswith("its kernels are not run by this CPU: 'g++' cannot compile") and "too old" in line
+
+
 @needs_compiler
 @without_gpu
 @pytest.mark.slow
