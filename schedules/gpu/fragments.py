@@ -1,7 +1,7 @@
 """Matrices that the threads of a warp multiply together on tensor cores, by functions that come with the kernels.
 
-TVM has words for such products in float16, but none for tf32, and every one of them is a call. Here a whole staged step
-is one call of a function in CUDA C++. Which thread keeps which numbers of a fragment is NVIDIA's affair
+TVM has words for such products in float16 and bfloat16, one for each, and none for tf32. Here a whole staged step is one
+call of a function in CUDA C++. Which thread keeps which numbers of a fragment is NVIDIA's affair
 (`nvcuda::wmma`); the sums are eight numbers of every thread, and nobody but these functions asks which.
 """
 
@@ -58,7 +58,7 @@ class Fragments:
     @property
     def registers(self) -> int:
         """Of a thread, beside its sums."""
-        return FACTOR * (self.rows + self.columns)
+        return Product(self.rows, self.columns, self.terms).registers
 
     def multiply(self, weights: str, inputs: str) -> str:
         """sums += weights x inputs, for all terms; given are the first of each in local memory."""
