@@ -1,8 +1,8 @@
 """Matrices that the threads of a warp multiply together on tensor cores, by functions that come with the kernels.
 
-TVM has words for such products in float16 and bfloat16, one for each, and none for tf32. Here a whole staged step is one
-call of a function in CUDA C++. Which thread keeps which numbers of a fragment is NVIDIA's affair
-(`nvcuda::wmma`); the sums are eight numbers of every thread, and nobody but these functions asks which.
+TVM has words for such products in float16 and bfloat16, one for each, and none for tf32. Here a whole staged step is
+one call of a function in CUDA C++. Which thread keeps which numbers of a fragment is NVIDIA's affair (`nvcuda::wmma`);
+the sums are eight numbers of every thread, and nobody but these functions asks which.
 """
 
 from __future__ import annotations
