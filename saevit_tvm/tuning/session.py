@@ -141,8 +141,11 @@ class Session:
 
     def _first_of(self, task: Task, count: int) -> list[Candidate]:
         offered = [*self._seeds_of(task), *task.default(), *task.propose(count, self.guide.model)]
-        distinct = {candidate.key: candidate for candidate in reversed(offered) if candidate.key not in task.seen}
-        return list(reversed(distinct.values()))[:count]
+        distinct: dict[str, Candidate] = {}
+        for candidate in offered:
+            if candidate.key not in task.seen:
+                distinct.setdefault(candidate.key, candidate)
+        return list(distinct.values())[:count]
 
     def _resume(self) -> None:
         """Take in what the store knows of these kernels, and teach the cost model what it knows of any."""
