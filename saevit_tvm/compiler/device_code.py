@@ -14,10 +14,10 @@ from typing import Any
 
 from saevit_tvm.errors import CompileError
 from saevit_tvm.runtime.cuda import fatbin
+from saevit_tvm.runtime.cuda.source import kernels as kernels_of
 from saevit_tvm.targets import nvrtc
 from schedules.gpu.nvidia import ARCHITECTURES, REGISTER_UNIT, WARP
 
-_KERNEL = re.compile(r"__global__ void (?:__launch_bounds__\((\d+)\) )?(\w+)\(")
 _ENTRY = re.compile(r"\.entry (\w+)\(")
 _TENSOR_PRODUCT = "wmma.mma.sync"  # PTX for a product of two matrices on tensor cores
 
@@ -43,7 +43,7 @@ def source_of(module: Any) -> str:
 
 def compile_kernels(source: str, architectures: tuple[str, ...], with_ptx: bool = True) -> DeviceCode:
     """Kernels as a fat binary that was checked."""
-    threads = {name: int(bound or 0) for bound, name in _KERNEL.findall(source)}
+    threads = kernels_of(source)
     programs, ptx = nvrtc.compile_all(source, architectures, with_ptx)
     packed = nvrtc.fat_binary(programs, ptx)
     kernels = check(packed, architectures, threads, with_ptx)

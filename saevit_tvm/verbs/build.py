@@ -217,12 +217,13 @@ def _arithmetic(
     count = min(emulated.INPUTS, int(emulated.WORK // work))
     lacking = f"their host part is for {host}" if host != platform.machine() else emulated.missing()
     lacking = lacking or (None if count else "they would take this CPU minutes, as a smaller batch does not")
-    try:
-        if lacking:
-            raise TargetError(lacking)
-        gpu = emulated.environment(kernels, manifest["device_code"]["architectures"][0], library.parent)
-    except TargetError as error:
-        say(f"its kernels are not run by this CPU: {error}")
+    if not lacking:
+        try:
+            gpu = emulated.environment(kernels, manifest["device_code"]["architectures"][0], library.parent)
+        except TargetError as error:
+            lacking = str(error)
+    if lacking:
+        say(f"its kernels are not run by this CPU: {lacking}")
         return {}
     say(f"computing {count} random inputs with its kernels on this CPU")
     trial = library.with_name("trial.so")

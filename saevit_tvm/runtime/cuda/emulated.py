@@ -7,7 +7,6 @@ arithmetic, its launches and its memory are shown to be right; NVIDIA's machine 
 
 from __future__ import annotations
 
-import re
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -16,13 +15,13 @@ from typing import Any
 
 from saevit_tvm.errors import TargetError
 from saevit_tvm.runtime.cuda.library import wheels
+from saevit_tvm.runtime.cuda.source import kernels as kernels_of
 
 SOURCES = Path(__file__).parent / "emulation"
 DRIVER = "libcuda.so.1"
 C, CXX = "cc", "g++"
 INPUTS = 2  # for the first, kernels are launched by themselves, for the second as a graph
 WORK = 8e9  # float operations that take a CPU less than a minute
-_KERNEL = re.compile(r"__global__ void (?:__launch_bounds__\(\d+\) )?(\w+)\(")
 
 
 def missing() -> str | None:
@@ -43,7 +42,7 @@ def driver(folder: Path) -> Path:
 
 def kernels(source: str, library: Path) -> Path:
     """Kernels in CUDA C++ as a library for the driver."""
-    program, names = library.with_suffix(".cpp"), sorted(set(_KERNEL.findall(source)))
+    program, names = library.with_suffix(".cpp"), kernels_of(source)
     parts = ['#include "kernels.hpp"', source, *(f"KERNEL({name})" for name in names)]
     program.write_text("\n".join(parts) + "\n")
     _compile([CXX, "-std=c++17", "-O2", "-march=native", "-w", f"-I{SOURCES}", program, "-o", library])
