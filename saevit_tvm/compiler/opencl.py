@@ -85,13 +85,9 @@ def scheduled(
     records: Any | None,
     dump: pipeline._Dump,
     dtype: str,
-    limits: Limits | None = None,
 ) -> Scheduled:
-    """From a PyTorch model to kernels for the device, whatever language they will be written in.
-
-    `limits` are those of another device, on which what is made for the target shall run.
-    """
-    tvm_target, limits = tvm.target.Target(target.tvm), limits or limits_of(target.tvm)
+    """From a PyTorch model to kernels for the device, whatever language they will be written in."""
+    tvm_target, limits = tvm.target.Target(target.tvm), limits_of(target.tvm)
     mod = dump("import", import_model(source))
     mod = dump("simplify", pipeline.run(mod, pipeline.simplify(), tvm_target))
     mod = pipeline.run(mod, regions(blocks(), limits), tvm_target)

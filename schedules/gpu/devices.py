@@ -194,11 +194,6 @@ def _nvidia(chip: Chip) -> GPU:
 CUDA_GPUS = tuple(map(_nvidia, CHIPS))
 
 
-def written_out(limits: Limits) -> Limits:
-    """For the same kernels on an OpenCL device that has no float16 and no tensor cores; what those do, others do."""
-    return replace(limits, half=False, tensor_cores=())
-
-
 def limits_of(target: Mapping[str, Any]) -> Limits:
     """The limits of a device, by TVM's description of the target."""
     if target["kind"] == "cuda":

@@ -26,7 +26,7 @@ from saevit_tvm.runtime import opencl
 from schedules.gpu.conv import Conv
 from schedules.gpu.declare import declare, kernel_of
 from schedules.gpu.depthwise import Depthwise
-from schedules.gpu.devices import CUDA_LIMITS, GENERIC, GPUS, LIMITS, Limits, written_out
+from schedules.gpu.devices import CUDA_LIMITS, GENERIC, GPUS, LIMITS, Limits
 from schedules.gpu.fragments import ARITHMETICS
 from schedules.gpu.launch import Lowered, stored_as
 from schedules.gpu.regions import lower
@@ -35,7 +35,8 @@ from schedules.gpu.saa_batch import BatchSample, Mix, Normalise, Spread
 
 # As on Adreno: local memory that is worth using, tiles for many registers. But PoCL has no arithmetic in float16.
 LOCAL = dataclasses.replace(LIMITS["adreno"], half=False)
-NVIDIA = written_out(CUDA_LIMITS["sm_90"])
+# The same kernels for a driver that has neither float16 nor tensor cores.
+NVIDIA = dataclasses.replace(CUDA_LIMITS["sm_90"], half=False, tensor_cores=())
 TARGET = {"kind": "opencl", "host": {"kind": "llvm"}}
 TOLERANCE = {"float32": 2e-5, "float16": 5e-3}
 on_a_device = pytest.mark.skipif(not opencl.available()[0], reason=opencl.available()[1])
