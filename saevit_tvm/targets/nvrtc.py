@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -25,6 +25,7 @@ _HEADERS = ("cuda_fp16.h", "crt/mma.h", "cccl/cuda/std/cstdint")
 _SPILLED = re.compile(
     r"Compiling entry function '(\w+)'.*?(\d+) bytes spill stores, (\d+) bytes spill loads", re.DOTALL
 )
+_BOUNDS = re.compile(r"__launch_bounds__\((\d+)\)(\s+(\w+)\()")
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def compile_all(source: str, architectures: Sequence[str], with_ptx: bool = True
     newest = architectures[-1].replace("sm_", "compute_")
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         ptx = pool.submit(_compile, source, newest) if with_ptx else None
-        programs = list(pool.map(lambda sm: _compile(source, sm), architectures))
+        programs = list(pool.map(lambda sm: _machine_code(source, sm), architectures))
         return programs, ptx.result().code if ptx else b""
 
 
@@ -95,6 +96,20 @@ def fat_binary(programs: Sequence[Program], ptx: bytes) -> bytes:
         return buffer.raw
     finally:
         library.nvFatbinDestroy(ctypes.byref(handle))
+
+
+def _machine_code(source: str, architecture: str) -> Program:
+    """Without spills where it can be: the compiler spills a few numbers, too, to have more blocks side by side."""
+    program = _compile(source, architecture)
+    spilling = {name for name, spilled in program.spills.items() if spilled}
+    return _compile(_alone(source, spilling), architecture) if spilling else program
+
+
+def _alone(source: str, kernels: Container[str]) -> str:
+    """The source, where a block of these kernels may take as many registers as if it were alone on a multiprocessor."""
+    return _BOUNDS.sub(
+        lambda found: f"__launch_bounds__({found[1]}, 1){found[2]}" if found[3] in kernels else found[0], source
+    )
 
 
 def _compile(source: str, architecture: str) -> Program:

@@ -257,7 +257,9 @@ def test_nvidias_compiler_makes_tensor_instructions(dtype: str) -> None:
 
     oldest = "sm_75" if dtype == "float16" else "sm_80"
     wide = TensorConv(64, 14, 14, 192, 768, activation="gelu", **SAME[dtype])
-    source = source_of([(wide, None), cases(dtype)[0], cases(dtype)[4]], oldest)
-    kernels = compile_kernels(source, (oldest, "sm_100")).report["kernels"]
-    assert len(kernels) == 3
+    # By itself the compiler spills a few numbers of this one in float16, for a fifth block on a multiprocessor.
+    deep = TensorConv(64, 7, 7, 1280, 320, residual=True, rank_one=True, **SAME[dtype])
+    source = source_of([(wide, None), (deep, None), cases(dtype)[0], cases(dtype)[4]], oldest)
+    kernels = compile_kernels(source, (oldest, "sm_90", "sm_100")).report["kernels"]
+    assert len(kernels) == 4
     assert all(each["tensor_products"] > 0 == each["spill_bytes"] == each["stack_bytes"] for each in kernels.values())
