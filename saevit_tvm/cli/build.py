@@ -83,12 +83,13 @@ def _print(console: Console, artifact: Path, manifest_path: Path, manifest: dict
 def _compiled(code: dict[str, Any]) -> str:
     """What was read back from the compiled kernels."""
     kernels = code["kernels"].values()
-    spilling, tensor = (sum(kernel[key] > 0 for kernel in kernels) for key in ("spill_bytes", "tensor_products"))
+    marks = ("spill_bytes", "tensor_products", "overlaps")
+    spilling, tensor, overlapping = (sum(kernel[mark] > 0 for kernel in kernels) for mark in marks)
     return (
         f"{len(kernels)} CUDA kernels for each of {', '.join(code['architectures'])}, PTX for {code['ptx']}; "
         f"at most {max(kernel['registers'] for kernel in kernels)} registers a thread and "
         f"{max(kernel['shared_bytes'] for kernel in kernels)} bytes of shared memory, {spilling} with spills, "
-        f"{tensor} on tensor cores"
+        f"{tensor} on tensor cores, {overlapping} begin while the one before ends"
     )
 
 

@@ -19,7 +19,9 @@ from saevit_tvm.targets import nvrtc
 from schedules.gpu.nvidia import ARCHITECTURES, REGISTER_UNIT, WARP
 
 _ENTRY = re.compile(r"\.entry (\w+)\(")
-_TENSOR_PRODUCT = "wmma.mma.sync"  # PTX for a product of two matrices on tensor cores
+# In PTX: a product of two matrices on tensor cores; waiting for the kernel before; what may not come earlier.
+_TENSOR_PRODUCT, _WAIT = "wmma.mma.sync", "griddepcontrol.wait"
+_TOO_EARLY = re.compile(r"\bbra\b|\b(?:ld|st|red|atom|cp)\.(?!param|shared|local)")
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,8 @@ def compile_kernels(source: str, architectures: tuple[str, ...], with_ptx: bool 
     for program in programs:
         for name, spilled in program.spills.items():
             kernels[name]["spill_bytes"] = max(kernels[name]["spill_bytes"], spilled)
-    for name, products in _tensor_products(ptx).items():
-        kernels[name]["tensor_products"] = products
+    for name, text in _texts(ptx):
+        kernels[name] |= {"tensor_products": text.count(_TENSOR_PRODUCT), "overlaps": _overlaps(name, text)}
     report = {
         "architectures": list(architectures),
         "ptx": architectures[-1] if with_ptx else None,
@@ -62,10 +64,18 @@ def compile_kernels(source: str, architectures: tuple[str, ...], with_ptx: bool 
     return DeviceCode(packed, report, source)
 
 
-def _tensor_products(ptx: bytes) -> dict[str, int]:
-    """How many products of matrices are in the text of each kernel."""
+def _texts(ptx: bytes) -> Iterator[tuple[str, str]]:
+    """The kernels, and what each does."""
     _, *parts = _ENTRY.split(ptx.decode("utf-8", "replace"))
-    return {name: text.count(_TENSOR_PRODUCT) for name, text in zip(parts[::2], parts[1::2], strict=True)}
+    return zip(parts[::2], parts[1::2], strict=True)
+
+
+def _overlaps(name: str, text: str) -> bool:
+    """Whether a kernel begins while the one before it runs; CompileError if it then reads before it waits for that."""
+    before, waits, _ = text.partition(_WAIT)
+    if waits and _TOO_EARLY.search(before):
+        raise CompileError(f"the kernel '{name}' does not wait for its inputs: please report the model.")
+    return bool(waits)
 
 
 def check(

@@ -23,7 +23,8 @@ class Limits:
     shares the `registers` of a core, 32 bits each; `local_is_fast` where local memory is more than main memory by
     another name; `half` where arithmetic in float16 (cl_khr_fp16) is there, and twice as fast. `texels`, four numbers
     each, is the largest image over a buffer of weights, where reading through images may pay. `tensor_cores` are the
-    arithmetics in which the work-items of a warp multiply small matrices together.
+    arithmetics in which the work-items of a warp multiply small matrices together. `overlaps` where a kernel may be
+    launched while the one before it still runs.
     """
 
     work_group: int
@@ -35,6 +36,7 @@ class Limits:
     half: bool = False
     texels: int = 0
     tensor_cores: tuple[str, ...] = ()
+    overlaps: bool = False
 
     def excess(self, work_items: int, local_bytes: int, registers: int) -> str | None:
         """What a kernel wants and the device has not, in words."""
@@ -157,7 +159,7 @@ LIMITS: Mapping[str, Limits] = {
 }
 
 
-CUDA_LIMITS: Mapping[str, Limits] = {
+CUDA_LIMITS: dict[str, Limits] = {
     sm: Limits(
         work_group=each.threads,
         local_bytes=each.shared_bytes,
@@ -167,6 +169,7 @@ CUDA_LIMITS: Mapping[str, Limits] = {
         local_is_fast=True,
         half=True,
         tensor_cores=each.tensor_cores,
+        overlaps=each.overlaps,
     )
     for sm, each in ARCHITECTURES.items()
 }

@@ -27,6 +27,19 @@ SIZES = {"float32": 4, "float16": 2, "bfloat16": 2}  # bytes
 TEXEL = 4  # numbers that one read of an image gives
 INDICES = 16  # registers that a work-item needs for positions, addresses and what is under way
 
+# A kernel that TVM's runtime launches with this begins while the one before it ends: its blocks are in place before
+# they may read anything. So each waits, first of all, until everything before it is done and in memory, which means
+# that it has waited, too; then the next may come.
+OVERLAPPING = "tirx.use_programtic_dependent_launch"
+_IN_TURN = """\
+static __device__ __forceinline__ void in_turn() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;\\n\\tgriddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+"""
+IN_TURN = f"T.evaluate(T.cuda.func_call('in_turn', source_code={_IN_TURN!r}))"
+
 
 def stored_as(arithmetic: str) -> str:
     """How numbers lie in memory: tf32 is float32 of which tensor cores read the first 19 bits."""
@@ -197,13 +210,14 @@ class Kernel(ABC):
             f'{name} = T.alloc_buffer(({size},), "{dtype}", scope="{place}")'
             for name, size, dtype, place in program.scratch()
         ]
-        text = "\n".join([*inner, program.body])
+        text = "\n".join([*inner, *([IN_TURN] if limits.overlaps else []), program.body])
         for variable, extent, thread in reversed(threads):
             # WebGPU has no third extent of work-groups, which is a batch of one as a rule.
             is_one = (thread, extent) == ("blockIdx.z", 1)
             loop = "range(1)" if is_one else f'T.thread_binding({extent}, thread="{thread}")'
             text = nest(f"for {variable} in {loop}:", text)
-        return _parsed(self._signature({}) + indent("\n".join([*lines, text]), "    "))
+        attributes = {"tirx.kernel_launch_params": [OVERLAPPING]} if limits.overlaps else {}
+        return _parsed(self._signature(attributes) + indent("\n".join([*lines, text]), "    "))
 
     def declared(self, attributes: Mapping[str, str], block: str) -> tirx.PrimFunc:
         """The kernel without loops: one block that reads and writes everything."""
@@ -223,7 +237,7 @@ class Kernel(ABC):
     def _parameters(self) -> dict[str, Buffer]:
         return {**self.reads, "out": self.out}
 
-    def _signature(self, attributes: Mapping[str, str]) -> str:
+    def _signature(self, attributes: Mapping[str, Any]) -> str:
         params = ", ".join(
             f'{name}_: T.Buffer({buffer.extents}, "{buffer.dtype}")' for name, buffer in self._parameters.items()
         )

@@ -39,6 +39,11 @@ class Architecture:
         return int(self.sm.removeprefix("sm_"))
 
     @property
+    def overlaps(self) -> bool:
+        """Whether a kernel can be launched while the one before it still runs (programmatic dependent launch)."""
+        return self.number >= 90
+
+    @property
     def reserved_bytes(self) -> int:
         return RESERVED_BYTES if self.number >= 80 else 0
 

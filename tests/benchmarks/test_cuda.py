@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 
 from saevit_tvm.runtime import cuda
+from saevit_tvm.targets import nvrtc
+from schedules.gpu.launch import OVERLAPPING
 
 MICRO = ("--models", "saevit_micro", "--image-size", "32", "--batches")
 
@@ -44,7 +46,10 @@ def bench(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 def test_prepare_and_measure_on_this_cpu(packed: Callable[..., Path]) -> None:
     folder = packed("--target", "native", *MICRO, "1,3")
     mistyped = bench(folder, "measure", "--contenders", "saevit")
-    assert mistyped.returncode == 2 and "there is no saevit; there are saevit-tvm, torch" in mistyped.stderr
+    assert (
+        mistyped.returncode == 2
+        and "there is no saevit; there are saevit-tvm, saevit-tvm-in-turn, torch" in mistyped.stderr
+    )
     done = bench(folder, "measure", "--contenders", "saevit-tvm,torch")
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
@@ -72,9 +77,21 @@ def test_prepare_and_measure_on_this_cpu(packed: Callable[..., Path]) -> None:
     assert "is damaged" in row["error"]
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(nvrtc.missing() is not None, reason=nvrtc.missing() or "")
+def test_what_overlapping_launches_are_worth_can_be_measured(packed: Callable[..., Path]) -> None:
+    folder = packed("--target", "cuda-sm_90", *MICRO, "1", "--dtypes", "float32")
+    artifacts = json.loads((folder / "manifest.json").read_text())["artifacts"]
+    overlapping = {
+        each["contender"]: (folder / each["file"]).read_bytes().count(OVERLAPPING.encode()) for each in artifacts
+    }
+    assert overlapping == {"saevit-tvm": artifacts[0]["launches"], "saevit-tvm-in-turn": 0}
+
+
 def test_the_most_important_comes_first(script: Callable[[str], Any]) -> None:
     steps = script("cuda").steps
-    artifacts = [{"model": m, "batch": b, "dtype": "float16"} for m in ("xs", "s") for b in (1, 8, 64)]
+    built = {"contender": "saevit-tvm", "dtype": "float16"}
+    artifacts = [{**built, "model": m, "batch": b} for m in ("xs", "s") for b in (1, 8, 64)]
     manifest = {"kind": "cuda", "models": {"xs": {}, "s": {}}, "artifacts": artifacts}
     found = [tuple(step.values()) for step in steps(manifest)]
     assert len(found) == len(set(found)) and found[0] == ("limits", "copy")

@@ -25,6 +25,7 @@ from saevit_tvm.verbs import parity, proof
 from saevit_tvm.verbs.build import BuildOptions, build
 from saevit_tvm.verbs.sources import recreate
 from schedules.gpu.devices import limits_of
+from schedules.gpu.launch import OVERLAPPING
 from schedules.gpu.nvidia import ARCHITECTURES, CHIPS
 
 lacking = nvrtc.missing()
@@ -128,6 +129,20 @@ def test_what_is_missing_or_too_much_is_found(packed: bytes, monkeypatch: pytest
 
 
 @needs_compiler
+@pytest.mark.parametrize("early", ["", "*b = *a;", "if (*a > 0) b = a;", "atomicAdd(b, 1.0f);"])
+def test_a_kernel_that_does_not_wait_for_its_inputs_is_found(early: str) -> None:
+    from saevit_tvm.compiler.device_code import compile_kernels
+
+    wait = 'asm volatile("griddepcontrol.wait;" ::: "memory");'
+    source = f'extern "C" __global__ void later(float* a, float* b) {{ {early} {wait} a[1] = *b; }}'
+    if early:
+        with pytest.raises(CompileError, match="'later' does not wait for its inputs"):
+            compile_kernels(source, ("sm_90",))
+    else:
+        assert compile_kernels(source, ("sm_90",)).report["kernels"]["later"]["overlaps"]
+
+
+@needs_compiler
 def test_spills_are_counted() -> None:
     """Many numbers that are alive at once, and few registers to keep them in."""
     body = "".join(f"float v{i} = a[threadIdx.x + {i}]; " for i in range(200)) + "__syncthreads(); "
@@ -149,6 +164,9 @@ def test_an_artifact_holds_machine_code_and_no_source(cuda_artifact: Path) -> No
     assert b"__global__" not in data and b"vm.builtin.cuda_graph.run_or_capture" in data
     assert manifest["kernels"]["fallback"] == 0 and len(code["kernels"]) >= manifest["kernels"]["total"]
     assert not any(kernel["spill_bytes"] for kernel in code["kernels"].values())
+    # Each is launched to overlap with the one before it, and waits.
+    assert all(kernel["overlaps"] for kernel in code["kernels"].values())
+    assert data.count(OVERLAPPING.encode()) == len(code["kernels"])
     if not cuda.available()[0]:
         assert manifest["verification"]["proof"] == "none" and not manifest["verification"]["passed"]
 
