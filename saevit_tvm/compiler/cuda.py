@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,10 +55,23 @@ def compile_for_cuda(
     assert isinstance(target, CUDATarget)
     dump, tvm_target = pipeline._Dump(dump_ir), tvm.target.Target(target.tvm)
     made = opencl.scheduled(source, target, records, dump, dtype)
-    with tvm_target, tvm.transform.PassContext(opt_level=3, config={CAPTURE: True}):
-        mod = dump("library", tvm.transform.Sequential(pipeline.virtual_machine(capture=True))(made.module))
-    with library.told_plainly(f"CUDA kernels of {source.name}"), generating_source():
-        executable = relax.build(mod, tvm_target, relax_pipeline=None)
+    with library.told_plainly(f"CUDA kernels of {source.name}"):
+        executable = _built(made.module, tvm_target, dump)
     kernels = source_of(executable.mod)
     dump.text("kernels.cu", kernels)
     return made.compiled(executable, target, records, compile_kernels(kernels, target.architectures))
+
+
+def beside_this_cpu(compiled: pipeline.Compiled) -> pipeline.Compiled:
+    """The same kernels, called alike, from a host part for this machine."""
+    assert isinstance(compiled.target, CUDATarget)
+    target = compiled.target.beside_this_cpu()
+    executable = _built(compiled.module, tvm.target.Target(target.tvm), pipeline._Dump(None))
+    return replace(compiled, executable=executable, target=target)
+
+
+def _built(scheduled: tvm.IRModule, target: tvm.target.Target, dump: pipeline._Dump) -> relax.VMExecutable:
+    with target, tvm.transform.PassContext(opt_level=3, config={CAPTURE: True}):
+        mod = dump("library", tvm.transform.Sequential(pipeline.virtual_machine(capture=True))(scheduled))
+    with generating_source():
+        return relax.build(mod, target, relax_pipeline=None)

@@ -178,7 +178,7 @@ def _prove(
     if how is None:
         say(f"not verified: {target.name} {why}")
         if compiled.code:
-            manifest["verification"] |= _arithmetic(manifest, compiled.code.source, inputs, expected, library, say)
+            manifest["verification"] |= _arithmetic(manifest, compiled, inputs, expected, library, say)
         (seal_objects if target.output == "objects" else seal)(library, manifest, sealed)
         return json.loads(sealed.with_suffix(".json").read_bytes())
 
@@ -206,26 +206,31 @@ def _prove(
 
 
 def _arithmetic(
-    manifest: dict[str, Any], kernels: str, inputs: list[Any], expected: list[Any], library: Path, say: Say
+    manifest: dict[str, Any], compiled: Compiled, inputs: list[Any], expected: list[Any], library: Path, say: Say
 ) -> dict[str, Any]:
     """What can be shown of a GPU's program without the GPU: its kernels, run by this CPU."""
+    from saevit_tvm.compiler.cuda import beside_this_cpu
     from saevit_tvm.runtime.artifact import seal
     from saevit_tvm.runtime.cuda import emulated
     from saevit_tvm.verbs import parity, proof
 
-    work, host = sum(row["calls"] * row["float_ops"] for row in manifest["launches"]), manifest["target"]["arch"]
+    assert compiled.code is not None
+    work = sum(row["calls"] * row["float_ops"] for row in manifest["launches"])
     count = min(emulated.INPUTS, int(emulated.WORK // work))
-    lacking = f"their host part is for {host}" if host != platform.machine() else emulated.missing()
-    lacking = lacking or (None if count else "they would take this CPU minutes, as a smaller batch does not")
+    lacking = emulated.missing() or ("" if count else "they would take this CPU minutes, as a smaller batch does not")
     if not lacking:
         try:
-            gpu = emulated.environment(kernels, manifest["device_code"]["architectures"][0], library.parent)
+            gpu = emulated.environment(compiled.code.source, compiled.code.report["architectures"][0], library.parent)
         except TargetError as error:
             lacking = str(error)
     if lacking:
         say(f"its kernels are not run by this CPU: {lacking}")
         return {}
     say(f"computing {count} random inputs with its kernels on this CPU")
+    if compiled.target.arch != platform.machine():
+        compiled, library = beside_this_cpu(compiled), library.with_name("beside.so")
+        compiled.export(library)
+        manifest = manifest | {"target": _described(compiled.target)}
     trial = library.with_name("trial.so")
     seal(library, manifest, trial)
     answers = proof.answers(trial, inputs[:count], library.parent, environment=gpu)
@@ -259,6 +264,11 @@ def _way(target: Target, say: Say) -> tuple[str | None, str]:
     return how, ""
 
 
+def _described(target: Target) -> dict[str, Any]:
+    told = {"name": target.name, "tvm": target.tvm, "arch": target.arch, "features": list(target.features)}
+    return told | ({"emulator": target.emulator} if target.emulator else {})
+
+
 def _manifest(
     source: ModelSource,
     compiled: Compiled,
@@ -288,13 +298,7 @@ def _manifest(
             "outputs": [{"name": n, "shape": list(value.shape), "dtype": "float32"} for n, value in outputs],
             "preprocessing": source.preprocessing,
             "labels": list(source.labels) if source.labels else None,
-            "target": {
-                "name": target.name,
-                "tvm": target.tvm,
-                "arch": target.arch,
-                "features": list(target.features),
-            }
-            | ({"emulator": target.emulator} if target.emulator else {}),
+            "target": _described(target),
             "dtype": dtype,
             "versions": installed_versions(),
             "records_digest": compiled.records_digest,
