@@ -93,10 +93,10 @@ def test_a_model_that_fails_costs_its_own_rows(run, tmp_path):
 
 @pytest.mark.slow
 def test_every_stage_of_the_ablation_computes_the_model(run, tmp_path):
-    options = ("--models", "saevit_micro", "--image-size", "32", "--seconds", "0.1", "--threads", "1,2")
+    options = ("--models", "saevit_micro", "--image-size", "32", "--seconds", "0.1", "--threads", "2")
     done = run("cpu.py", "--ablation", *options)
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "ablation.json").read_text())
-    assert [row["threads"] for row in rows] == [1] * 5 + [2] * 5
+    assert [row["threads"] for row in rows] == [2] * 5
     assert all(row["max_abs_error"] < 2e-5 and row["median_ms"] > 0 for row in rows)
-    assert rows[5]["stage"] == "plain TVM" and rows[-1]["stage"].startswith("+ tuned")
+    assert rows[0]["stage"] == "plain TVM" and rows[-1]["stage"].startswith("+ tuned")
