@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from saevit_tvm.runtime import artifact
+from saevit_tvm.runtime.cuda import emulated
 
 Environment = dict[str, str]
 
@@ -56,6 +57,34 @@ for thread in threads: thread.join()
 print(len(answered))
 """
 
+LONG = """
+import ctypes, struct, sys
+
+class Launch(ctypes.Structure):
+    _fields_ = [("sizes", ctypes.c_uint * 7), ("stream", ctypes.c_void_p), ("rest", ctypes.c_void_p * 2)]
+
+driver, launches, numbers = ctypes.CDLL(None), int(sys.argv[1]), (ctypes.c_float * int(sys.argv[2]))(1)
+image = ctypes.create_string_buffer(struct.pack("<IIQ", 0xBA55ED50, 0, 64) + b"spread\\0")
+module, kernel, stream, graph, ready = (ctypes.c_void_p() for _ in range(5))
+cells = [ctypes.c_void_p(ctypes.addressof(numbers) + 4 * index) for index in range(len(numbers))]
+arguments = (ctypes.c_void_p * len(cells))(*map(ctypes.addressof, cells))
+launch = Launch((1,) * 6)
+assert not driver.cuModuleLoadData(ctypes.byref(module), image)
+assert not driver.cuModuleGetFunction(ctypes.byref(kernel), module, b"spread")
+assert not driver.cudaStreamCreate(ctypes.byref(stream))
+assert not driver.cudaStreamBeginCapture(stream, 0)
+launch.stream = stream
+for _ in range(launches):
+    assert not driver.cuLaunchKernelEx(ctypes.byref(launch), kernel, arguments, None)
+assert not driver.cudaStreamEndCapture(stream, ctypes.byref(graph))
+assert not driver.cudaGraphInstantiate(ctypes.byref(ready), graph, ctypes.c_ulonglong(0))
+assert not driver.cudaGraphDestroy(graph)
+for cell in cells:
+    cell.value = None  # the graph has its own
+assert not driver.cudaGraphLaunch(ready, stream)
+print(*sorted(set(numbers)))
+"""
+
 
 @pytest.fixture
 def python(fake_gpu: Environment) -> Callable[..., subprocess.CompletedProcess[str]]:
@@ -90,6 +119,17 @@ def test_an_inference_is_one_graph_between_two_kernels(
         "captured 1": launches - 2,
         f"graph {launches - 2}": 3,
     }
+
+
+def test_a_graph_may_be_long_and_its_kernels_may_take_much(python: Callable[..., Any], tmp_path: Path) -> None:
+    """As long as those of models other than SAEViT, where one kernel may join a hundred tensors."""
+    count, launches = 100, 2000
+    parameters = ", ".join(f"float* a{index}" for index in range(count))
+    body = " ".join(f"a{index}[0] += a0[0];" for index in range(1, count))
+    source = f'extern "C" __global__ void __launch_bounds__(1) spread({parameters}) {{ {body} }}'
+    library = emulated.kernels(source, tmp_path / "kernels.so")
+    done = python(LONG, launches, count, KERNELS=str(library))
+    assert done.returncode == 0 and done.stdout.strip() == "1.0 2000.0", done.stderr
 
 
 def test_engines_take_turns(cuda_artifact: Path, python: Callable[..., Any]) -> None:

@@ -32,20 +32,21 @@ struct kernel {
 };
 
 struct launch {
-    struct kernel *kernel;
+    runner *run;
     unsigned grid[3], block[3];
-    void *values[32], *arguments[32];
+    void **arguments;
 };
 
+/* Kept for as long as the process runs: what is made ready to be launched is the captured graph itself. */
 struct graph {
     int count;
-    struct launch launches[512];
+    struct launch *launches;
 };
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static int lost;
 static void *capturing;
-static struct graph captured;
+static struct graph *captured;
 
 static int about(int which, int otherwise) {
     int told[3] = {90, 13000, 1};
@@ -165,7 +166,8 @@ CUresult cuModuleGetFunction(CUfunction *function, CUmodule module, const char *
         kernel->run = (runner *)dlsym(library, symbol);
         snprintf(symbol, sizeof symbol, "count_%s", name);
         int (*count)(void) = (int (*)(void))dlsym(library, symbol);
-        if (!kernel->run || !count || (kernel->arguments = count()) > 32) return CUDA_ERROR_NOT_FOUND;
+        if (!kernel->run || !count) return CUDA_ERROR_NOT_FOUND;
+        kernel->arguments = count();
     }
     *function = (CUfunction)kernel;
     return 0;
@@ -173,6 +175,20 @@ CUresult cuModuleGetFunction(CUfunction *function, CUmodule module, const char *
 
 CUresult cuFuncSetAttribute(CUfunction function, CUfunction_attribute which, int value) {
     return (void)function, (void)which, (void)value, status_for(__func__);
+}
+
+static void start(const struct launch *launch) {
+    if (launch->run) launch->run(launch->grid, launch->block, launch->arguments);
+}
+
+/* Pointers to values, and the values behind them. */
+static void **copied(void **arguments, int count) {
+    void **copy = malloc((2 * count + 1) * sizeof *copy);
+    for (int i = 0; copy && i < count; ++i) {
+        copy[count + i] = *(void **)arguments[i];
+        copy[i] = &copy[count + i];
+    }
+    return copy;
 }
 
 CUresult cuLaunchKernelEx(const CUlaunchConfig *config, CUfunction function, void **arguments, void **extra) {
@@ -184,16 +200,19 @@ CUresult cuLaunchKernelEx(const CUlaunchConfig *config, CUfunction function, voi
         config->gridDimZ > 65535)
         return CUDA_ERROR_INVALID_VALUE;
     if (capturing && config->hStream != capturing) return CUDA_ERROR_STREAM_CAPTURE_IMPLICIT;
-    struct launch launch = {(struct kernel *)function,
+    struct kernel *kernel = (struct kernel *)function;
+    struct launch launch = {kernel->run,
                             {config->gridDimX, config->gridDimY, config->gridDimZ},
                             {config->blockDimX, config->blockDimY, config->blockDimZ},
-                            {0},
-                            {0}};
+                            arguments};
     say(capturing ? "captured" : "kernel", 1);
-    if (!capturing) return launch.kernel->run ? launch.kernel->run(launch.grid, launch.block, arguments) : (void)0, 0;
-    if (captured.count == 512) return CUDA_ERROR_OUT_OF_MEMORY;
-    for (int i = 0; i < launch.kernel->arguments; ++i) launch.values[i] = *(void **)arguments[i];
-    captured.launches[captured.count++] = launch;
+    if (!capturing) return start(&launch), 0;
+    launch.arguments = copied(arguments, kernel->arguments);
+    size_t size = (captured->count + 1) * sizeof launch;
+    struct launch *more = realloc(captured->launches, size);
+    if (!launch.arguments || !more) return CUDA_ERROR_OUT_OF_MEMORY;
+    captured->launches = more;
+    more[captured->count++] = launch;
     return 0;
 }
 
@@ -283,8 +302,9 @@ cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t start, cudaEvent_t end) 
 cudaError_t cudaStreamBeginCapture(cudaStream_t stream, enum cudaStreamCaptureMode mode) {
     (void)mode;
     TRY(unsafe(__func__));
+    captured = calloc(1, sizeof *captured);
+    if (!captured) return cudaErrorMemoryAllocation;
     capturing = stream;
-    captured.count = 0;
     usleep(50000); /* time for other threads to do what they should not */
     return 0;
 }
@@ -293,40 +313,25 @@ cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *graph) {
     (void)stream;
     capturing = NULL;
     TRY(status_for(__func__));
-    *graph = malloc(sizeof captured);
-    memcpy(*graph, &captured, sizeof captured);
+    *graph = (cudaGraph_t)captured;
     return 0;
 }
 
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t *ready, cudaGraph_t graph, unsigned long long flags) {
     (void)flags;
     TRY(status_for(__func__));
-    *ready = malloc(sizeof captured);
-    memcpy(*ready, graph, sizeof captured);
+    *ready = (cudaGraphExec_t)graph;
     return 0;
 }
 
-cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
-    TRY(status_for(__func__));
-    free(graph);
-    return 0;
-}
-
-cudaError_t cudaGraphExecDestroy(cudaGraphExec_t ready) {
-    TRY(status_for(__func__));
-    free(ready);
-    return 0;
-}
+cudaError_t cudaGraphDestroy(cudaGraph_t graph) { return (void)graph, status_for(__func__); }
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t ready) { return (void)ready, status_for(__func__); }
 
 cudaError_t cudaGraphLaunch(cudaGraphExec_t ready, cudaStream_t stream) {
     (void)stream;
     TRY(status_for(__func__));
     struct graph *graph = (struct graph *)ready;
     say("graph", graph->count);
-    for (int i = 0; i < graph->count; ++i) {
-        struct launch *launch = &graph->launches[i];
-        for (int k = 0; k < launch->kernel->arguments; ++k) launch->arguments[k] = &launch->values[k];
-        if (launch->kernel->run) launch->kernel->run(launch->grid, launch->block, launch->arguments);
-    }
+    for (int i = 0; i < graph->count; ++i) start(&graph->launches[i]);
     return 0;
 }
