@@ -241,7 +241,8 @@ def compiled_from(source: str, manifest: dict[str, Any]) -> Compiled:
 @needs_emulation
 @without_gpu
 def test_kernels_that_compute_something_else_are_no_artifact(cuda_artifact: Path, tmp_path: Path) -> None:
-    manifest, library = artifact.read_manifest(cuda_artifact), tmp_path / "library.so"
+    manifest, library = artifact.read_manifest(cuda_artifact), tmp_path / "a space" / "library.so"
+    library.parent.mkdir()
     library.write_bytes(cuda_artifact.read_bytes()[: manifest["size"]])
     (source,) = (cuda_artifact.parent / "ir").glob("*-kernels.cu")
     inputs = parity.random_inputs(manifest["inputs"][0]["shape"], 1)

@@ -7,6 +7,7 @@ arithmetic, its launches and its memory are shown to be right; NVIDIA's machine 
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -52,8 +53,11 @@ def kernels(source: str, library: Path) -> Path:
 def environment(source: str, architecture: str, folder: Path) -> dict[str, str]:
     """Where a process finds a GPU of the architecture that runs these kernels."""
     gpu = f"{architecture.removeprefix('sm_')} 13000 1"
-    library = kernels(source, folder / "kernels.so")
-    return {"LD_PRELOAD": str(driver(folder)), "KERNELS": str(library), "FAKE_GPU": gpu}
+    library, found_in = kernels(source, folder / "kernels.so"), [str(driver(folder).parent)]
+    found_in += [os.environ["LD_LIBRARY_PATH"]] if os.environ.get("LD_LIBRARY_PATH") else []
+    # By name alone, because no path in LD_PRELOAD may have a space in it.
+    found = {"LD_PRELOAD": DRIVER, "LD_LIBRARY_PATH": ":".join(found_in)}
+    return {**found, "KERNELS": str(library), "FAKE_GPU": gpu}
 
 
 def _compile(command: Sequence[Any]) -> None:
@@ -65,7 +69,10 @@ def _compile(command: Sequence[Any]) -> None:
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     if done.returncode:
         errors = [line for line in done.stderr.splitlines() if "error" in line] or [f"status {done.returncode}"]
-        raise TargetError(f"'{words[0]}' cannot compile kernels for this CPU ({errors[0]}): install g++ 9 or later.")
+        raise TargetError(
+            f"'{words[0]}' cannot compile kernels for this CPU ({errors[0]}): g++ 9 or later is needed, and not all "
+            "of CUDA is emulated."
+        )
 
 
 def _headers() -> Path | None:
