@@ -14,7 +14,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -43,6 +43,7 @@ def load(path: str | os.PathLike[str], *, threads: int | None = None) -> Engine:
     """Open an artifact. `threads` per inference: by default TVM_NUM_THREADS, else as many as it was cut for."""
     if threads is not None and not 1 <= threads <= _MOST_THREADS:
         raise UsageError(f"threads={threads} is impossible: give a number from 1 to {_MOST_THREADS}.")
+    _refuse_if_stuck()
     with opened(path) as (file, manifest):
         check_runnable(manifest, path)
         library = _library(file, manifest, path)
@@ -78,20 +79,18 @@ class Engine:
     def _start(self) -> None:
         workers = 1 if self._machines.on_cuda else max(1, _physical_cores() // self.threads)
         self._workers = ThreadPoolExecutor(workers, thread_name_prefix="saevit-tvm")
-        self._running: set[Future] = set()
+        self._running: set[int] = set()  # threads that compute, maybe for a caller who was interrupted
 
     def _result(self, work: Any) -> Any:
-        if _forked_while_running:
-            raise ArtifactError(
-                "this process was forked while its parent was computing, so TVM's locks may be stuck: "
-                "fork while no inference runs, or start processes with 'spawn'."
-            )
-        future = self._workers.submit(self._machines.in_turn, work)
-        self._running.add(future)
+        _refuse_if_stuck()
+        return self._workers.submit(self._computed, work).result()
+
+    def _computed(self, work: Callable[[], Any]) -> Any:
+        self._running.add(threading.get_ident())
         try:
-            return future.result()
+            return self._machines.in_turn(work)
         finally:
-            self._running.discard(future)
+            self._running.discard(threading.get_ident())
 
 
 class _Library:
@@ -287,9 +286,18 @@ _forked_while_running = False
 def _after_fork() -> None:
     """In a child, no worker thread exists any more: start afresh."""
     global _forked_while_running
+    _forked_while_running |= _loading.locked()
     for engine in list(_engines):
         _forked_while_running |= bool(engine._running)
         engine._start()
+
+
+def _refuse_if_stuck() -> None:
+    if _forked_while_running:
+        raise ArtifactError(
+            "this process was forked while its parent was computing or loading, so TVM's locks may be stuck: "
+            "fork while no inference runs, or start processes with 'spawn'."
+        )
 
 
 os.register_at_fork(after_in_child=_after_fork)

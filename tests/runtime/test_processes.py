@@ -126,6 +126,43 @@ def test_fork_in_the_middle_of_a_call(long_sample: Any, tmp_path: Any) -> None:
     assert second == "True True"
 
 
+def test_fork_after_an_interrupted_call(long_sample: Any, tmp_path: Any) -> None:
+    """Who waited for the answer is gone, the thread that computes it is not."""
+    script = """
+        import signal
+        from saevit_tvm.errors import ArtifactError
+        def interrupted(*_):
+            raise KeyboardInterrupt
+        def refused():
+            try:
+                return right()
+            except ArtifactError as error:
+                return error
+        signal.signal(signal.SIGALRM, interrupted)
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        try:
+            engine(np.zeros(shape, np.float32))
+        except KeyboardInterrupt:
+            print(forked(refused))
+    """
+    assert "was forked while its parent was computing" in python(script, long_sample, tmp_path)
+
+
+def test_fork_in_the_middle_of_loading(sample: Any, tmp_path: Any) -> None:
+    script = """
+        from saevit_tvm.runtime import engine as module
+        from saevit_tvm.errors import ArtifactError
+        def loaded():
+            try:
+                return saevit_tvm.load(path).path
+            except ArtifactError as error:
+                return error
+        with module._loading:  # as another thread holds it for as long as it loads
+            print(forked(loaded))
+    """
+    assert "was forked while its parent was computing or loading" in python(script, sample, tmp_path)
+
+
 def test_exit_while_computing(long_sample: Any, tmp_path: Any) -> None:
     script = """
         x = np.zeros(shape, np.float32)
