@@ -115,6 +115,11 @@ def _import(console: Console, path: Path, target: str | None, store: Path | None
     from saevit_tvm.verbs.tune import import_results
 
     result = import_results(path, target=target, store=store)
+    if result["damaged"]:
+        console.say(
+            f"warning: {result['damaged']} lines of '{path}' were left out, because they are damaged or it is not "
+            "known where they were measured: copy the file again, if it is whole where it comes from."
+        )
     console.object(result)
     where = ", ".join(str(machine.get("device", machine["cpu"])) for machine in result["machines"]) or "nowhere yet"
     console.line(

@@ -210,10 +210,11 @@ def runtime_libraries(target: Target, everything: bool) -> dict[str, Path]:
 
 @dataclass(frozen=True)
 class Recovered:
-    """A file of results, read and found whole."""
+    """What was found whole in a file of results, and how many lines were left out."""
 
     manifest: dict[str, Any]
     results: list[tuple[dict[str, Any], dict[str, Any]]]  # a candidate's record, and the machine
+    damaged: int
 
     @property
     def fingerprint(self) -> str:
@@ -226,29 +227,36 @@ class Recovered:
 
 
 def read_results(path: Path) -> Recovered:
-    """What `run.py` wrote, by itself or in a tar; a TuningError in one sentence for anything else."""
+    """What `run.py` wrote, by itself or in a tar; a TuningError in one sentence for anything else.
+
+    A damaged line costs itself, as `run.py` has it, too. If it may have named another machine, then also what follows,
+    up to the next line that names one: times are worth little when nobody knows whose they are.
+    """
     whole = _content(path)
     lines = whole[: whole.rfind(b"\n") + 1].splitlines(keepends=True)  # the last one may have been cut off by a kill
     first = offline.decoded(lines[0]) if lines else None
     if first is None or first.get("kind") != "bundle":
         raise TuningError(f"'{path}' has no results of run.py: give the {offline.RESULTS} that it wrote, whole.")
     machine: dict[str, Any] | None = None
-    results = []
+    results, damaged = [], 0
     try:
         manifest = _manifest(first)
         for number, line in enumerate(lines[1:], 2):
             record = offline.decoded(line)
             if record is None:
-                raise ValueError(f"line {number} is not what was written")
-            if record["kind"] == "run":
+                damaged += 1
+                machine = machine if b'"kind":"result"' in line and b'"kind":"run"' not in line else None
+            elif record["kind"] == "run":
                 machine = _machine(record["machine"])
-            elif machine is None or record["candidate"] not in range(len(manifest["candidates"])):
+            elif record["candidate"] not in range(len(manifest["candidates"])):
                 raise ValueError(f"line {number} is of no candidate")
+            elif machine is None:
+                damaged += 1
             else:
                 results.append((record, machine))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise TuningError(f"'{path}' is damaged ({error}), so nothing was taken from it: copy it again.") from error
-    return Recovered(manifest, results)
+    return Recovered(manifest, results, damaged)
 
 
 def _content(path: Path) -> bytes:

@@ -155,6 +155,7 @@ def import_results(path: Path, *, target: str | None = None, store: Path | None 
         "known": counts["known"],
         "valid": counts["valid"],
         "failed": counts["failed"],
+        "damaged": recovered.damaged,
         "machines": recovered.machines,
         "target": records.fingerprint,
         "store": str(records.path),

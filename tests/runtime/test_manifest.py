@@ -39,6 +39,7 @@ DOCUMENTS: dict[str, dict[str, Any]] = {
         "known": 1,
         "valid": 8,
         "failed": 1,
+        "damaged": 0,
         "machines": [{"device": "a GPU"}],
         "target": "cuda-sm_90",
         "store": "store",

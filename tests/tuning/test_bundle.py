@@ -144,6 +144,12 @@ def test_a_build_uses_what_was_brought_back(measured: Path, cli: Callable[..., A
         tar.add(measured.parent, "micro")
     again = json.loads(cli("tune", "--import-results", tmp_path / "back.tar", *chosen, "--json").stdout)
     assert (again["new"], again["known"]) == (0, 12)
+    about, machine, first, *others = measured.read_bytes().splitlines(keepends=True)
+    (tmp_path / "results.jsonl").write_bytes(b"".join([about, machine, first.replace(b"1", b"2"), *others]))
+    partly = cli("tune", "--import-results", tmp_path / "results.jsonl", "--store", tmp_path / "other", "--json")
+    assert json.loads(partly.stdout)["new"] == 11 and json.loads(partly.stdout)["damaged"] == 1
+    (warning,) = partly.stderr.splitlines()
+    assert warning.startswith("warning: 1 lines of") and "copy the file again" in warning
     store = Store(tmp_path / "store", targets.get(HERE))
     trials = [trial for key in store.trials for trial in store.of(key)]
     assert len({trial.identity for trial in trials}) == len(trials) == 12
@@ -320,10 +326,9 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(field=st.sampled_from(["kind", "machine", "candidate", "run_secs", "failure", "manifest", "bundle"]), value=JSON)
-def test_lines_that_say_nonsense_are_a_sentence(field: str, value: Any, tmp_path: Path) -> None:
-    """Each line is whole and has its checksum; what it says is another matter."""
+@pytest.fixture
+def little() -> list[dict[str, Any]]:
+    """The lines of a small file of results."""
     manifest = json.dumps(
         {
             "what": offline.WHAT,
@@ -334,11 +339,43 @@ def test_lines_that_say_nonsense_are_a_sentence(field: str, value: Any, tmp_path
             "candidates": [{"kernel": "k", "key": "c", "trace": []}],
         }
     )
-    lines: list[dict[str, Any]] = [
+    return [
         {"kind": "bundle", "bundle": offline.digest(manifest), "manifest": manifest},
         {"kind": "run", "machine": {"id": "a", "cpu": "b", "cores": 1}},
         {"kind": "result", "candidate": 0, "run_secs": [1e-6], "failure": None, "words": None, "time": "now"},
     ]
+
+
+@pytest.mark.parametrize(
+    ("at", "old", "new", "kept", "lost"),
+    [
+        (3, b'"time"', b'"tine"', "aabb", 1),  # a result
+        (5, b'"machine"', b'"nachine"', "aaa", 3),  # where the following were measured
+        (5, b'"run"', b'"rum"', "aaa", 3),
+        (1, b'"cores"', b'"sores"', "bb", 4),
+        (4, b"\n", b"", "aa", 3),  # together with the line after it
+        (7, b"\n", b"", "aaab", 0),  # cut off
+    ],
+)
+def test_a_damaged_line_costs_itself_and_no_result_gets_another_machine(
+    at: int, old: bytes, new: bytes, kept: str, lost: int, little: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    bundle_line, run_line, result = little
+    other = {"kind": "run", "machine": {"id": "b", "cpu": "b", "cores": 1}}
+    lines = [*map(offline.encoded, [bundle_line, run_line, *[result] * 3, other, result, result])]
+    lines[at] = lines[at].replace(old, new, 1)
+    (tmp_path / "results.jsonl").write_bytes(b"".join(lines))
+    found = bundle.read_results(tmp_path / "results.jsonl")
+    assert "".join(machine["id"] for _, machine in found.results) == kept and found.damaged == lost
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(field=st.sampled_from(["kind", "machine", "candidate", "run_secs", "failure", "manifest", "bundle"]), value=JSON)
+def test_lines_that_say_nonsense_are_a_sentence(
+    field: str, value: Any, little: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    """Each line is whole and has its checksum; what it says is another matter."""
+    lines = [dict(line) for line in little]
     for line in lines:
         if field in line:
             line[field] = value
