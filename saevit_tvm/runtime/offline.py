@@ -636,9 +636,14 @@ class Results:
 
     def add(self, record: dict[str, Any]) -> None:
         """The line is on the disk when this returns."""
-        self._file.write(encoded(record))
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        try:
+            self._file.write(encoded(record))
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            with contextlib.suppress(OSError):  # of what is still to be written
+                self._file.close()
+            raise Failure(f"'{self.path}' cannot be written ({error.strerror}): the same command goes on.") from error
         if record["kind"] == "result":
             self.done.add(record["candidate"])
 

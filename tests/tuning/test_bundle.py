@@ -284,6 +284,17 @@ def test_results_of_another_bundle_are_not_mixed(tmp_path: Path) -> None:
         offline.Results(tmp_path / "r.jsonl", offline.Bundle(tmp_path))
 
 
+def test_a_full_disk_is_a_sentence(tmp_path: Path) -> None:
+    shutil.copy(offline.__file__, tmp_path / "run.py")
+    manifest = {"what": offline.WHAT, "format": 1, "target": {"kind": "llvm"}, "kernels": {}, "candidates": []}
+    (tmp_path / "bundle.json").write_text(json.dumps(manifest | {"long": "x" * 2000}))
+    line = ["sh", "-c", 'ulimit -f 1; exec "$@"', "sh", sys.executable, "-I", "-S", str(tmp_path / "run.py")]
+    full = subprocess.run(line, capture_output=True, text=True, timeout=60)
+    (sentence,) = full.stderr.splitlines()
+    assert full.returncode == 1 and "cannot be written (File too large): the same command goes on" in sentence
+    assert run(tmp_path).returncode == 0 and len(lines_of(tmp_path / "results.jsonl")) == 1
+
+
 def test_two_programs_do_not_write_one_file(tmp_path: Path) -> None:
     text = json.dumps({"what": offline.WHAT, "format": 1, "target": {"kind": "llvm"}, "candidates": []})
     (tmp_path / "bundle.json").write_text(text)
