@@ -75,6 +75,9 @@ def main() -> int:
     except Refused as error:
         print(f"{Path(__file__).name}: {error}", file=sys.stderr)
         return 1
+    except OSError as error:  # a full disk, as a rule
+        print(f"{Path(__file__).name}: {error.strerror or error} ({error.filename or 'results'})", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print(f"{Path(__file__).name}: stopped; what was measured is kept", file=sys.stderr)
         return 130
@@ -347,12 +350,16 @@ def _read_manifest(folder: Path) -> Row:
 
 
 def _rows(path: Path) -> list[Row]:
-    """The results so far, a line that a kill cut off left out."""
+    """The results so far; a line that was cut off by a kill, or is damaged, is left out and measured again."""
     data = path.read_bytes() if path.exists() else b""
     whole = data[: data.rfind(b"\n") + 1]
     if len(whole) < len(data):
         os.truncate(path, len(whole))
-    return [json.loads(line) for line in whole.splitlines()]
+    rows = []
+    for line in whole.splitlines():
+        with contextlib.suppress(ValueError):
+            rows.append(json.loads(line))
+    return [row for row in rows if isinstance(row, dict) and "step" in row]
 
 
 def _named(step: Row) -> str:

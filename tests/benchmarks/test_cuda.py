@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -86,6 +87,20 @@ def test_what_overlapping_launches_are_worth_can_be_measured(packed: Callable[..
         each["contender"]: (folder / each["file"]).read_bytes().count(OVERLAPPING.encode()) for each in artifacts
     }
     assert overlapping == {"saevit-tvm": artifacts[0]["launches"], "saevit-tvm-in-turn": 0}
+
+
+def test_damaged_results_and_a_full_disk_are_no_traceback(tmp_path: Path) -> None:
+    shutil.copy(Path(__file__).parents[2] / "benchmarks" / "cuda.py", tmp_path / "bench.py")
+    (tmp_path / "manifest.json").write_text(json.dumps({"kind": "llvm", "models": {}, "artifacts": []}))
+    step = {"contender": "limits"}
+    rows = [{"step": {**step, "limit": name}, "rate": 3.0, "unit": "GB/s"} for name in ("copy", "tf32")]
+    lines = [json.dumps(rows[0]), '{"step": {"con', "17", json.dumps(rows[1])]
+    (tmp_path / "results.jsonl").write_text("\n".join(lines) + "\n")
+    told = bench(tmp_path, "table")
+    assert told.returncode == 0 and told.stdout.startswith("Reached here: copy 3 GB/s, tf32 3 GB/s.\n"), told.stderr
+    line = ["sh", "-c", 'ulimit -f 0; exec "$@"', "sh", sys.executable, str(tmp_path / "bench.py"), "table"]
+    full = subprocess.run(line, capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    assert full.returncode == 1 and full.stderr == "bench.py: File too large (results)\n"
 
 
 def test_the_most_important_comes_first(script: Callable[[str], Any]) -> None:
