@@ -83,7 +83,7 @@ def runs_here(target: Target) -> tuple[bool, str]:
     """Whether this machine can run the target's code, and if not, why not."""
     there, reason = _runs_here(target)
     if target.kind == "cuda" and not there:
-        reason += "; its code is read back, and its kernels are run by this CPU"
+        reason += "; its code is read back, and where it can, this CPU runs its kernels"
     return there, reason
 
 

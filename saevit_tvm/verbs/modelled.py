@@ -66,7 +66,7 @@ def _device(gpu: GPU, rows: list[dict[str, Any]], dtype: str) -> dict[str, Any]:
     }
 
 
-def _launch(gpu: GPU, row: dict[str, Any], dtype: str = "float32") -> dict[str, Any]:
+def _launch(gpu: GPU, row: dict[str, Any], dtype: str) -> dict[str, Any]:
     """One launch on one GPU; `occupancy` is the share of its lanes that have work, in time as in space."""
     items, groups = math.prod(row["group"]), math.prod(row["grid"])
     lanes = items / (math.ceil(items / gpu.warp) * gpu.warp)

@@ -80,11 +80,11 @@ def test_a_launch_by_hand() -> None:
         "registers": 32,
         "local_bytes": 8192,
     }
-    found = modelled._launch(gpu, row)
+    found = modelled._launch(gpu, row, "float32")
     assert found["bound"] == "arithmetic" and found["occupancy"] == pytest.approx(0.75)
     assert found["us"] == pytest.approx(1e3 / (gpu.gigaflops * 0.75))
     assert found["groups_a_core"] == gpu.limits.local_bytes // 8192
-    assert modelled._launch(gpu, row | {"bytes": 10**9})["bound"] == "memory"
+    assert modelled._launch(gpu, row | {"bytes": 10**9}, "float32")["bound"] == "memory"
 
 
 def test_tensor_cores_have_rates_of_their_own() -> None:
