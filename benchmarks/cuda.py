@@ -181,6 +181,7 @@ def _fill(folder: Path, target: Any, options: argparse.Namespace) -> None:
     from saevit_tvm.models import saevit
     from saevit_tvm.runtime import offline
     from saevit_tvm.tuning.bundle import runtime_libraries
+    from schedules.gpu.devices import limits_of
 
     for source, name in ((__file__, PACKED), (saevit.__file__, "saevit.py"), (offline.__file__, "offline.py")):
         shutil.copy(source, folder / name)
@@ -196,7 +197,7 @@ def _fill(folder: Path, target: Any, options: argparse.Namespace) -> None:
         for dtype in dtypes:
             for batch in options.batches:
                 manifest["artifacts"].append(_built(folder, weights, target, model, batch, dtype, options))
-                if batch == 1 and target.kind == "cuda":
+                if batch == 1 and target.kind == "cuda" and limits_of(target.tvm).overlaps:
                     with _in_turn():
                         one = _built(folder, weights, target, model, batch, dtype, options, IN_TURN)
                     manifest["artifacts"].append(one)
