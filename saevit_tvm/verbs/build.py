@@ -215,9 +215,11 @@ def _arithmetic(
     from saevit_tvm.verbs import parity, proof
 
     assert compiled.code is not None
-    work = sum(row["calls"] * row["float_ops"] for row in manifest["launches"])
-    count = min(emulated.INPUTS, int(emulated.WORK // work))
-    lacking = emulated.missing() or ("" if count else "they would take this CPU minutes, as a smaller batch does not")
+    inputs, expected = inputs[: emulated.INPUTS], expected[: emulated.INPUTS]
+    work = len(inputs) * sum(row["calls"] * row["float_ops"] for row in manifest["launches"])
+    lacking = emulated.missing()
+    if work > emulated.WORK:
+        lacking = "they would take this CPU minutes, as a smaller batch does not"
     if not lacking:
         try:
             gpu = emulated.environment(compiled.code.source, compiled.code.report["architectures"][0], library.parent)
@@ -226,18 +228,18 @@ def _arithmetic(
     if lacking:
         say(f"its kernels are not run by this CPU: {lacking}")
         return {}
-    say(f"computing {count} random inputs with its kernels on this CPU")
+    say(f"computing {len(inputs)} random inputs with its kernels on this CPU")
     if compiled.target.arch != platform.machine():
         compiled, library = beside_this_cpu(compiled), library.with_name("beside.so")
         compiled.export(library)
         manifest = manifest | {"target": _described(compiled.target)}
     trial = library.with_name("trial.so")
     seal(library, manifest, trial)
-    answers = proof.answers(trial, inputs[:count], library.parent, environment=gpu)
-    deviation = parity.deviation(answers, expected[:count])
+    answers = proof.answers(trial, inputs, library.parent, environment=gpu)
+    deviation = parity.deviation(answers, expected)
     if not deviation.within(parity.TOLERANCE[manifest["dtype"]]):
         raise _parity_miss("the kernels, run on this CPU, deviate", manifest["dtype"], deviation, "PyTorch")
-    found = {"max_abs_error": deviation.max_abs_error, "max_rel_error": deviation.max_rel_error, "inputs": count}
+    found = {"max_abs_error": deviation.max_abs_error, "max_rel_error": deviation.max_rel_error, "inputs": len(inputs)}
     return {"arithmetic": found}
 
 

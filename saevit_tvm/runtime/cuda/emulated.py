@@ -22,7 +22,7 @@ SOURCES = Path(__file__).parent / "emulation"
 DRIVER = "libcuda.so.1"
 C, CXX = "cc", "g++"
 INPUTS = 2  # for the first, kernels are launched by themselves, for the second as a graph
-WORK = 8e9  # float operations that take a CPU less than a minute
+WORK = 16e9  # float operations that take a CPU about a minute
 
 
 def missing() -> str | None:
