@@ -157,13 +157,14 @@ def prepare(options: argparse.Namespace) -> int:
         except SaevitError as error:
             raise Refused(str(error)) from error
         packed = Path(scratch) / options.out.name
-        # Libraries of one model have the same weights: what is in one need not be packed again with the next.
-        how = {"filters": [{"id": 33, "preset": 6, "dict_size": 192 << 20}]} if options.out.suffix == ".xz" else {}
         say("packing")
-        if how:
+        if options.out.suffix == ".xz":
             import lzma
 
-            with lzma.open(packed, "w", **how) as stream, tarfile.open(fileobj=stream, mode="w") as tar:
+            # Libraries of one model have the same weights: what is in one need not be packed again with the next.
+            # A dictionary that remembers so much is slow to search but with hash chains, and these miss little.
+            how = {"id": lzma.FILTER_LZMA2, "preset": 6, "dict_size": 192 << 20, "mf": lzma.MF_HC4}
+            with lzma.open(packed, "w", filters=[how]) as stream, tarfile.open(fileobj=stream, mode="w") as tar:
                 tar.add(folder, name)
         else:
             with tarfile.open(packed, MODES[options.out.suffix]) as tar:
