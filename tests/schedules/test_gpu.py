@@ -36,7 +36,7 @@ from schedules.gpu.saa_batch import BatchSample, Mix, Normalise, Spread
 # As on Adreno: local memory that is worth using, tiles for many registers. But PoCL has no arithmetic in float16.
 LOCAL = dataclasses.replace(LIMITS["adreno"], half=False)
 # The same kernels for a driver that has neither float16 nor tensor cores.
-NVIDIA = dataclasses.replace(CUDA_LIMITS["sm_90"], half=False, tensor_cores=())
+NVIDIA = dataclasses.replace(CUDA_LIMITS["sm_80"], half=False, tensor_cores=())
 TARGET = {"kind": "opencl", "host": {"kind": "llvm"}}
 TOLERANCE = {"float32": 2e-5, "float16": 5e-3}
 on_a_device = pytest.mark.skipif(not opencl.available()[0], reason=opencl.available()[1])
@@ -399,7 +399,7 @@ def test_a_convolution_in_float16() -> None:
     within(5e-3, as_loops(kernel, LIMITS["mali"], [x, w, b]), exact)
 
 
-@pytest.mark.parametrize(("limits", "w"), [(LIMITS["mali"], 9), (CUDA_LIMITS["sm_90"], 12)], ids=["mali", "nvidia"])
+@pytest.mark.parametrize(("limits", "w"), [(LIMITS["mali"], 9), (CUDA_LIMITS["sm_80"], 12)], ids=["mali", "nvidia"])
 def test_a_depthwise_convolution_in_float16(limits: Limits, w: int) -> None:
     kernel = Depthwise(1, 4, 7, w, "float16")
     given = weights(dw_w=(3, 3, 4), dw_b=(4,))
