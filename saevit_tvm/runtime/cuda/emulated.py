@@ -53,11 +53,10 @@ def kernels(source: str, library: Path) -> Path:
 def environment(source: str, architecture: str, folder: Path) -> dict[str, str]:
     """Where a process finds a GPU of the architecture that runs these kernels."""
     gpu = f"{architecture.removeprefix('sm_')} 13000 1"
-    library, found_in = kernels(source, folder / "kernels.so"), [str(driver(folder).parent)]
-    found_in += [os.environ["LD_LIBRARY_PATH"]] if os.environ.get("LD_LIBRARY_PATH") else []
+    library, preloaded = kernels(source, folder / "kernels.so"), driver(folder)
+    folders = ":".join(filter(None, [str(preloaded.parent), os.environ.get("LD_LIBRARY_PATH")]))
     # By name alone, because no path in LD_PRELOAD may have a space in it.
-    found = {"LD_PRELOAD": DRIVER, "LD_LIBRARY_PATH": ":".join(found_in)}
-    return {**found, "KERNELS": str(library), "FAKE_GPU": gpu}
+    return {"LD_PRELOAD": preloaded.name, "LD_LIBRARY_PATH": folders, "KERNELS": str(library), "FAKE_GPU": gpu}
 
 
 def _compile(command: Sequence[Any]) -> None:
