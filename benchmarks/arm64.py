@@ -27,14 +27,16 @@ from foreign import Guest
 from rows import Row, say
 
 from saevit_tvm import targets
-from saevit_tvm.models.sources import open_model
-from saevit_tvm.runtime import emulator
+from saevit_tvm.emulators import qemu
+from saevit_tvm.models.opening import open_model
+from saevit_tvm.proof import parity
 from saevit_tvm.runtime.artifact import read_manifest
-from saevit_tvm.verbs import parity, peers
+from saevit_tvm.support.child import import_path
+from saevit_tvm.verbs import peers
 from saevit_tvm.verbs.build import BuildOptions, build
-from saevit_tvm.verbs.child import import_path
-from saevit_tvm.verbs.emulated import emulated
+from saevit_tvm.verbs.counted import emulated
 from saevit_tvm.verbs.sdk import SdkOptions, sdk
+from schedules.dtypes import TOLERANCE
 
 OURS = "saevit-tvm"
 PEERS = ("onnxruntime", "ncnn")
@@ -117,7 +119,7 @@ def _row(name: str, version: str, error: float, counts: dict[str, Any]) -> Row:
 def _error(answers: list[np.ndarray], expected: list[np.ndarray]) -> float:
     """How far an answer is from PyTorch's; a wrong one is not worth counting."""
     deviation = parity.deviation([[a.reshape(e.shape) for a, e in zip(answers, expected, strict=True)]], [expected])
-    if not deviation.within(parity.TOLERANCE["float32"]):
+    if not deviation.within(TOLERANCE["float32"]):
         raise SystemExit(f"the answer deviates by {deviation.max_abs_error:.3g} from PyTorch's: nothing is counted")
     return deviation.max_abs_error
 
@@ -138,7 +140,7 @@ def _static(
     for more in (1, 2):
         program = [scratch / "sdk/tensor-static", scratch / "in.raw", scratch / "out.raw", "1", str(more)]
         file = scratch / f"static-{more}.json"
-        command = emulator.command("aarch64", manifest["target"]["emulator"], program, count=file)
+        command = qemu.command("aarch64", manifest["target"]["emulator"], program, count=file)
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         counts.append(json.loads(file.read_text()))
     return np.fromfile(scratch / "out.raw", np.float32), _difference(counts)

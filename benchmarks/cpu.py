@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from saevit_tvm import targets
-from saevit_tvm.errors import SaevitError
+from saevit_tvm.support.errors import SaevitError
 from saevit_tvm.verbs.bench import prepared
 from saevit_tvm.verbs.build import BuildOptions, build
 from saevit_tvm.verbs.peers import OURS
@@ -213,7 +213,7 @@ def ablation(model: str, threads: int, seconds: float, image_size: int | None) -
     """The same model with one idea more at a time, its kernels cut for the threads, measured in turns."""
     from stages import STAGES, in_turns
 
-    from saevit_tvm.models.sources import open_model
+    from saevit_tvm.models.opening import open_model
 
     source, target = open_model(model, image_size=image_size), targets.native().cut_for(threads)
     example = np.random.RandomState(0).standard_normal(source.input_shape).astype("float32")

@@ -140,7 +140,7 @@ def prepare(options: argparse.Namespace) -> int:
     import tempfile
 
     from saevit_tvm import targets
-    from saevit_tvm.errors import SaevitError
+    from saevit_tvm.support.errors import SaevitError
     from saevit_tvm.tuning.bundle import MODES, check_name
 
     try:
@@ -179,8 +179,8 @@ def _fill(folder: Path, target: Any, options: argparse.Namespace) -> None:
     """Everything that the other half needs."""
     import shutil
 
+    from saevit_tvm.measure import offline
     from saevit_tvm.models import saevit
-    from saevit_tvm.runtime import offline
     from saevit_tvm.tuning.bundle import runtime_libraries
     from schedules.gpu.devices import limits_of
 
@@ -242,12 +242,13 @@ def _built(
     options: argparse.Namespace,
     contender: str = OURS,
 ) -> Row:
-    from saevit_tvm.compiler.pipeline import compile_model
-    from saevit_tvm.models.sources import open_model
+    from saevit_tvm.backends import compile_model
+    from saevit_tvm.models.opening import open_model
+    from saevit_tvm.tuning.records import open_records
 
     say(f"building {model}, batch {batch}, {dtype}{', in turn' if contender == IN_TURN else ''}")
     source = open_model(model, weights=str(weights), batch=batch, image_size=options.image_size)
-    compiled = compile_model(source, target, records=options.store, dtype=dtype)
+    compiled = compile_model(source, target, records=open_records(options.store, target), dtype=dtype)
     library = folder / f"{model}-b{batch}-{dtype}{contender.removeprefix(OURS)}.so"
     compiled.export(library)
     for warning in compiled.warnings:
@@ -256,7 +257,7 @@ def _built(
     row["kernels"] = compiled.kernels
     row["sha256"] = hashlib.sha256(library.read_bytes()).hexdigest()
     if target.kind != "llvm":
-        from saevit_tvm.compiler.launches import launches
+        from saevit_tvm.backends.launches import launches
 
         each = launches(compiled.module)
         row |= {

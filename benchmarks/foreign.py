@@ -12,8 +12,9 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from saevit_tvm.errors import TargetError
-from saevit_tvm.runtime import emulator
+from saevit_tvm.emulators import qemu
+from saevit_tvm.support.cache import cache_folder
+from saevit_tvm.support.errors import TargetError
 
 PACKAGES = ("python3-minimal", "libpython3-stdlib", "libstdc++6", "libgomp1")
 # The newest glibc that Debian's stable releases of the last years have in common.
@@ -54,9 +55,9 @@ class Guest:
             "LD_LIBRARY_PATH": ":".join(map(str, libraries)),
             "OMP_NUM_THREADS": "1",
         }
-        line = [str(emulator.find("aarch64")), "-cpu", self._cpu, "-L", str(self._root)]
+        line = [str(qemu.find("aarch64")), "-cpu", self._cpu, "-L", str(self._root)]
         line += [part for name, value in settings.items() for part in ("-E", f"{name}={value}")]
-        line += ["-plugin", f"{emulator.counter()},out={count}"] if count else []
+        line += ["-plugin", f"{qemu.counter()},out={count}"] if count else []
         done = subprocess.run(
             [*line, str(self.python), "-c", code, *map(str, arguments)],
             capture_output=True,
@@ -72,7 +73,7 @@ class Guest:
 
 def _once(name: str, make: Callable[[Path], None]) -> Path:
     """A folder of the cache, whole or not there."""
-    place = emulator.cache_folder() / "arm64" / name
+    place = cache_folder() / "arm64" / name
     if not place.exists():
         place.parent.mkdir(parents=True, exist_ok=True)
         fresh = Path(tempfile.mkdtemp(dir=place.parent))

@@ -26,11 +26,13 @@ from typing import Any
 
 import numpy as np
 
-from saevit_tvm.models.sources import open_model
-from saevit_tvm.verbs import parity, peers
+from saevit_tvm.measure.modelled import modelled
+from saevit_tvm.models.opening import open_model
+from saevit_tvm.proof import parity
+from saevit_tvm.verbs import peers
 from saevit_tvm.verbs.build import BuildOptions, build
-from saevit_tvm.verbs.modelled import modelled
 from saevit_tvm.verbs.peers.process import PeerProcess
+from schedules.dtypes import TOLERANCE
 from schedules.gpu.devices import GPUS
 
 OURS = "saevit-tvm"
@@ -45,7 +47,7 @@ HOW = {
 }
 
 # Some runtimes report home what they are used for.
-ALONE = "from saevit_tvm.verbs.child import leave_network; leave_network()\n"
+ALONE = "from saevit_tvm.support.child import leave_network; leave_network()\n"
 NCNN = """
 import ctypes, json, sys
 import ncnn, numpy
@@ -246,7 +248,7 @@ def _deviation(answer: Path, expected: list[np.ndarray], dtype: str) -> float:
     with np.load(answer) as saved:
         found = [saved[each].reshape(wanted.shape) for each, wanted in zip(saved.files, expected, strict=True)]
     deviation = parity.deviation([found], [expected])
-    if not deviation.within(parity.TOLERANCE[dtype]):
+    if not deviation.within(TOLERANCE[dtype]):
         raise SystemExit(f"the answer deviates by {deviation.max_abs_error:.3g} from PyTorch's: nothing is counted")
     return deviation.max_abs_error
 

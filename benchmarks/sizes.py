@@ -26,11 +26,13 @@ import rows
 from foreign import PLATFORMS
 from rows import Row, say
 
-from saevit_tvm.models.sources import open_model
-from saevit_tvm.runtime import emulator
-from saevit_tvm.verbs import parity, peers
+from saevit_tvm.emulators import qemu
+from saevit_tvm.models.opening import open_model
+from saevit_tvm.proof import parity
+from saevit_tvm.verbs import peers
 from saevit_tvm.verbs.build import BuildOptions, build
 from saevit_tvm.verbs.sdk import SdkOptions, sdk
+from schedules.dtypes import TOLERANCE
 
 SMALL = "LDFLAGS=-static -s -Wl,--gc-sections"
 # What ExecuTorch needs of its wheel to run a model with XNNPACK and its own kernels for the rest.
@@ -176,9 +178,9 @@ def _build_ncnn(checkout: Path, source: Any, scratch: Path) -> Path:
     x = np.load(scratch / "example.npy")
     x.tofile(scratch / "in.raw")
     arguments = [program, scratch / "ncnn/model.param", scratch / "ncnn/model.bin", str(x.shape[-1])]
-    subprocess.run(emulator.command("aarch64", None, [*arguments, scratch / "in.raw", scratch / "out.raw"]), check=True)
+    subprocess.run(qemu.command("aarch64", None, [*arguments, scratch / "in.raw", scratch / "out.raw"]), check=True)
     answer = np.fromfile(scratch / "out.raw", np.float32)
-    if not parity.deviation([[answer]], [[source.reference(x)[0].ravel()]]).within(parity.TOLERANCE["float32"]):
+    if not parity.deviation([[answer]], [[source.reference(x)[0].ravel()]]).within(TOLERANCE["float32"]):
         raise SystemExit("the small ncnn answers wrongly: it lacks a layer")
     return program
 

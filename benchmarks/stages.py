@@ -13,11 +13,14 @@ from typing import Any, TypeVar
 import numpy as np
 import tvm
 
-from relay_patterns import Region, blocks, layers
-from saevit_tvm.compiler import library, pipeline
-from saevit_tvm.compiler.importer import import_model
+from relay_patterns import Region, blocks, fuse_regions, layers
+from saevit_tvm import backends
+from saevit_tvm.backends import cpu
+from saevit_tvm.compiler import library, street
+from saevit_tvm.compiler.importers import import_model
 from saevit_tvm.runtime.engine import configure_thread_pool
-from schedules.cpu.isa import isa_of
+from saevit_tvm.tuning.records import open_records
+from schedules.cpu.isa import isa_of, threads_of
 
 Name = TypeVar("Name")
 
@@ -34,20 +37,21 @@ def compiled(
     regions: Sequence[Region] = (),
     database: Any | None = None,
 ) -> Any:
-    """The street of `saevit_tvm.compiler.pipeline`, with only these regions and only these records."""
-    tvm_target, isa = tvm.target.Target(target.tvm), isa_of(target.tvm)
-    mod = pipeline.run(import_model(source), pipeline.simplify(), tvm_target)
+    """The street of `saevit_tvm.compiler.street`, with only these regions and only these records."""
+    tvm_target = tvm.target.Target(target.tvm)
+    mod = street.run(import_model(source), street.simplify(), tvm_target)
     if regions:
-        mod = pipeline.run(mod, pipeline.regions(list(regions), isa), tvm_target)
-    records = pipeline.apply_records(database, isa, int(target.tvm.get("num-cores", 1)))
-    for passes in (pipeline.layout(), pipeline.kernels(), records, pipeline.virtual_machine()):
-        mod = pipeline.run(mod, passes, tvm_target)
+        generates = cpu.Cpu().generates(street.Recipe(source, target))
+        mod = street.run(mod, [fuse_regions(regions, generates)], tvm_target)
+    schedules = cpu.schedules(database, isa_of(target.tvm), threads_of(target.tvm))
+    for passes in (cpu.layout(), cpu.kernels(), schedules, street.virtual_machine()):
+        mod = street.run(mod, passes, tvm_target)
     with library.generating_code():
         return tvm.relax.build(mod, tvm_target, relax_pipeline=None)
 
 
 def _shipped(source: Any, target: Any) -> Any:
-    return pipeline.compile_model(source, target).executable
+    return backends.compile_model(source, target, records=open_records(None, target)).executable
 
 
 STAGES: dict[str, Callable[[Any, Any], Any]] = {

@@ -58,7 +58,7 @@ def main() -> None:
         return
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     from saevit_tvm import targets
-    from saevit_tvm.models.sources import open_model
+    from saevit_tvm.models.opening import open_model
 
     source, target = open_model(options.model, image_size=options.image_size), targets.native()
     options.out.mkdir(parents=True, exist_ok=True)
@@ -167,7 +167,7 @@ class Ours:
     """A session on an empty store; what was known when is in the store's own records."""
 
     def __init__(self, source: Any, target: Any, folder: Path) -> None:
-        from saevit_tvm.compiler.pipeline import kernels_to_tune
+        from saevit_tvm.backends import kernels_to_tune
         from saevit_tvm.tuning.session import Session
         from saevit_tvm.tuning.space import Features, space_for
         from saevit_tvm.tuning.store import Store
@@ -319,7 +319,7 @@ def tune_stock(model: str, image_size: int | None, folder: Path, build_seconds: 
     from tvm.s_tir.meta_schedule.relax_integration import tune_relax
 
     from saevit_tvm import targets
-    from saevit_tvm.models.sources import open_model
+    from saevit_tvm.models.opening import open_model
 
     target = targets.native()
     tune_relax(
@@ -337,7 +337,7 @@ def stock_module(source: Any, target: Any) -> Any:
     import tvm
     from tvm.relax import get_pipeline, transform
 
-    from saevit_tvm.compiler.importer import import_model
+    from saevit_tvm.compiler.importers import import_model
 
     passes = [
         transform.DecomposeOpsForInference(),
@@ -432,7 +432,7 @@ def measured(built: dict[str, dict[float, Any]], source: Any, target: Any, secon
 
 def build_throughput(candidates: Sequence[Any], target: Any) -> dict[int, float]:
     """Candidates built a second, by the number of workers; each worker's first is its warming up."""
-    from saevit_tvm.tuning.measure import Builders
+    from saevit_tvm.measure.candidates import Builders
 
     found = {}
     cores = len(os.sched_getaffinity(0))

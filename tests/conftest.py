@@ -103,7 +103,7 @@ def failing_opencl(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 @pytest.fixture(scope="session")
 def cuda_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The smallest model at 32x32 for one NVIDIA architecture, at a batch that no tile divides; not run."""
-    from saevit_tvm.targets import nvrtc
+    from saevit_tvm.backends import nvrtc
     from saevit_tvm.verbs.build import BuildOptions, build
 
     if lacking := nvrtc.missing():
@@ -118,7 +118,7 @@ def cuda_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def fake_gpu(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The environment in which there is a GPU that computes nothing."""
-    from saevit_tvm.runtime.cuda import emulated
+    from saevit_tvm.emulators import cuda as emulated
 
     if lacking := emulated.missing():
         pytest.skip(lacking)
@@ -131,7 +131,7 @@ def held_out() -> tuple[np.ndarray, np.ndarray]:
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
-    from saevit_tvm.models.sources import open_model
+    from saevit_tvm.models.opening import open_model
     from saevit_tvm.runtime.preprocess import to_array
 
     sys.path.insert(0, str(ROOT / "scripts"))

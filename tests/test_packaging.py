@@ -38,8 +38,8 @@ def test_the_wheel_holds_every_room_and_no_test(wheel: Path) -> None:
     for needed in (
         "saevit_tvm/models/checkpoints/digits.safetensors",
         "saevit_tvm/runtime/schemas/manifest.schema.json",
-        "saevit_tvm/runtime/c/include/saevit.h",
-        "saevit_tvm/runtime/c/src/static/pool.c",
+        "saevit_tvm/sdk/c/include/saevit.h",
+        "saevit_tvm/sdk/c/src/static/pool.c",
         "saevit_tvm/runtime/opencl/plugin/plugin.cc",
         "relay_patterns/saa.py",
         "schedules/cpu/microkernel.py",

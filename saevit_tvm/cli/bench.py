@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from saevit_tvm.cli.app import artifact_argument, common
 from saevit_tvm.cli.console import Console
+from saevit_tvm.cli.options import artifact_argument, common
 
 
 @click.command(
@@ -52,7 +52,7 @@ def command(artifact: Path, against: str | None, emulated: bool, as_json: bool, 
 
 
 def _emulated(console: Console, artifact: Path) -> None:
-    from saevit_tvm.verbs.emulated import emulated
+    from saevit_tvm.verbs.counted import emulated
 
     result = emulated(artifact, console.say)
     console.object(result)

@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from saevit_tvm.cli.app import common, cut_option, dtype_option, folder, model_options, target_option
 from saevit_tvm.cli.console import Console
+from saevit_tvm.cli.options import common, cut_option, dtype_option, folder, model_options, target_option
 
 
 @click.command(

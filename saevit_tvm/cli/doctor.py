@@ -6,9 +6,9 @@ from pathlib import Path
 
 import click
 
-from saevit_tvm.cli.app import common, folder
 from saevit_tvm.cli.console import Console
-from saevit_tvm.errors import SaevitError
+from saevit_tvm.cli.options import common, folder
+from saevit_tvm.support.errors import SaevitError
 
 
 @click.command(

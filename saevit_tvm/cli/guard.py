@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Callable
 from types import FrameType
 
-from saevit_tvm.errors import SaevitError
+from saevit_tvm.support.errors import SaevitError
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 EXIT_BROKEN_PIPE = 128 + signal.SIGPIPE
@@ -76,7 +76,7 @@ class Guard:
             signals = [number for number in os.read(woken, 64) if number in STOP_SIGNALS]
         if len(signals) == 1:
             select.select([woken], [], [], self.patience)
-        from saevit_tvm.verbs import workspace
+        from saevit_tvm.support import workspace
 
         self._signal = signals[0]
         workspace.abandon()

@@ -7,9 +7,9 @@ from typing import Any
 
 import click
 
-from saevit_tvm.cli.app import Commands, common, folder
 from saevit_tvm.cli.console import Console
 from saevit_tvm.cli.guard import Guard
+from saevit_tvm.cli.options import Commands, common, folder
 
 _PATIENCE = 20.0  # a rewrite that has begun is finished
 _store = click.option("--store", type=folder, help="Where tuned records are kept.")

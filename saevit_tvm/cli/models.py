@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
-from saevit_tvm.cli.app import common
 from saevit_tvm.cli.console import Console
+from saevit_tvm.cli.options import common
 
 
 @click.command("models", short_help="List the built-in models.", help="List the models that are built in.")

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from saevit_tvm.cli.app import common, folder, target_option
 from saevit_tvm.cli.console import Console
+from saevit_tvm.cli.options import common, folder, target_option
 
 
 @click.command(

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from saevit_tvm.cli.app import artifact_argument, common
 from saevit_tvm.cli.console import Console
+from saevit_tvm.cli.options import artifact_argument, common
 
 
 @click.command(

@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from saevit_tvm.cli.app import artifact_argument, common, folder
 from saevit_tvm.cli.console import Console
+from saevit_tvm.cli.options import artifact_argument, common, folder
 
 
 @click.command(

@@ -6,8 +6,8 @@ from typing import Any
 
 import click
 
-from saevit_tvm.cli.app import common
 from saevit_tvm.cli.console import Console
+from saevit_tvm.cli.options import common
 
 
 @click.command(

@@ -8,10 +8,10 @@ from typing import Any
 
 import click
 
-from saevit_tvm.cli.app import common, cut_option, dtype_option, folder, model_options, target_option
 from saevit_tvm.cli.console import Console
 from saevit_tvm.cli.guard import Guard
-from saevit_tvm.errors import UsageError
+from saevit_tvm.cli.options import common, cut_option, dtype_option, folder, model_options, target_option
+from saevit_tvm.support.errors import UsageError
 
 SAVING_SECONDS = 5.0  # what a stop waits for besides the measurements under way
 SEARCH_ONLY = ("minutes", "measure", "cluster")
@@ -74,8 +74,8 @@ def command(
 
 
 def _search(console: Console, guard: Guard, options: dict[str, Any]) -> None:
+    from saevit_tvm.support import workspace
     from saevit_tvm.tuning import measurers, progress
-    from saevit_tvm.verbs import workspace
     from saevit_tvm.verbs.tune import tune
 
     guard.patience = measurers.longest_seconds(options["measure"], options["cluster"]) + SAVING_SECONDS

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import click
 
-from saevit_tvm.cli.app import artifact_argument, common
 from saevit_tvm.cli.console import Console
-from saevit_tvm.errors import ParityError, TargetError
+from saevit_tvm.cli.options import artifact_argument, common
+from saevit_tvm.support.errors import ParityError, TargetError
 
 
 @click.command(

@@ -1,26 +1,21 @@
-"""From an executable to a shared library, by the target's own linker."""
+"""From an executable to a shared library, by the target's own linker, or to object files."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import subprocess
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saevit_tvm.compiler import sources
-from saevit_tvm.errors import CompileError
 from saevit_tvm.runtime import elf as binary
-from saevit_tvm.targets import toolchain
+from saevit_tvm.support import process, toolchain
+from saevit_tvm.support.errors import CompileError
 
 if TYPE_CHECKING:
     import tvm
     from tvm.relax import VMExecutable
-
-    from saevit_tvm.compiler.device_code import DeviceCode
-    from saevit_tvm.targets import Target
 
 
 # Passes of TVM that are most of a build and change nothing here: LLVM does the first two itself, and the others are
@@ -49,43 +44,38 @@ def generating_code(mod: tvm.IRModule | None = None) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def told_plainly(what: str) -> Iterator[None]:
+def in_one_line(what: str) -> Iterator[None]:
     """What TVM says when it cannot make something, in one line."""
     try:
         yield
     except RuntimeError as error:
-        raise CompileError(f"TVM cannot make {what}: {_last_line(str(error))}") from error
+        raise CompileError(f"TVM cannot make {what}: {process.last_line(str(error))}") from error
 
 
-def _last_line(text: str) -> str:
-    return next((line for line in reversed(text.splitlines()) if line.strip()), "no reason was given")
+def link_shared(
+    executable: VMExecutable, target: toolchain.Platform, path: Path, pack: Callable[..., str] | None = None
+) -> None:
+    """Write the library, with the weights inside, and see that it is one for the target.
 
-
-def link(executable: VMExecutable, target: Target, path: Path, code: DeviceCode | None = None) -> None:
-    """Write the library, with the weights inside, and see that it is one for the target."""
-    if target.output == "objects":
-        executable.export_library(str(path), fcompile=functools.partial(_pack, arch=target.arch))
-        if target.kind != "llvm":
-            sources.add(executable, target.kind, path)
-        return
+    `pack` writes the modules behind the library's own code, where TVM's own way will not do.
+    """
     chosen = toolchain.linker(target)
 
     def shared(output: str, objects: list[str], **_options: Any) -> None:
-        done = subprocess.run(
-            chosen.shared(objects, output), capture_output=True, text=True, errors="replace", check=False
-        )
+        done = process.run(chosen.shared(objects, output))
         if done.returncode:
             path.unlink(missing_ok=True)
-            raise CompileError(f"linking {path.name} with '{chosen.cc_argv[0]}' failed: {_last_line(done.stderr)}")
+            words = process.last_line(done.stderr)
+            raise CompileError(f"linking {path.name} with '{chosen.cc_argv[0]}' failed: {words}")
 
-    if code is None:
-        executable.export_library(str(path), fcompile=shared)
-    else:
-        from saevit_tvm.compiler.device_code import check_library, packer
-
-        executable.export_library(str(path), fcompile=shared, fpack_imports=packer(code))
-        check_library(path, code)
+    packing = {"fpack_imports": pack} if pack else {}
+    executable.export_library(str(path), fcompile=shared, **packing)
     check(path, target.arch, "shared library")
+
+
+def pack_objects(executable: VMExecutable, target: toolchain.Platform, path: Path) -> None:
+    """Write object files, to be linked elsewhere."""
+    executable.export_library(str(path), fcompile=functools.partial(_pack, arch=target.arch))
 
 
 def _pack(output: str, objects: list[str], *, arch: str, **_options: Any) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from saevit_tvm.errors import unknown
+from saevit_tvm.support.errors import unknown
 
 if TYPE_CHECKING:
     from torch import nn

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch.export.pt2_archive import _package as archive
 
-from saevit_tvm.errors import ModelError, UsageError
+from saevit_tvm.support.errors import ModelError, UsageError
 
 NAME = re.compile(r"[A-Za-z0-9_.]*")
 TEXT = re.compile(r"[A-Za-z0-9_,> -]*")  # string arguments: "tanh", "ij,jk->ik"

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from saevit_tvm.errors import ModelError, UsageError
+from saevit_tvm.support.errors import ModelError, UsageError
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 SUFFIXES = (".safetensors", ".pt", ".pth")

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from saevit_tvm.errors import ArtifactError
+from saevit_tvm.support.errors import ArtifactError
 
 CPU = 1
 

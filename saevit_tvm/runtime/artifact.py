@@ -23,12 +23,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import saevit_tvm
-from saevit_tvm.errors import ArtifactError
 from saevit_tvm.runtime import elf
 from saevit_tvm.runtime import manifest as manifests
-from saevit_tvm.runtime.opencl.driver import available
-from saevit_tvm.targets.base import cpu_features
+from saevit_tvm.runtime.devices import device_kind
+from saevit_tvm.support import cpu
+from saevit_tvm.support.errors import ArtifactError
+from saevit_tvm.support.version import __version__
 
 MAGIC = b"SAEVIT1\n"
 _TAIL = struct.Struct(f"<32sQ{len(MAGIC)}s")
@@ -37,7 +37,7 @@ _CHUNK = 1 << 20
 
 def installed_versions() -> dict[str, str]:
     """The versions that a manifest states and that loading compares; found without importing TVM."""
-    found = {"saevit_tvm": saevit_tvm.__version__}
+    found = {"saevit_tvm": __version__}
     for key, package in (("tvm", "apache-tvm"), ("tvm_ffi", "apache-tvm-ffi")):
         try:
             found[key] = metadata.version(package)
@@ -151,7 +151,7 @@ def _manifest(file: BinaryIO, path: str | os.PathLike[str]) -> dict[str, Any]:
         ) from error
     if number != manifests.FORMAT:
         raise ArtifactError(
-            f"'{path}' has format {number}, and this saevit-tvm {saevit_tvm.__version__} reads format "
+            f"'{path}' has format {number}, and this saevit-tvm {__version__} reads format "
             f"{manifests.FORMAT}: {_other_format_advice(number)}."
         )
     try:
@@ -222,20 +222,8 @@ def check_runnable(manifest: dict[str, Any], path: str | os.PathLike[str]) -> No
             f"'{path}' is built for {machine} (target {target['name']}), and this machine is "
             f"{platform.machine()}: run it there, or build with --target native."
         )
-    if target["tvm"]["kind"] == "cuda":
-        from saevit_tvm.runtime import cuda  # its errors are known to what loads this module
-
-        cuda.check_device(manifest, path)
-    elif target["tvm"]["kind"] == "opencl":
-        there, reason = available()
-        if not there:
-            raise ArtifactError(f"'{path}' needs an OpenCL device (target {target['name']}), and {reason}.")
-    elif target["tvm"]["kind"] != "llvm":
-        raise ArtifactError(
-            f"'{path}' is built for a device of kind {target['tvm']['kind']} (target {target['name']}), and "
-            "this saevit-tvm runs those for CPUs, CUDA and OpenCL: build with --target native."
-        )
-    missing = sorted(set(target["features"]) - cpu_features())
+    device_kind(manifest, path).check(manifest, path)
+    missing = sorted(set(target["features"]) - cpu.features())
     if missing:
         raise ArtifactError(
             f"'{path}' needs CPU features that this machine lacks: {', '.join(missing)} "

@@ -21,9 +21,10 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from saevit_tvm.errors import ArtifactError, UsageError
-from saevit_tvm.runtime import abi, cuda, opencl
+from saevit_tvm.runtime import abi
 from saevit_tvm.runtime.artifact import check_runnable, opened
+from saevit_tvm.runtime.devices import device_kind
+from saevit_tvm.support.errors import ArtifactError, UsageError
 
 _ALIGNMENT = 64  # what TVM's kernels may assume of a tensor's memory
 _POOLED_ALLOCATOR = 2
@@ -77,7 +78,7 @@ class Engine:
         raise TypeError("an Engine holds native code and cannot be pickled or copied: load its file there.")
 
     def _start(self) -> None:
-        workers = 1 if self._machines.on_cuda else max(1, _physical_cores() // self.threads)
+        workers = 1 if self._machines.one_at_a_time else max(1, _physical_cores() // self.threads)
         self._workers = ThreadPoolExecutor(workers, thread_name_prefix="saevit-tvm")
         self._running: set[int] = set()  # threads that compute, maybe for a caller who was interrupted
 
@@ -98,13 +99,10 @@ class _Library:
 
     def __init__(self, file: BinaryIO, manifest: dict[str, Any]) -> None:
         self.manifest = manifest
-        self.devices = [abi.CPU]
-        if manifest["target"]["tvm"]["kind"] == "opencl":
-            opencl.activate()
-            self.devices.insert(0, opencl.OPENCL)
-        if manifest["target"]["tvm"]["kind"] == "cuda":
-            cuda.activate()
-            self.devices.insert(0, cuda.CUDA)
+        kind = device_kind(manifest, file.name)
+        kind.activate()
+        self.devices = [abi.CPU] if kind.number == abi.CPU else [kind.number, abi.CPU]
+        self.one_at_a_time = kind.one_at_a_time
         load_library = abi.global_function("ffi.Module.load_from_file.so")
         self.module = load_library(_fresh_name(file), "so")
 
@@ -140,21 +138,17 @@ def _fresh_name(file: BinaryIO) -> str:
     return f"/proc/self/fd/{spelling}{file.fileno()}"
 
 
-_turn_on_cuda = threading.Lock()
+_turn = threading.Lock()  # of all engines whose device serves one at a time
 
 
 class _Machines:
-    """A virtual machine for every worker thread, all on one library.
-
-    The first inference on an NVIDIA GPU captures a graph, and while it does, no other thread of the process may
-    reserve memory or copy.
-    """
+    """A virtual machine for every worker thread, all on one library."""
 
     def __init__(self, library: _Library, spec: TensorSpec, threads: int) -> None:
         self._library, self._spec, self._threads = library, spec, threads
         self._local = threading.local()
-        self.on_cuda = cuda.CUDA in library.devices
-        self._turn: AbstractContextManager[Any] = _turn_on_cuda if self.on_cuda else nullcontext()
+        self.one_at_a_time = library.one_at_a_time
+        self._turn: AbstractContextManager[Any] = _turn if self.one_at_a_time else nullcontext()
 
     def in_turn(self, work: Callable[[], Any]) -> Any:
         with self._turn:

@@ -12,7 +12,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-from saevit_tvm.errors import ArtifactError
+from saevit_tvm.support.errors import ArtifactError
 
 FORMAT = 1
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from saevit_tvm.errors import SaevitError, UsageError
+from saevit_tvm.support.errors import SaevitError, UsageError
 
 # Not every format that Pillow knows: some start other programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")

@@ -5,25 +5,27 @@ One file a family of boards; adding a board is adding an entry there.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import platform
 import re
 from typing import Any
 
-from saevit_tvm.errors import UsageError, unknown
+from saevit_tvm.support.errors import UsageError, unknown
+from saevit_tvm.support.toolchain import linkers_for
 from saevit_tvm.targets import arm, llvm, riscv
-from saevit_tvm.targets.base import Target, dtypes_with, runs_here
+from saevit_tvm.targets.base import Target, dtypes_with
 from saevit_tvm.targets.cuda import CUDA_NAMES, cuda_targets
 from saevit_tvm.targets.opencl import OPENCL_NAMES, opencl_targets
-from saevit_tvm.targets.sources import SOURCE_TARGETS
+from saevit_tvm.targets.source_only import SOURCE_TARGETS
 from saevit_tvm.targets.x86 import X86_TARGETS, native
 
-__all__ = ["Target", "all_targets", "get", "how_to_run", "linkers_for", "names", "native", "runs_here", "why_not"]
+__all__ = ["Target", "all_targets", "described", "get", "names", "native"]
 
 _NAMED = (*X86_TARGETS, *arm.ARM_TARGETS, *riscv.RISCV_TARGETS, *SOURCE_TARGETS)
 
-# Architectures other than this machine's that a target of the user's own may have: who links, which CPU stands in.
-_FOREIGN = {"aarch64": (arm.LINKERS, "max"), "riscv64": (riscv.LINKERS, "rv64")}
+# Architectures other than this machine's that a target of the user's own may have, and which CPU stands in for it.
+_FOREIGN = {"aarch64": "max", "riscv64": "rv64"}
 
 
 def all_targets() -> list[Target]:
@@ -56,6 +58,17 @@ def _find(name_or_json: str) -> Target:
     raise unknown("target", name_or_json, names())
 
 
+def described(told: dict[str, Any]) -> Target:
+    """The target of an artifact, by its manifest: a machine of another kind knows it under no name."""
+    name, tvm, arch, features = told["name"], told["tvm"], told["arch"], tuple(told["features"])
+    named = get(name) if name in names() else None
+    if named is not None and named.tvm == tvm:
+        return named
+    if "host" in tvm:  # a device beside a CPU
+        return Target(name, "", tvm, arch, features, tvm["kind"], linkers=linkers_for(arch))
+    return dataclasses.replace(get(json.dumps(tvm)), name=name, features=features)
+
+
 def _from_json(text: str) -> Target:
     try:
         description = json.loads(text)
@@ -84,7 +97,7 @@ def _custom(description: dict[str, Any]) -> Target:
     if triple and not re.fullmatch(r"((unknown|pc)-)?linux(-gnu)?", system):
         raise UsageError(f"the target's triple '{triple}' is not for Linux: give one such as '{arch}-linux-gnu'.")
     llvm.check(description)
-    emulator = None if arch == here else _FOREIGN[arch][1]
+    emulator = None if arch == here else _FOREIGN[arch]
     if emulator == "max" and description.get("mcpu") in {target.emulator for target in arm.ARM_TARGETS}:
         emulator = description["mcpu"]
     features = llvm.code_features(description)
@@ -98,33 +111,3 @@ def _custom(description: dict[str, Any]) -> Target:
         emulator=emulator,
         linkers=linkers_for(arch),
     )
-
-
-def linkers_for(arch: str) -> tuple[str, ...]:
-    """The compilers that can make Linux programs of an architecture, the best first."""
-    return ("cc",) if arch == platform.machine() else _FOREIGN[arch][0]
-
-
-def how_to_run(target: Target) -> str | None:
-    """Where code for the target can be run from here: "host", "qemu", or nowhere."""
-    return _way(target)[0]
-
-
-def why_not(target: Target) -> str:
-    """Why code for the target cannot be run from here."""
-    return _way(target)[1]
-
-
-def _way(target: Target) -> tuple[str | None, str]:
-    if target.output == "objects":
-        what = "object files" if target.kind == "llvm" else "sources and object files"
-        return None, f"gives {what}, to be linked and proven on such a machine"
-    runs, reason = runs_here(target)
-    if runs:
-        return "host", ""
-    if target.emulator is None or target.arch == platform.machine():
-        return None, reason
-    from saevit_tvm.runtime import emulator
-
-    lacking = emulator.missing(target.arch)
-    return (None, f"{reason}; {lacking}") if lacking else ("qemu", "")

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from saevit_tvm.support.toolchain import LINKERS
 from saevit_tvm.targets.base import Target, dtypes_with
-
-LINKERS = ("aarch64-linux-gnu-gcc", "clang", "zig")
 
 V8 = ("asimd", "fp")
 V8_2 = (*V8, "asimddp", "asimdhp", "asimdrdm", "atomics", "lrcpc")
@@ -27,7 +26,7 @@ def _linux(name: str, summary: str, features: tuple[str, ...], emulator: str, **
         features=features,
         dtypes=dtypes_with(features),
         emulator=emulator,
-        linkers=LINKERS,
+        linkers=LINKERS["aarch64"],
     )
 
 

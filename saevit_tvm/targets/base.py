@@ -1,16 +1,13 @@
-"""What a target is, and whether the machine at hand can run what is built for it."""
+"""What a target is."""
 
 from __future__ import annotations
 
-import platform
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from saevit_tvm.errors import UsageError
-from saevit_tvm.runtime import cuda, opencl
+from saevit_tvm.support.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -51,6 +48,12 @@ class Target:
         return str(self.tvm.get("host", self.tvm).get("mtriple", f"{self.arch}-linux-gnu"))
 
     @property
+    def threads(self) -> int | None:
+        """How many threads of a CPU the work is cut for, where a number is given."""
+        cores = self.tvm.get("num-cores")
+        return None if cores is None else int(cores)
+
+    @property
     def android(self) -> bool:
         """Whether programs find Android's C library there, which only Google's NDK can compile for."""
         return "android" in self.triple
@@ -77,35 +80,3 @@ class Target:
 def dtypes_with(features: Iterable[str]) -> tuple[str, ...]:
     """What a CPU computes in. x86 before AVX512-FP16 can only convert float16, and does so in every inner loop."""
     return ("float32", "float16") if "asimdhp" in features else ("float32",)
-
-
-def runs_here(target: Target) -> tuple[bool, str]:
-    """Whether this machine can run the target's code, and if not, why not."""
-    there, reason = _runs_here(target)
-    if target.kind == "cuda" and not there:
-        reason += "; its code is read back, and where it can, this CPU runs its kernels"
-    return there, reason
-
-
-def _runs_here(target: Target) -> tuple[bool, str]:
-    if target.arch != platform.machine():
-        return False, f"needs {target.arch}, this machine is {platform.machine()}"
-    missing = sorted(set(target.features) - cpu_features())
-    if missing:
-        return False, f"needs CPU features this machine lacks: {', '.join(missing)}"
-    if target.kind == "opencl":
-        return opencl.available()
-    if target.kind == "cuda":
-        there, reason = cuda.available()
-        return there, reason if there else f"needs an NVIDIA GPU, and {reason}"
-    return True, "runs on this machine"
-
-
-def cpu_features() -> set[str]:
-    """The feature names the kernel reports for this CPU."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return set()
-    match = re.search(r"^(?:flags|Features)\s*:\s*(.*)$", text, re.MULTILINE)
-    return set(match.group(1).split()) if match else set()

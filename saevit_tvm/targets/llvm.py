@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from saevit_tvm.errors import UsageError, unknown
+from saevit_tvm.support.errors import UsageError, unknown
 
 # The x86 features that matter to generated code, and the name that /proc/cpuinfo has for each.
 _OWN_NAMES = {

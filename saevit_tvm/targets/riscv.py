@@ -5,9 +5,8 @@ The generators write four lanes and LLVM makes scalars of them: right, and no fa
 
 from __future__ import annotations
 
+from saevit_tvm.support.toolchain import LINKERS
 from saevit_tvm.targets.base import Target
-
-LINKERS = ("riscv64-linux-gnu-gcc", "clang", "zig")
 
 RISCV_TARGETS = (
     Target(
@@ -21,6 +20,6 @@ RISCV_TARGETS = (
         },
         arch="riscv64",
         emulator="rv64",
-        linkers=LINKERS,
+        linkers=LINKERS["riscv64"],
     ),
 )

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from typing import Any
 
-from saevit_tvm.targets.base import Target, cpu_features, dtypes_with
+from saevit_tvm.support import cpu
+from saevit_tvm.targets.base import Target, dtypes_with
 from saevit_tvm.targets.llvm import code_features, hidden_features
 
 V2 = ("pni", "popcnt", "sse4_1", "sse4_2", "ssse3")
@@ -45,22 +45,21 @@ def native() -> Target:
     """
     from tvm.target import codegen
 
-    cores = len(os.sched_getaffinity(0))
-    cpu = codegen.llvm_get_system_cpu()
+    cores, name = cpu.cores(), codegen.llvm_get_system_cpu()
     description: dict[str, Any] = {
         "kind": "llvm",
         "mtriple": f"{platform.machine()}-linux-gnu",
-        "mcpu": cpu,
+        "mcpu": name,
         "num-cores": cores,
     }
-    hidden = hidden_features(description, cpu_features())
+    hidden = hidden_features(description, cpu.features())
     if hidden:
         description["mattr"] = [f"-{feature}" for feature in hidden]
     without = f", without {', '.join(hidden)}" if hidden else ""
     features = code_features(description)
     return Target(
         name="native",
-        summary=f"this machine: {cpu}{without}, {cores} cores",
+        summary=f"this machine: {name}{without}, {cores} cores",
         tvm=description,
         arch=platform.machine(),
         features=features,

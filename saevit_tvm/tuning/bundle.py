@@ -10,7 +10,6 @@ import hashlib
 import io
 import json
 import lzma
-import os
 import platform
 import re
 import tarfile
@@ -21,13 +20,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saevit_tvm.errors import TuningError, UsageError
-from saevit_tvm.runtime import abi, offline
-from saevit_tvm.runtime.opencl import plugin
+from saevit_tvm import backends
+from saevit_tvm.measure import offline
+from saevit_tvm.measure.candidates import Builders, Built, Candidate, Result
+from saevit_tvm.runtime import abi
+from saevit_tvm.support.cpu import cores
+from saevit_tvm.support.errors import TuningError, UsageError
 from saevit_tvm.targets import Target
-from saevit_tvm.targets.nvrtc import cuda_runtime
 from saevit_tvm.tuning import replay
-from saevit_tvm.tuning.measure import Builders, Built, Candidate, Result
 from saevit_tvm.tuning.store import Model, Store, Trial, Workload
 
 if TYPE_CHECKING:
@@ -76,11 +76,11 @@ def export(
     """Compile the most promising candidates and put them into one archive, in which they are in one folder."""
     chosen = session.proposals(count)
     say(f"compiling {len(chosen)} candidates of {len({task.workload.key for task, _ in chosen})} kernels")
-    builders = Builders(target, scratch, len(os.sched_getaffinity(0)))
+    builders = Builders(target, scratch, cores())
     try:
         built, failures = _compiled(chosen, builders, say)
         tasks = {task.workload.key: task for task, _, _ in built}
-        references = _references(tasks, builders) if target.kind != "llvm" else {}
+        references = _references(tasks, builders) if backends.get(target.kind).is_gpu else {}
     finally:
         builders.pool.kill()
     if not built:
@@ -194,7 +194,8 @@ class _Files:
 
 def runtime_libraries(target: Target, everything: bool) -> dict[str, Path]:
     """What of TVM's runtime goes along, by file name: all, or what no wheel has."""
-    ours = {plugin.NAME: plugin.library()} if target.kind == "opencl" else {}
+    backend = backends.get(target.kind)
+    ours = backend.own_libraries()
     if not everything:
         return ours
     if target.arch != platform.machine():
@@ -202,7 +203,7 @@ def runtime_libraries(target: Target, everything: bool) -> dict[str, Path]:
             f"--with-runtime takes this machine's, and target '{target.name}' is {target.arch}: leave it out."
         )
     found = {path.name: path for path in (abi.library_path("tvm_ffi"), abi.library_path("tvm", "tvm_runtime"))}
-    return found | ours | (cuda_runtime() if target.kind == "cuda" else {})
+    return found | ours | backend.runtime_libraries()
 
 
 # Back -----------------------------------------------------------------------

@@ -21,10 +21,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from saevit_tvm import targets
-from saevit_tvm.errors import TuningError
+from saevit_tvm import backends, targets
+from saevit_tvm.measure.candidates import Candidate, Pair, Result
+from saevit_tvm.measure.local import LocalMeasurer, this_machine
+from saevit_tvm.support.errors import TuningError
 from saevit_tvm.targets import Target
-from saevit_tvm.tuning.measure import Candidate, LocalMeasurer, Pair, Result, this_machine
 
 START_SECONDS = 180.0  # for a node to be ready
 STOP_SECONDS = 30.0
@@ -72,15 +73,15 @@ class Station:
         for package, version in _versions().items():
             if version != versions[package]:
                 return f"has {package} {version}, and {versions[package]} is searching"
-        here, threads = targets.native(), int(self._target.tvm.get("num-cores", 1))
+        here, threads = targets.native(), self._target.threads or 1
         same = self._target.name != "native" or here.cut_for(threads).fingerprint == self._target.fingerprint
         if not same or here.tvm["num-cores"] < threads:
             return f"is {here.fingerprint}"
-        works, reason = targets.runs_here(self._target)
+        works, reason = backends.runs_here(self._target)
         return None if works else reason
 
     def machine(self) -> dict[str, Any]:
-        return this_machine()
+        return this_machine(self._target.kind)
 
     def measure(self, modules: list[str], best: float) -> list[Outcome]:
         if self._measurer is None:

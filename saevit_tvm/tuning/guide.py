@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from saevit_tvm.tuning.measure import Result
+from saevit_tvm.measure.candidates import Result
 
 WARM_UP = 8  # with fewer trials than this its guesses are no better than chance
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from saevit_tvm.errors import TuningError
+from saevit_tvm.support.errors import TuningError
 
 CHECK_LENGTH = 16
 HEAD, MIDDLE, END = b'{"check":"', b'","record":', b"}\n"

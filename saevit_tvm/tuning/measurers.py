@@ -6,14 +6,15 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
-from saevit_tvm.errors import UsageError
+from saevit_tvm.measure.candidates import BUILD_SECONDS, Candidate, Result
+from saevit_tvm.measure.local import DRIVER_SECONDS, RUN_SECONDS, LocalMeasurer
+from saevit_tvm.measure.tracker import rpc_address
+from saevit_tvm.support.errors import UsageError
 from saevit_tvm.targets import Target
-from saevit_tvm.tuning.measure import BUILD_SECONDS, DRIVER_SECONDS, RUN_SECONDS, Candidate, LocalMeasurer, Result
 
 Say = Callable[[str], None]
 Opener = Callable[[Target, Say], "Measurer"]
 
-_RPC = re.compile(r"rpc://(?P<host>\[[0-9A-Fa-f:]+\]|[^\s/:\[\]]+):(?P<port>\d{1,5})/(?P<key>[^\s/:\"\\]+)")
 _CLUSTER = re.compile(r"local:(?P<nodes>[1-9]\d?)|(?P<address>ray://[^\s/:]+:\d{1,5}|ray:auto)")
 
 
@@ -67,24 +68,16 @@ def longest_seconds(where: str, cluster: str | None = None) -> float:
     if where == "local":
         return RUN_SECONDS + DRIVER_SECONDS
     if where == "qemu":
-        from saevit_tvm.tuning import emulated
+        from saevit_tvm.measure import counted
 
-        return emulated.RUNS * emulated.RUN_SECONDS
-    from saevit_tvm.tuning import rpc
+        return counted.RUNS * counted.RUN_SECONDS
+    from saevit_tvm.measure import rpc
 
     return rpc.REACH_SECONDS + rpc.RUN_SECONDS + rpc.GRACE_SECONDS
 
 
-def rpc_address(text: str) -> tuple[str, int, str]:
-    """Host, port and key of `rpc://HOST:PORT/KEY`."""
-    found = _RPC.fullmatch(text)
-    if found is None or not 0 < int(found["port"]) < 65536:
-        raise UsageError(f"'{text}' is not understood: give rpc://HOST:PORT/KEY, such as rpc://192.168.1.5:9190/rpi4.")
-    return found["host"].strip("[]"), int(found["port"]), found["key"]
-
-
 def _emulated(target: Target, _say: Say) -> Measurer:
-    from saevit_tvm.tuning.emulated import EmulatedMeasurer
+    from saevit_tvm.measure.counted import EmulatedMeasurer
 
     return EmulatedMeasurer(target)
 
@@ -95,7 +88,7 @@ def _rpc(where: str) -> Opener:
     host, port, key = rpc_address(where)
 
     def opened(target: Target, say: Say) -> Measurer:
-        from saevit_tvm.tuning.rpc import RpcMeasurer
+        from saevit_tvm.measure.rpc import RpcMeasurer
 
         return RpcMeasurer(target, host, port, key, say=say)
 

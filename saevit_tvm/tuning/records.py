@@ -83,11 +83,11 @@ class Records:
 
     def _fitted(self, module: IRModule, schedule: Any, source: Source) -> Any:
         """A tiling found for another number of threads has its work divided among the target's."""
-        from schedules.cpu.isa import isa_of
+        from schedules.cpu.isa import isa_of, threads_of
         from schedules.regions import chosen_tiling, cut_for, declared
 
-        wanted = _threads(self._target.tvm)
-        if not source.near or _threads(source.store.tvm or {}) == wanted or not declared(module["main"]):
+        wanted = threads_of(self._target.tvm)
+        if not source.near or threads_of(source.store.tvm or {}) == wanted or not declared(module["main"]):
             return schedule
         tiling = chosen_tiling(schedule.mod["main"])
         return cut_for(module, tiling, isa_of(self._target.tvm), wanted) if tiling else schedule
@@ -127,7 +127,7 @@ def open_records(root: Path | None, target: Target) -> Records:
     """
     found = []
     for place, shipped in ((root or default_root(), False), (shipped_root(), True)):
-        # The architecture, or "opencl", begins the fingerprint: other folders need not be read to be passed over.
+        # The architecture, or the kind of a GPU, begins the fingerprint: other folders need not be read.
         kind = target.fingerprint.split("-")[0]
         for name in (name for name in fingerprints(place) if name.startswith(f"{kind}-")):
             exact = name.removesuffix(MODELLED) == target.fingerprint
@@ -138,33 +138,19 @@ def open_records(root: Path | None, target: Target) -> Records:
 
 
 def near(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether what is fast on one target is a good guess for the other: same architecture, same vector unit.
+    """Whether what is fast on one target is a good guess for the other."""
+    from saevit_tvm import backends
 
-    A tiling says how many vector registers hold what, so it means the same, and is legal, wherever vectors are as wide
-    and as many; cores and caches then move the best tiling by little, and less than not tuning costs. Where vectors
-    differ, even AVX2 and AVX-512 at 256 bits, a tiling would spill registers or leave half of them idle: the
-    generator's default, which is computed from their number, is the better guess.
-    """
-    from schedules.cpu.isa import isa_of
-
-    if not one.get("kind") == other.get("kind") == "llvm" or _arch(one) != _arch(other):
-        return False
-    return isa_of(one) == isa_of(other)
-
-
-def _arch(description: Mapping[str, Any]) -> str:
-    return str(description.get("mtriple", "")).split("-")[0]
+    kind = one.get("kind")
+    return kind == other.get("kind") and backends.get(str(kind)).alike(one, other)
 
 
 def _distance(source: Source, target: Target) -> tuple[Any, ...]:
     """Sorts: measured before modelled, exact before near; of these the same CPU, the closest number of cores."""
+    from schedules.cpu.isa import threads_of
+
     tvm = source.store.tvm or {}
     other_cpu = tvm.get("mcpu") != target.tvm.get("mcpu")
-    apart = abs(math.log(_threads(tvm) / _threads(target.tvm)))
+    apart = abs(math.log(threads_of(tvm) / threads_of(target.tvm)))
     how_near = (other_cpu, apart) if source.near else ()
     return source.store.modelled, source.near, how_near, source.shipped, source.store.fingerprint
-
-
-def _threads(description: Mapping[str, Any]) -> int:
-    """How many threads kernels are cut for; where no number is given, one that most machines divide."""
-    return int(description.get("num-cores", 4))

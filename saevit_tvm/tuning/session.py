@@ -18,16 +18,17 @@ from importlib.metadata import version
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from saevit_tvm.errors import TuningError
+from saevit_tvm.measure.candidates import Candidate, Result
+from saevit_tvm.measure.local import LocalMeasurer
+from saevit_tvm.support.errors import TuningError
 from saevit_tvm.targets import Target
 from saevit_tvm.tuning import replay
 from saevit_tvm.tuning.guide import CostModel
-from saevit_tvm.tuning.measure import Candidate, LocalMeasurer, Result
 from saevit_tvm.tuning.store import Model, Store, Trial, Workload, now
 from saevit_tvm.tuning.task import SpaceFor, Task
 
 if TYPE_CHECKING:
-    from saevit_tvm.compiler.pipeline import Kernel
+    from saevit_tvm.compiler.street import Kernel
     from saevit_tvm.tuning.measurers import Measurer
     from saevit_tvm.tuning.records import Records
 
@@ -191,7 +192,7 @@ class Session:
 
     def _foreign(self, workload: Workload) -> Task | None:
         """A kernel of another model, which has something to teach as well."""
-        from saevit_tvm.compiler.pipeline import Kernel
+        from saevit_tvm.compiler.street import Kernel
 
         packed = replay.unpack_workload(workload.module)
         if packed is None:

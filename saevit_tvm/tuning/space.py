@@ -13,27 +13,18 @@ import numpy as np
 import tvm
 from tvm.ir.utils import derived_object
 from tvm.s_tir.meta_schedule.feature_extractor import PerStoreFeature, PyFeatureExtractor
-from tvm.s_tir.meta_schedule.space_generator import ScheduleFn
 
-from schedules.cpu.isa import isa_of
-from schedules.gpu import declare
-from schedules.gpu.devices import limits_of
-from schedules.regions import chosen_tiling, declared, tilings
+from saevit_tvm import backends
+from schedules.regions import chosen_tiling, declared
 
 if TYPE_CHECKING:
-    from saevit_tvm.compiler.pipeline import Kernel
+    from saevit_tvm.compiler.street import Kernel
     from saevit_tvm.targets import Target
 
 
 def space_for(kernel: Kernel, target: Target) -> Any | None:
     """The tilings of a declared kernel; None for any other, which has MetaSchedule's own space."""
-    if declared(kernel.module["main"]) is None:
-        return None
-    if target.kind != "llvm":
-        limits = limits_of(target.tvm)
-        return ScheduleFn(lambda schedule: declare.tilings(schedule.mod, limits), [], [], {})
-    isa = isa_of(target.tvm)
-    return ScheduleFn(lambda schedule: tilings(schedule.mod, isa), [], [], {})
+    return backends.get(target.kind).space(kernel.module, target.tvm)
 
 
 @derived_object

@@ -9,17 +9,18 @@ from __future__ import annotations
 import functools
 import logging
 import math
-import os
 import random
 from collections.abc import Callable, Collection, Iterable
 from typing import TYPE_CHECKING, Any
 
+from saevit_tvm.backends.cpu import default_space
+from saevit_tvm.measure.candidates import Candidate
+from saevit_tvm.support.cpu import cores
 from saevit_tvm.tuning import replay
-from saevit_tvm.tuning.measure import Candidate
 from saevit_tvm.tuning.store import Trial, Workload
 
 if TYPE_CHECKING:
-    from saevit_tvm.compiler.pipeline import Kernel
+    from saevit_tvm.compiler.street import Kernel
 
 SpaceFor = Callable[["Kernel"], Any]
 
@@ -89,7 +90,7 @@ class Task:
             self._space_for(self.kernel) or default_space(),
             strategy,
             self.kernel.name,
-            len(os.sched_getaffinity(0)),
+            cores(),
             random.randrange(1, 2**30),
             get_logging_func(_silent),
         )
@@ -207,16 +208,6 @@ def _by_key(sources: Iterable[Any]) -> dict[str, Any]:
     for source in sources:
         found.setdefault(replay.module_key(source.sch.mod), source)
     return found
-
-
-def default_space() -> Any:
-    """MetaSchedule's space for any CPU.
-
-    Not the one that it would choose for this CPU: with VNNI that adds rules for int8 which need `tensor_intrin`.
-    """
-    from tvm.s_tir.meta_schedule.space_generator import PostOrderApply
-
-    return PostOrderApply(sch_rules="llvm", postprocs="llvm", mutator_probs="llvm")
 
 
 def _mostly_first(ordered: list[Any], count: int) -> list[Any]:

@@ -17,12 +17,15 @@ from typing import Any
 
 import numpy as np
 
-from saevit_tvm.errors import ModelError, UsageError
+from saevit_tvm.proof import parity
 from saevit_tvm.runtime.artifact import check_runnable, read_manifest
-from saevit_tvm.verbs import parity, peers, workspace
+from saevit_tvm.support import workspace
+from saevit_tvm.support.errors import ModelError, UsageError
+from saevit_tvm.verbs import peers
 from saevit_tvm.verbs.peers.process import PeerError, PeerProcess
 from saevit_tvm.verbs.roundtrip import RoundTrip
 from saevit_tvm.verbs.verify import reference
+from schedules.dtypes import TOLERANCE
 
 ROUNDS = 10
 WARM_UP = 5
@@ -181,7 +184,7 @@ def _prepare(
 
 
 def _write_model(manifest: dict[str, Any], weights: str | None, scratch: Path) -> Path:
-    from saevit_tvm.verbs.sources import recreate
+    from saevit_tvm.models.recreate import recreate
 
     source = recreate(manifest, weights)
     if source.onnx is not None:
@@ -224,7 +227,7 @@ def _start(
     with np.load(outputs) as saved:
         answer = [saved[name] for name in saved.files]
     dtype = comparison.manifest["dtype"] if runtime.peer is peers.OURS else PEERS_DTYPE
-    runtime.max_abs_error = _judged(answer, comparison.expected, parity.TOLERANCE[dtype])
+    runtime.max_abs_error = _judged(answer, comparison.expected, TOLERANCE[dtype])
     runtime.process.ask(warm=WARM_UP, runs=1, seconds=0.0)
 
 

@@ -14,17 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saevit_tvm import targets
-from saevit_tvm.errors import ParityError, TargetError, UsageError, unknown
-from saevit_tvm.verbs import workspace
+from saevit_tvm import backends, targets
+from saevit_tvm.support import workspace
+from saevit_tvm.support.errors import ParityError, TargetError, UsageError, unknown
+from schedules.dtypes import DTYPES, TOLERANCE
 
 if TYPE_CHECKING:
-    from saevit_tvm.compiler.pipeline import Compiled
-    from saevit_tvm.models.sources import ModelSource
+    from saevit_tvm.compiler.street import Compiled
+    from saevit_tvm.models.opening import ModelSource
+    from saevit_tvm.proof import parity
     from saevit_tvm.targets import Target
-    from saevit_tvm.verbs import parity
 
-DTYPES = ("float32", "tf32", "float16", "bfloat16")
 Say = Callable[[str], None]
 
 
@@ -112,15 +112,13 @@ def _default_stem(options: BuildOptions, target: Target) -> str:
 
 def _target(name: str, threads: int | None) -> Target:
     """The target, if what it needs to be built for is there."""
-    from saevit_tvm.targets import toolchain
-
     target = targets.get(name, threads)
-    toolchain.require(target)
+    backends.require(target)
     return target
 
 
 def _open(options: BuildOptions) -> ModelSource:
-    from saevit_tvm.models.sources import open_model
+    from saevit_tvm.models.opening import open_model
 
     return open_model(
         options.model,
@@ -134,16 +132,10 @@ def _open(options: BuildOptions) -> ModelSource:
 
 
 def _compile(source: ModelSource, target: Target, options: BuildOptions) -> Compiled:
-    from saevit_tvm.compiler.pipeline import compile_model
+    from saevit_tvm.tuning.records import open_records
 
-    return compile_model(
-        source,
-        target,
-        records=options.store,
-        use_tuned=options.use_tuned,
-        dump_ir=options.dump_ir,
-        dtype=options.dtype,
-    )
+    records = open_records(options.store, target) if options.use_tuned else None
+    return backends.compile_model(source, target, records=records, dump_ir=options.dump_ir, dtype=options.dtype)
 
 
 def _estimate(source: ModelSource) -> int:
@@ -166,9 +158,10 @@ def _prove(
     say: Say,
 ) -> dict[str, Any]:
     """Compare the library with PyTorch, seal it with the result, see that the sealed file answers alike."""
+    from saevit_tvm.models.recreate import one_thread, oracle
+    from saevit_tvm.proof import answers as proof
+    from saevit_tvm.proof import parity
     from saevit_tvm.runtime.artifact import read_manifest, seal, seal_objects
-    from saevit_tvm.verbs import parity, proof
-    from saevit_tvm.verbs.sources import one_thread, oracle
 
     inputs = parity.random_inputs(source.input_shape)
     with one_thread():
@@ -188,7 +181,7 @@ def _prove(
     seal(library, manifest, trial)
     answers = proof.answers(trial, inputs, library.parent, how)
     deviation = parity.deviation(answers, expected)
-    if not deviation.within(parity.TOLERANCE[dtype]):
+    if not deviation.within(TOLERANCE[dtype]):
         raise _parity_miss("the library deviates", dtype, deviation, oracle(source))
     manifest["verification"] |= {
         "passed": True,
@@ -209,20 +202,21 @@ def _arithmetic(
     manifest: dict[str, Any], compiled: Compiled, inputs: list[Any], expected: list[Any], library: Path, say: Say
 ) -> dict[str, Any]:
     """What can be shown of a GPU's program without the GPU: its kernels, run by this CPU."""
-    from saevit_tvm.compiler.cuda import beside_this_cpu
+    from saevit_tvm.backends.cuda import beside_this_cpu
+    from saevit_tvm.emulators import cuda as stand_in
+    from saevit_tvm.proof import answers as proof
+    from saevit_tvm.proof import parity
     from saevit_tvm.runtime.artifact import seal
-    from saevit_tvm.runtime.cuda import emulated
-    from saevit_tvm.verbs import parity, proof
 
     assert compiled.code is not None
-    inputs, expected = inputs[: emulated.INPUTS], expected[: emulated.INPUTS]
+    inputs, expected = inputs[: stand_in.INPUTS], expected[: stand_in.INPUTS]
     work = len(inputs) * sum(row["calls"] * row["float_ops"] for row in manifest["launches"])
-    lacking = emulated.missing()
-    if work > emulated.WORK:
+    lacking = stand_in.missing()
+    if work > stand_in.WORK:
         lacking = "they would take this CPU minutes, as a smaller batch does not"
     if not lacking:
         try:
-            gpu = emulated.environment(compiled.code.source, compiled.code.report["architectures"][0], library.parent)
+            gpu = stand_in.environment(compiled.code.source, compiled.code.report["architectures"][0], library.parent)
         except TargetError as error:
             lacking = str(error)
     if lacking:
@@ -237,30 +231,29 @@ def _arithmetic(
     seal(library, manifest, trial)
     answers = proof.answers(trial, inputs, library.parent, environment=gpu)
     deviation = parity.deviation(answers, expected)
-    if not deviation.within(parity.TOLERANCE[manifest["dtype"]]):
+    if not deviation.within(TOLERANCE[manifest["dtype"]]):
         raise _parity_miss("the kernels, run on this CPU, deviate", manifest["dtype"], deviation, "PyTorch")
     found = {"max_abs_error": deviation.max_abs_error, "max_rel_error": deviation.max_rel_error, "inputs": len(inputs)}
     return {"arithmetic": found}
 
 
 def _parity_miss(what: str, dtype: str, deviation: parity.Deviation, reference: str) -> ParityError:
-    from saevit_tvm.verbs import parity
 
     return ParityError(
         f"{what} from {reference} by {deviation.max_abs_error:.3g} ({deviation.max_rel_error:.3g} of the largest "
-        f"value, where {parity.TOLERANCE[dtype]:g} is allowed), so nothing was built: please report the model."
+        f"value, where {TOLERANCE[dtype]:g} is allowed), so nothing was built: please report the model."
     )
 
 
 def _way(target: Target, say: Say) -> tuple[str | None, str]:
     """How to run what was built; why not, where it cannot be."""
-    how = targets.how_to_run(target)
+    how = backends.how_to_run(target)
     if how != "qemu":
-        return how, targets.why_not(target)
-    from saevit_tvm.runtime import emulator
+        return how, backends.why_not(target)
+    from saevit_tvm.emulators import qemu
 
     try:
-        emulator.foreign_runtime(target.arch, say)
+        qemu.foreign_runtime(target.arch, say)
     except TargetError as error:
         return None, f"cannot be emulated: {str(error).rstrip('.')}"
     return how, ""
@@ -283,14 +276,14 @@ def _manifest(
 
     `dtype` is what is computed in. What a program gives and gets is float32 in any case.
     """
+    from saevit_tvm.proof import parity
     from saevit_tvm.runtime.artifact import installed_versions
-    from saevit_tvm.verbs import parity
 
     outputs = zip(source.output_names, expected[0], strict=True)
     code = {"device_code": compiled.code.report} if compiled.code else {}
     return (
         code
-        | _launches(compiled)
+        | backends.get(target.kind).launches(compiled)
         | {
             "model": source.recipe["model"],
             "recipe": source.recipe | {"dtype": dtype},
@@ -312,19 +305,10 @@ def _manifest(
                 "max_abs_error": None,
                 "max_rel_error": None,
                 "proof": "none",
-                "tolerance": parity.TOLERANCE[dtype],
+                "tolerance": TOLERANCE[dtype],
                 "inputs": len(inputs),
                 "seed": parity.SEED,
             },
             "reference": parity.record(expected),
         }
     )
-
-
-def _launches(compiled: Compiled) -> dict[str, Any]:
-    """What the kernels of a GPU ask of it, for models of time."""
-    if compiled.target.kind == "llvm":
-        return {}
-    from saevit_tvm.compiler.launches import launches
-
-    return {"launches": launches(compiled.module)}

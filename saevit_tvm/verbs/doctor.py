@@ -10,7 +10,6 @@ import os
 import platform
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -21,8 +20,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from saevit_tvm.support import cpu, process
+from saevit_tvm.support.child import import_path
 from saevit_tvm.verbs import peers
-from saevit_tvm.verbs.child import import_path
 
 TIMEOUT = 120
 ROOM = 500_000_000  # bytes below which a disk is called nearly full
@@ -76,20 +76,12 @@ def doctor(store: Path | None = None) -> dict[str, Any]:
 def _try(code: str) -> tuple[bool, str]:
     """Run a piece of Python in a fresh process: whether it worked, and its last words."""
     try:
-        done = subprocess.run(
-            [sys.executable, "-c", code],
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=TIMEOUT,
-            check=False,
-            start_new_session=True,
-            env=os.environ | {"PYTHONPATH": import_path()},
-        )
+        command = [sys.executable, "-c", code]
+        done = process.run_apart(command, timeout=TIMEOUT, env=os.environ | {"PYTHONPATH": import_path()})
     except subprocess.TimeoutExpired:
         return False, f"no answer within {TIMEOUT} s"
-    if done.returncode < 0:
-        return False, f"crashes with {signal.Signals(-done.returncode).name}"
+    if name := process.killed_by(done.returncode):
+        return False, f"crashes with {name}"
     words = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines()
     return done.returncode == 0, words[-1] if words else ""
 
@@ -193,11 +185,9 @@ def _compiler() -> Found:
 
 
 def _cpu() -> Found:
-    from saevit_tvm.targets.base import cpu_features
-
     text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     field = dict(re.findall(r"^([\w ]+?)\s*:\s*(.*)$", text, re.MULTILINE))
-    features = cpu_features()
+    features = cpu.features()
     vector = [
         name for name in ("sse4_2", "avx", "avx2", "fma", "avx512f", "avx512_bf16", "amx_tile") if name in features
     ]
@@ -213,7 +203,7 @@ def _cpu() -> Found:
 
 
 def _cores() -> Found:
-    usable = len(os.sched_getaffinity(0))
+    usable = cpu.cores()
     quota = _quota()
     detail = f"{usable} of {os.cpu_count()} usable"
     if quota is not None and quota < usable:
@@ -256,10 +246,11 @@ def _default_store() -> Path:
 def _targets() -> Found:
     """One line a target: ready, or what is missing to build it, or to prove what was built."""
     code = (
-        "import json, tvm; from saevit_tvm.targets import all_targets, how_to_run, toolchain, why_not\n"
-        "from saevit_tvm.errors import TargetError\n"
+        "import json, tvm; from saevit_tvm.backends import how_to_run, require, why_not\n"
+        "from saevit_tvm.targets import all_targets\n"
+        "from saevit_tvm.support.errors import TargetError\n"
         "def needs(t):\n"
-        "    try: return toolchain.require(t)\n"
+        "    try: return require(t)\n"
         "    except TargetError as error: return str(error)\n"
         "rows = []\n"
         "for t in all_targets():\n"
@@ -284,26 +275,27 @@ def _target(name: str, needs: str | None, how: str | None, why: str, emulator: s
 
 def _emulation() -> Found:
     """What verifying foreign artifacts takes: qemu, libraries, and TVM's runtime for their architecture."""
-    from saevit_tvm.runtime import emulator
+    from saevit_tvm.emulators import qemu
+    from saevit_tvm.support.cache import cache_folder
 
     name = "emulation of aarch64"
-    lacking = emulator.missing("aarch64")
+    lacking = qemu.missing("aarch64")
     if lacking:
         return [Check(name, False, lacking, needed=False)]
-    kept = "is" if emulator.has_runtime("aarch64") else "will be downloaded once and kept"
-    detail = f"{emulator.find('aarch64')}; TVM's runtime for it {kept} in {emulator.cache_folder()}"
+    kept = "is" if qemu.has_runtime("aarch64") else "will be downloaded once and kept"
+    detail = f"{qemu.find('aarch64')}; TVM's runtime for it {kept} in {cache_folder()}"
     return [Check(name, True, detail, needed=False)]
 
 
 def _cuda() -> Found:
     """NVIDIA's compiler, which makes the kernels of CUDA targets, and what runs them where there is no GPU."""
-    from saevit_tvm.runtime.cuda import emulated
+    from saevit_tvm.emulators import cuda
 
     code = (
-        "import sys; from saevit_tvm.targets import nvrtc\n"
+        "import sys; from saevit_tvm.backends import nvrtc\n"
         "print(sys.exit(nvrtc.missing()) if nvrtc.missing() else f'{nvrtc.version()} in {nvrtc.folder()}')"
     )
-    lacking = emulated.missing()
+    lacking = cuda.missing()
     return [
         Check("CUDA compiler", *_try(code), needed=False),
         Check("CUDA kernels on this CPU", lacking is None, lacking or "with g++, where there is no GPU", needed=False),

@@ -14,11 +14,12 @@ def models() -> dict[str, Any]:
 
 def targets() -> dict[str, Any]:
     """Every named target, and what proof of what is built for it can be had here."""
-    from saevit_tvm.targets import all_targets, how_to_run, why_not
+    from saevit_tvm import backends
+    from saevit_tvm.targets import all_targets
 
     rows = []
     for target in all_targets():
-        how = how_to_run(target)
+        how = backends.how_to_run(target)
         rows.append(
             {
                 "name": target.name,
@@ -29,7 +30,7 @@ def targets() -> dict[str, Any]:
                 "proof": {"host": target.proof, None: "none"}.get(how, how),
                 "runs_here": how == "host",
                 "emulator": target.emulator,
-                "why": why_not(target),
+                "why": backends.why_not(target),
                 "fingerprint": target.fingerprint,
                 "tvm": target.tvm,
             }

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from saevit_tvm.errors import TuningError, UsageError, unknown
+from saevit_tvm.support.errors import TuningError, UsageError, unknown
 from saevit_tvm.tuning.store import ASIDE_NAME, Model, Store, Trial, default_root, fingerprints, shipped_root
 
 Say = Callable[[str], None]

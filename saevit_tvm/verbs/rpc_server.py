@@ -8,18 +8,16 @@ from __future__ import annotations
 import importlib.util
 import platform
 import shutil
-import subprocess
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from saevit_tvm import targets
-from saevit_tvm.errors import CompileError, TargetError
-from saevit_tvm.runtime import elf, emulator
-from saevit_tvm.runtime.opencl import plugin
-from saevit_tvm.targets import Target, toolchain
-from saevit_tvm.targets.nvrtc import cuda_runtime
-from saevit_tvm.verbs import workspace
+from saevit_tvm import backends, targets
+from saevit_tvm.emulators import qemu
+from saevit_tvm.runtime import elf
+from saevit_tvm.support import process, toolchain, workspace
+from saevit_tvm.support.errors import CompileError, TargetError
+from saevit_tvm.targets import Target
 
 PROGRAM = "rpc-server"
 README = """\
@@ -39,17 +37,16 @@ Whoever reaches its port can run code on the board: use it in a network that you
 def rpc_server(target: str, out: Path) -> dict[str, Any]:
     """Compile the server for a target and put it into `out`, with its libraries and how to start it."""
     chosen = targets.get(target)
-    libraries = _libraries(chosen)
+    libraries, backend = _libraries(chosen), backends.get(chosen.kind)
     with workspace.staging(out) as folder:
         files = [folder / PROGRAM, folder / "README.txt", *(folder / name for name in libraries)]
-        files += [folder / plugin.NAME] if chosen.kind == "opencl" else []
+        files += [folder / name for name in backend.board_files]
         finished = [(file, out / file.name) for file in files]
         workspace.free(*(place for _, place in finished))
         for name, library in libraries.items():
             shutil.copyfile(library, folder / name)
         compiled(chosen, folder)
-        if chosen.kind == "opencl":
-            plugin.compile_for(chosen, folder)
+        backend.add_to(folder, chosen)
         (folder / "README.txt").write_text(_readme(chosen, out))
         workspace.place(finished)
     return {
@@ -62,8 +59,7 @@ def rpc_server(target: str, out: Path) -> dict[str, Any]:
 
 
 def _readme(target: Target, out: Path) -> str:
-    drivers = {"opencl": " but its GPU's OpenCL driver", "cuda": " but NVIDIA's driver, 580 or later"}
-    driver = drivers.get(target.kind, "")
+    driver = backends.get(target.kind).driver
     return README.format(target=target.name, folder=out, program=PROGRAM, driver=driver)
 
 
@@ -71,13 +67,13 @@ def compiled(target: Target, folder: Path) -> None:
     """Compile the program for a target, beside TVM's runtime libraries in the folder."""
     chosen = toolchain.linker(target)
     line = [*chosen.cc_argv, "-std=gnu11", "-O2", "-Wall", f"-I{_package('tvm_ffi') / 'include'}"]
-    line += [str(resources.files("saevit_tvm.runtime") / "rpc" / "server.c"), "-o", str(folder / PROGRAM)]
-    line += ["-Wl,--no-as-needed", *(str(folder / name) for name in emulator.RUNTIME)]
+    line += [str(resources.files("saevit_tvm.measure") / "rpc_server.c"), "-o", str(folder / PROGRAM)]
+    line += ["-Wl,--no-as-needed", *(str(folder / name) for name in qemu.RUNTIME)]
     line += ["-Wl,--as-needed", "-ldl", "-Wl,-rpath,$ORIGIN", "-Wl,--allow-shlib-undefined"]
-    done = subprocess.run(line, capture_output=True, text=True, errors="replace", check=False)
+    done = process.run(line)
     if done.returncode:
-        words = [text for text in done.stderr.splitlines() if "error" in text] or ["no reason was given"]
-        raise CompileError(f"'{chosen.cc_argv[0]}' cannot compile the RPC server for {target.name}: {words[0]}.")
+        words = process.first_error(done.stderr)
+        raise CompileError(f"'{chosen.cc_argv[0]}' cannot compile the RPC server for {target.name}: {words}.")
     found = elf.read(folder / PROGRAM)
     if found.machine != target.arch:
         raise CompileError(f"'{chosen.cc_argv[0]}' made {found}, not for {target.arch}: use another compiler.")
@@ -91,15 +87,11 @@ def _libraries(target: Target) -> dict[str, Path]:
             "use the RPC app of TVM's source tree there."
         )
     if target.arch != platform.machine():
-        if target.kind == "cuda":
-            raise TargetError(
-                f"there is no RPC server for target '{target.name}' on this machine: install apache-tvm there, and "
-                "start 'python -m tvm.exec.rpc_server'."
-            )
-        folder = emulator.foreign_runtime(target.arch)
-        return {name: folder / name for name in emulator.RUNTIME}
-    found = {name: _package("tvm_ffi" if "ffi" in name else "tvm") / "lib" / name for name in emulator.RUNTIME}
-    return found | (cuda_runtime() if target.kind == "cuda" else {})
+        backends.get(target.kind).check_foreign(target)
+        folder = qemu.foreign_runtime(target.arch)
+        return {name: folder / name for name in qemu.RUNTIME}
+    found = {name: _package("tvm_ffi" if "ffi" in name else "tvm") / "lib" / name for name in qemu.RUNTIME}
+    return found | backends.get(target.kind).runtime_libraries()
 
 
 def _package(name: str) -> Path:

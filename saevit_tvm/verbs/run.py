@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from saevit_tvm.errors import ArtifactError, UsageError
 from saevit_tvm.runtime.engine import Engine, load
+from saevit_tvm.support.errors import ArtifactError, UsageError
 
 
 def run(path: Path, images: Sequence[Path], top: int | None = None) -> dict[str, Any]:

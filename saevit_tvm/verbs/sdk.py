@@ -6,13 +6,11 @@ from what the manifest says, to the very kernels and the order in which the arti
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import platform
 import shlex
 import shutil
-import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,22 +18,24 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from saevit_tvm import targets
-from saevit_tvm.errors import ArtifactError, CompileError, ParityError, TargetError, UsageError, unknown
+from saevit_tvm import backends, targets
+from saevit_tvm.proof import answers as proof
+from saevit_tvm.proof import parity
 from saevit_tvm.runtime import elf
 from saevit_tvm.runtime.artifact import read_manifest
-from saevit_tvm.runtime.opencl import plugin
-from saevit_tvm.targets import Target, toolchain
-from saevit_tvm.verbs import parity, proof, workspace
+from saevit_tvm.support import process, toolchain, workspace
+from saevit_tvm.support.errors import ArtifactError, CompileError, ParityError, TargetError, UsageError, unknown
+from saevit_tvm.targets import Target
+from schedules.dtypes import TOLERANCE
 
 if TYPE_CHECKING:
-    from saevit_tvm.compiler.straight import Plan
+    from saevit_tvm.sdk.plan import Plan
 
 Say = Callable[[str], None]
 
 FORMAT = 1
 FLAVOURS = {"static": ["static"], "shared": ["shared"], "both": ["static", "shared"]}
-_RUNTIME = Path(__file__).parents[1] / "runtime" / "c"
+_RUNTIME = Path(__file__).parents[1] / "sdk" / "c"
 _MARK = "sdk.json"
 _NO_RUNTIME = (
     "this SDK needs TVM's runtime, and nobody publishes one for Android: build it with an NDK from TVM's sources, "
@@ -75,10 +75,12 @@ def sdk(options: SdkOptions, say: Say) -> dict[str, Any]:
     out = options.out.resolve()
     _check_free(out)
     manifest = read_manifest(options.artifact)
-    target = _target(manifest)
-    if target.android and (target.kind == "opencl" or options.flavour != "static"):
+    backend = backends.described(manifest)
+    backend.check_sdk(manifest["target"]["tvm"]["kind"])
+    target, possible = targets.described(manifest["target"]), set(backend.flavours)
+    if target.android and ("static" not in possible or options.flavour != "static"):
         raise TargetError(_NO_RUNTIME)
-    if target.kind == "opencl" and options.flavour != "shared":
+    if not possible.issuperset(FLAVOURS[options.flavour]):
         raise UsageError(
             f"the artifact is for an OpenCL device (target {target.name}), whose kernels need TVM's runtime: "
             "give --flavour shared."
@@ -127,30 +129,11 @@ def _check_free(out: Path) -> None:
         raise UsageError(f"'{out}' is not empty and holds no SDK: give --out a new folder.")
 
 
-def _target(manifest: dict[str, Any]) -> Target:
-    """The target that the artifact was built for, which a machine of another kind knows under no name."""
-    described = manifest["target"]
-    kind, features = described["tvm"]["kind"], tuple(described["features"])
-    if kind not in ("llvm", "opencl"):
-        raise ArtifactError(
-            f"the artifact is built for a device of kind {kind}, and an SDK runs on a CPU or an OpenCL device: "
-            "build one for these."
-        )
-    named = targets.get(described["name"]) if described["name"] in targets.names() else None
-    if named is not None and named.tvm == described["tvm"]:
-        return named
-    if kind == "opencl":
-        linkers = targets.linkers_for(described["arch"])
-        return Target(described["name"], "", described["tvm"], described["arch"], features, kind, linkers=linkers)
-    custom = targets.get(json.dumps(described["tvm"]))
-    return dataclasses.replace(custom, name=described["name"], features=features)
-
-
 # Sources ----------------------------------------------------------------
 
 
 def _write_sources(work: _Work) -> None:
-    from saevit_tvm.compiler import c_source
+    from saevit_tvm.sdk import c_source
 
     folder = work.folder
     folder.mkdir()
@@ -162,7 +145,9 @@ def _write_sources(work: _Work) -> None:
         shutil.copyfile(path, folder / "src" / path.name)
     for flavour in work.flavours:
         shutil.copytree(_RUNTIME / "src" / flavour, folder / "src" / flavour)
-    (folder / "src" / "model.c").write_text(c_source.describe(work.manifest, _digest(work.options.artifact)))
+    needs_opencl = bool(backends.get(work.target.kind).board_files)
+    described = c_source.describe(work.manifest, _digest(work.options.artifact), needs_opencl)
+    (folder / "src" / "model.c").write_text(described)
     if not work.target.android:  # pkg-config names objects, and there these are still to be compiled
         (folder / "pkgconfig").mkdir()
         for flavour in work.flavours:
@@ -211,15 +196,17 @@ def _digest(artifact: Path) -> bytes:
 
 def _make_static(work: _Work) -> dict[str, int]:
     """Compile the model again, to objects; the bytes of workspace that it needs."""
-    from saevit_tvm.compiler import c_source, straight
-    from saevit_tvm.compiler.pipeline import compile_model
-    from saevit_tvm.verbs.sources import recreate
+    from saevit_tvm.models.recreate import recreate
+    from saevit_tvm.sdk import c_source
+    from saevit_tvm.sdk import plan as straight
+    from saevit_tvm.tuning.records import open_records
 
     manifest = work.manifest
     source = recreate(manifest, work.options.weights)
     work.say(f"compiling {source.name} for {work.target.name} once more, to objects")
     tuned = manifest["records_digest"] is not None
-    compiled = compile_model(source, work.target, records=work.options.store, use_tuned=tuned, dtype=manifest["dtype"])
+    records = open_records(work.options.store, work.target) if tuned else None
+    compiled = backends.compile_model(source, work.target, records=records, dtype=manifest["dtype"])
     if compiled.records_digest != manifest["records_digest"]:
         work.warnings.append("the tuning records have changed since the artifact was built, so the kernels may differ")
     plan = straight.plan(compiled)
@@ -245,8 +232,7 @@ def _make_shared(work: _Work) -> None:
     shutil.copyfile(work.options.artifact, lib / work.options.artifact.name)
     for path in _tvm_libraries(work):
         shutil.copyfile(path, lib / path.name)
-    if work.target.kind == "opencl":
-        plugin.compile_for(work.target, lib)
+    backends.get(work.target.kind).add_to(lib, work.target)
     _compile_runtime(work, "shared")
 
 
@@ -255,9 +241,9 @@ def _tvm_libraries(work: _Work) -> list[Path]:
         from saevit_tvm.runtime import abi
 
         return [abi.library_path("tvm_ffi"), abi.library_path("tvm", "tvm_runtime")]
-    from saevit_tvm.runtime import emulator
+    from saevit_tvm.emulators import qemu
 
-    folder = emulator.foreign_runtime(work.target.arch, work.say)
+    folder = qemu.foreign_runtime(work.target.arch, work.say)
     return [folder / "libtvm_ffi.so", folder / "libtvm_runtime.so"]
 
 
@@ -297,7 +283,7 @@ def _join(work: _Work, objects: Sequence[Path], made: Path) -> None:
 
 def _compile(work: _Work, arguments: Sequence[str]) -> None:
     command = [*work.compiler.cc_argv, *arguments]
-    done = subprocess.run(command, cwd=work.scratch, capture_output=True, text=True, errors="replace", check=False)
+    done = process.run(command, cwd=work.scratch)
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if "error" in line or "undefined" in line]
         raise CompileError(f"'{command[0]}' failed: {(lines or ['it gave no reason'])[0]}")
@@ -324,14 +310,14 @@ def _prove(work: _Work, flavour: str) -> dict[str, Any]:
     result: dict[str, Any] = {"passed": False, "max_abs_error": None, "max_rel_error": None, "proof": "none"}
     how, kept = _way(work.target, flavour), work.manifest["reference"]
     if how is None or kept is None:
-        why = "there are no recorded answers" if kept is None else targets.why_not(work.target)
+        why = "there are no recorded answers" if kept is None else backends.why_not(work.target)
         work.say(f"{flavour}: linked, not run: {why}")
         return result
     work.say(f"{flavour}: verifying with a C program")
     inputs = parity.random_inputs(work.manifest["inputs"][0]["shape"], kept["n"], kept["seed"])
     answers = [parity.sample(outputs) for outputs in _answers(work, program, how, inputs)]
     deviation = parity.deviation(answers, parity.recorded(kept))
-    tolerance = parity.TOLERANCE[work.manifest["dtype"]]
+    tolerance = TOLERANCE[work.manifest["dtype"]]
     if not deviation.within(tolerance):
         raise ParityError(
             f"the {flavour} flavour deviates from PyTorch by {deviation.max_abs_error:.3g} "
@@ -345,11 +331,11 @@ def _prove(work: _Work, flavour: str) -> dict[str, Any]:
 
 def _way(target: Target, flavour: str) -> str | None:
     """Where a program for the target can be run; one without TVM's runtime also where TVM has none."""
-    how = targets.how_to_run(target)
+    how = backends.how_to_run(target)
     if how is None and flavour == "static" and target.emulator and target.arch != platform.machine():
-        from saevit_tvm.runtime import emulator
+        from saevit_tvm.emulators import qemu
 
-        how = "qemu" if emulator.find(target.arch) and toolchain.sysroot(target.arch) else None
+        how = "qemu" if qemu.find(target.arch) and toolchain.sysroot(target.arch) else None
     return how
 
 
@@ -359,10 +345,10 @@ def _answers(work: _Work, program: Path, how: str, inputs: Sequence[np.ndarray])
     artifact = work.folder / "lib" / work.options.artifact.name
     command = [str(program), str(asked), str(answered), "2", "0", str(artifact)]
     if how == "qemu":
-        from saevit_tvm.runtime import emulator
+        from saevit_tvm.emulators import qemu
 
-        command = emulator.command(work.target.arch, work.target.emulator, command)
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+        command = qemu.command(work.target.arch, work.target.emulator, command)
+    done = process.run(command)
     if done.returncode:
         words = done.stderr.strip().splitlines() or [f"it ended with status {done.returncode}"]
         raise ArtifactError(f"the program that was linked against the SDK failed: {words[-1]}")

@@ -6,8 +6,8 @@ import re
 from dataclasses import asdict
 from typing import Any
 
-from saevit_tvm.errors import UsageError
-from saevit_tvm.tuning.tracker import Tracker
+from saevit_tvm.measure.tracker import Tracker
+from saevit_tvm.support.errors import UsageError
 
 _ADDRESS = re.compile(r"(?P<host>\[[0-9A-Fa-f:]+\]|[^\s/:\[\]]+):(?P<port>\d{1,5})")
 

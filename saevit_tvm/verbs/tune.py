@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saevit_tvm import targets
-from saevit_tvm.errors import TargetError, UsageError
-from saevit_tvm.runtime import cuda
-from saevit_tvm.verbs import parity, workspace
+from saevit_tvm import backends, targets
+from saevit_tvm.support import cpu, workspace
+from saevit_tvm.support.errors import TargetError, UsageError
 from saevit_tvm.verbs.build import check_dtype
+from schedules.dtypes import TOLERANCE
 
 if TYPE_CHECKING:
     from saevit_tvm.tuning.progress import Show
@@ -119,7 +118,7 @@ def export_candidates(
             staged / path.name,
             scratch,
             folder=path.name.partition(".")[0],
-            tolerance=parity.TOLERANCE[dtype],
+            tolerance=TOLERANCE[dtype],
             runtime=runtime,
             say=say,
         )
@@ -165,11 +164,9 @@ def import_results(path: Path, *, target: str | None = None, store: Path | None 
 
 def _target(name: str, threads: int | None, dtype: str) -> targets.Target:
     """A target that candidates can be built for in this type."""
-    from saevit_tvm.targets import toolchain
-
     check_dtype(dtype)
     chosen = targets.get(name, threads).computing_in(dtype)
-    toolchain.require(chosen)
+    backends.require(chosen)
     return chosen
 
 
@@ -184,8 +181,7 @@ def _session(
     **ways: Any,
 ) -> Session:
     """The search over the kernels of a model, with all that the store knows of them."""
-    from saevit_tvm.compiler.pipeline import kernels_to_tune
-    from saevit_tvm.models.sources import open_model
+    from saevit_tvm.models.opening import open_model
     from saevit_tvm.tuning.records import open_records
     from saevit_tvm.tuning.session import Session
     from saevit_tvm.tuning.space import Features, space_for
@@ -196,7 +192,7 @@ def _session(
     records.repair()
     _report_damage(records, say)
     source = open_model(**what)
-    kernels = kernels_to_tune(source, chosen, dtype)
+    kernels = backends.kernels_to_tune(source, chosen, dtype)
     name = source.name if dtype == "float32" else f"{source.name} in {dtype}"
     say(f"tuning {len(kernels)} kernels of {name} for {chosen.name}, records in {records.path.parent}")
     return Session(
@@ -213,16 +209,15 @@ def _session(
 
 
 def _require_runnable(target: targets.Target) -> None:
-    works, reason = targets.runs_here(target)
+    works, reason = backends.runs_here(target)
     if not works:
         raise TargetError(
             f"target '{target.name}' cannot be tuned on this machine: it {reason}. "
             "Tune on a machine that has it and copy the store, reach one with --measure rpc://HOST:PORT/KEY, or take "
             "candidates there with --export-candidates."
         )
-    if target.kind == "cuda":
-        cuda.require_architecture(target.name, target.tvm["arch"])
-    threads, cores = int(target.tvm.get("num-cores", 1)), len(os.sched_getaffinity(0))
+    backends.get(target.kind).require_tunable(target)
+    threads, cores = target.threads or 1, cpu.cores()
     if threads > cores:
         raise UsageError(
             f"kernels cut for {threads} threads cannot be timed on {_cores(cores)}: tune for fewer threads, or on a "

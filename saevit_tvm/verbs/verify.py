@@ -12,10 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from saevit_tvm.errors import ArtifactError, SaevitError, TargetError
+from saevit_tvm.proof import answers as proof
+from saevit_tvm.proof import device as on_device
+from saevit_tvm.proof import parity
 from saevit_tvm.runtime.artifact import check_runnable, read_manifest
-from saevit_tvm.verbs import device as on_device
-from saevit_tvm.verbs import parity, proof, workspace
+from saevit_tvm.support import workspace
+from saevit_tvm.support.errors import ArtifactError, SaevitError, TargetError
+from schedules.dtypes import TOLERANCE
 
 
 def verify(path: Path, weights: str | None = None, device: str | None = None) -> dict[str, Any]:
@@ -29,7 +32,7 @@ def verify(path: Path, weights: str | None = None, device: str | None = None) ->
         "passed": False,
         "max_abs_error": None,
         "max_rel_error": None,
-        "tolerance": parity.TOLERANCE[manifest["dtype"]],
+        "tolerance": TOLERANCE[manifest["dtype"]],
         "proof": "none",
         "machine": None,
         "reference": None,
@@ -66,12 +69,12 @@ def _way(manifest: dict[str, Any], path: Path) -> tuple[str | None, str | None]:
         if target["arch"] == platform.machine() or "emulator" not in target:
             check_runnable(manifest, path)
             return "host", None
-        from saevit_tvm.runtime import emulator
+        from saevit_tvm.emulators import qemu
 
-        lacking = emulator.missing(target["arch"])
+        lacking = qemu.missing(target["arch"])
         if lacking:
             return None, f"'{path}' is built for {target['arch']} and cannot be run under qemu here: {lacking}."
-        emulator.foreign_runtime(target["arch"])
+        qemu.foreign_runtime(target["arch"])
         return "qemu", None
     except (ArtifactError, TargetError) as error:
         return None, str(error)
@@ -83,7 +86,7 @@ def reference(
     """Inputs, what is expected for them, where that comes from, and why it is not PyTorch itself."""
     shape = manifest["inputs"][0]["shape"]
     try:
-        from saevit_tvm.verbs.sources import one_thread, oracle, recreate
+        from saevit_tvm.models.recreate import one_thread, oracle, recreate
 
         source = recreate(manifest, weights)
         inputs = parity.random_inputs(shape)

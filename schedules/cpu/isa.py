@@ -38,6 +38,8 @@ class Isa:
         return self if self.dtype == "float32" else replace(self, lanes=self.lanes // 2, dtype="float32")
 
 
+THREADS = 4  # that work is cut for where the target does not say: most boards divide by it
+
 AVX512 = Isa("avx512", lanes=16, registers=32)
 AVX512VL = Isa("avx512vl", lanes=8, registers=32)
 AVX2 = Isa("avx2", lanes=8, registers=16)
@@ -59,3 +61,8 @@ def isa_of(target: Mapping[str, Any]) -> Isa:
     if {"avx2", "fma"} <= features:
         return AVX2
     return SSE
+
+
+def threads_of(target: Mapping[str, Any]) -> int:
+    """How many threads the work of a TVM target is cut for."""
+    return int(target.get("num-cores", THREADS))

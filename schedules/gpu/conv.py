@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import product
 
-from schedules.gpu.launch import TEXEL, Buffer, Kernel, Limits, Memory, Program, blocks, gelu, nest, stored_as
+from schedules.dtypes import stored_as
+from schedules.gpu.launch import TEXEL, Buffer, Kernel, Limits, Memory, Program, blocks, gelu, nest
 
 POSITIONS = 16  # work-items side by side along the positions, by default
 HALF_TERMS = 8  # products that float16 may sum up before float32 takes over

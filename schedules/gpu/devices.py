@@ -199,6 +199,4 @@ CUDA_GPUS = tuple(map(_nvidia, CHIPS))
 
 def limits_of(target: Mapping[str, Any]) -> Limits:
     """The limits of a device, by TVM's description of the target."""
-    if target["kind"] == "cuda":
-        return CUDA_LIMITS[str(target["arch"])]
-    return LIMITS[str(target["device"])]
+    return LIMITS[str(target["device"])] if "device" in target else CUDA_LIMITS[str(target["arch"])]

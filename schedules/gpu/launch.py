@@ -20,10 +20,10 @@ from tvm import tirx
 from tvm.script import from_source
 from tvm.script import tirx as script
 
+from schedules.dtypes import DTYPES
 from schedules.gpu.devices import Limits
 
 OPAQUE = 8  # TVM's code for an operator that nothing may be fused into
-SIZES = {"float32": 4, "float16": 2, "bfloat16": 2}  # bytes
 TEXEL = 4  # numbers that one read of an image gives
 INDICES = 16  # registers that a work-item needs for positions, addresses and what is under way
 
@@ -39,11 +39,6 @@ static __device__ __forceinline__ void in_turn() {
 }
 """
 IN_TURN = f"T.evaluate(T.cuda.func_call('in_turn', source_code={_IN_TURN!r}))"
-
-
-def stored_as(arithmetic: str) -> str:
-    """How numbers lie in memory: tf32 is float32 of which tensor cores read the first 19 bits."""
-    return "float32" if arithmetic == "tf32" else arithmetic
 
 
 @dataclass(frozen=True)
@@ -138,7 +133,7 @@ class Program:
     @property
     def usage(self) -> tuple[int, int, int]:
         """Work-items, bytes of local memory, and registers of a work-item if all it has is alive at once."""
-        wide, narrow = SIZES["float32"], SIZES[self.narrow]
+        wide, narrow = DTYPES["float32"].bytes, DTYPES[self.narrow].bytes
         halves = blocks(narrow * sum(self.halves.values()), wide)
         registers = INDICES + self.hidden + sum(self.private.values()) + halves
         local = wide * sum(self.shared.values()) + narrow * sum(self.staged.values())

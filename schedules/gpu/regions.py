@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from schedules.dtypes import stored_as
 from schedules.gpu.depthwise import Depthwise
 from schedules.gpu.head import Head
-from schedules.gpu.launch import Launch, Limits, Lowered, stored_as
+from schedules.gpu.launch import Launch, Limits, Lowered
 from schedules.gpu.reduce import CommonPart
 from schedules.gpu.saa import SAA
 from schedules.gpu.saa_region import BATCH, saa

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
+from schedules.dtypes import DTYPES, stored_as
 from schedules.gpu.conv import Conv, Convolution
 from schedules.gpu.dots import Dots
 from schedules.gpu.fragments import SIDE, WARP, Fragments
-from schedules.gpu.launch import SIZES, Limits, Memory, Program, blocks, gelu, nest, stored_as
+from schedules.gpu.launch import Limits, Memory, Program, blocks, gelu, nest
 
 WIDEST = 16  # bytes of the widest load
 SKEW = 8  # numbers between rows of local memory, so that rows below each other lie in different banks
@@ -221,19 +222,19 @@ class _Body:
 
     @property
     def weights(self) -> _Staging:
-        lanes = _widest(self.conv.k, SIZES[self.narrow])
+        lanes = _widest(self.conv.k, DTYPES[self.narrow].bytes)
         return _Staging(self.tiling.tall, self.tiling.terms, lanes, WARP * self.tiling.warps)
 
     @property
     def inputs(self) -> _Staging:
         alike = self.conv.pointwise and self.conv.given == self.narrow
-        lanes = _widest(self.conv.positions, SIZES[self.narrow]) if alike else 1
+        lanes = _widest(self.conv.positions, DTYPES[self.narrow].bytes) if alike else 1
         return _Staging(self.tiling.broad, self.tiling.terms, lanes, WARP * self.tiling.warps)
 
     @property
     def lanes(self) -> int:
         """Neighbouring results that are stored together."""
-        return _widest(self.conv.positions, SIZES["float32"])
+        return _widest(self.conv.positions, DTYPES["float32"].bytes)
 
     @property
     def row(self) -> int:

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
+from saevit_tvm.backends import nvrtc
 from saevit_tvm.runtime import cuda
-from saevit_tvm.targets import nvrtc
 from schedules.gpu.launch import OVERLAPPING
 
 MICRO = ("--models", "saevit_micro", "--image-size", "32", "--batches")

@@ -19,7 +19,7 @@ MICRO = ("build", "--model", "saevit_micro", "--image-size", "64")
 
 @pytest.fixture
 def state():
-    from saevit_tvm.models.sources import open_model
+    from saevit_tvm.models.opening import open_model
 
     return dict(open_model("saevit_micro", image_size=64).module.state_dict())
 

@@ -10,9 +10,10 @@ import sys
 import numpy as np
 import pytest
 
-from saevit_tvm.models.sources import open_model
+from saevit_tvm.models.opening import open_model
+from saevit_tvm.proof import parity
 from saevit_tvm.runtime.manifest import schema
-from saevit_tvm.verbs import parity
+from schedules.dtypes import TOLERANCE
 
 jsonschema = pytest.importorskip("jsonschema")
 
@@ -48,7 +49,8 @@ def test_build_from_start_to_finish(cli, tmp_path):
 
 @pytest.mark.slow
 def test_build_for_a_cpu_that_is_not_here(cli, tmp_path):
-    from saevit_tvm.targets import get, runs_here
+    from saevit_tvm.backends import runs_here
+    from saevit_tvm.targets import get
 
     if runs_here(get("x86-64-v4"))[0]:
         pytest.skip("this CPU runs every target there is")
@@ -60,10 +62,10 @@ def test_build_for_a_cpu_that_is_not_here(cli, tmp_path):
 
 @pytest.mark.slow
 def test_a_build_that_deviates_leaves_nothing(tmp_path, monkeypatch):
-    from saevit_tvm.errors import ParityError
+    from saevit_tvm.support.errors import ParityError
     from saevit_tvm.verbs.build import BuildOptions, build
 
-    monkeypatch.setitem(parity.TOLERANCE, "float32", 0.0)
+    monkeypatch.setitem(TOLERANCE, "float32", 0.0)
     with pytest.raises(ParityError, match="deviates from pytorch by"):
         build(BuildOptions(model="saevit_micro", image_size=64, out=tmp_path / "out"), lambda _line: None)
     assert not (tmp_path / "out").exists()

@@ -10,8 +10,8 @@ from tvm import relax, tirx
 from tvm.relax import transform
 from tvm.s_tir import dlight
 
-from saevit_tvm.compiler.launches import check_launches
-from saevit_tvm.errors import CompileError
+from saevit_tvm.backends.launches import check_launches
+from saevit_tvm.support.errors import CompileError
 from schedules.gpu.conv import Conv
 from schedules.gpu.devices import GENERIC, LIMITS, Limits
 from schedules.gpu.fallback import fallback_rules

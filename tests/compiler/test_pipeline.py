@@ -11,9 +11,10 @@ import tvm
 from tvm import relax
 
 from saevit_tvm import targets
-from saevit_tvm.compiler.pipeline import Compiled, compile_model, kernels_to_tune
-from saevit_tvm.errors import UsageError
-from saevit_tvm.models.sources import ModelSource, open_model
+from saevit_tvm.backends import compile_model, kernels_to_tune
+from saevit_tvm.compiler.street import Compiled
+from saevit_tvm.models.opening import ModelSource, open_model
+from saevit_tvm.support.errors import UsageError
 
 
 def outputs(compiled: Compiled, x: np.ndarray) -> list[np.ndarray]:
@@ -40,7 +41,7 @@ def deviation(source: ModelSource, compiled: Compiled) -> float:
 )
 def test_computes_what_pytorch_computes(options: dict) -> None:
     source = open_model("saevit_micro", **options)
-    compiled = compile_model(source, targets.native(), use_tuned=False)
+    compiled = compile_model(source, targets.native())
     assert deviation(source, compiled) < 2e-5
     assert compiled.regions == {name: {"found": 4, "expected": 4} for name in ("saa", "ciffn", "dwsconv")}
     assert compiled.warnings == []
@@ -48,7 +49,7 @@ def test_computes_what_pytorch_computes(options: dict) -> None:
 
 @pytest.fixture(scope="module")
 def micro() -> Compiled:
-    return compile_model(open_model("saevit_micro", image_size=64), targets.native(), use_tuned=False)
+    return compile_model(open_model("saevit_micro", image_size=64), targets.native())
 
 
 def test_every_region_is_one_generated_kernel_and_nothing_else_is_left(micro: Compiled) -> None:
@@ -76,9 +77,9 @@ def test_blocks_of_one_shape_share_one_kernel() -> None:
 
 def test_every_phase_can_be_dumped(tmp_path: Path) -> None:
     source = open_model("saevit_micro", image_size=64)
-    compile_model(source, targets.native(), use_tuned=False, dump_ir=tmp_path / "ir")
+    compile_model(source, targets.native(), dump_ir=tmp_path / "ir")
     files = sorted(path.name for path in (tmp_path / "ir").iterdir())
-    phases = ["import", "simplify", "regions", "layout", "kernels", "records", "library"]
+    phases = ["import", "simplify", "regions", "layout", "kernels", "schedules", "library"]
     assert files == [f"{number}-{phase}.py" for number, phase in enumerate(phases)]
     assert "batch_norm" in (tmp_path / "ir" / "0-import.py").read_text()
     assert "batch_norm" not in (tmp_path / "ir" / "1-simplify.py").read_text()
@@ -86,7 +87,7 @@ def test_every_phase_can_be_dumped(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["x86-64-v3", "x86-64-v4"])
 def test_portable_targets_use_the_vectors_they_promise(name: str) -> None:
-    compiled = compile_model(open_model("saevit_micro", image_size=64), targets.get(name), use_tuned=False)
+    compiled = compile_model(open_model("saevit_micro", image_size=64), targets.get(name))
     library = next(module for module in _modules(compiled.executable.mod) if module.kind == "llvm")
     assembly = library.inspect_source("asm")
     assert "vfmadd" in assembly

@@ -11,10 +11,12 @@ import tvm
 from torch import nn
 from tvm import relax
 
+from relay_patterns import blocks, fuse_regions, layers
 from saevit_tvm import targets
-from saevit_tvm.compiler import pipeline
-from saevit_tvm.compiler.importer import import_model
-from saevit_tvm.models.sources import open_model
+from saevit_tvm.backends import cpu
+from saevit_tvm.compiler import street
+from saevit_tvm.compiler.importers import import_model
+from saevit_tvm.models.opening import open_model
 from schedules.cpu.isa import isa_of
 
 RPI5 = targets.get("rpi5")
@@ -38,11 +40,11 @@ class Net(nn.Module):
 
 def lowered(mod: tvm.IRModule) -> tvm.IRModule:
     for passes in (
-        pipeline.simplify(),
-        pipeline.regions([*pipeline.blocks(), *pipeline.layers()], isa_of(RPI5.tvm)),
-        pipeline.precision("float16"),
+        street.simplify(),
+        [fuse_regions([*blocks(), *layers()], lambda _region, _reading: True)],
+        cpu.precision("float16"),
     ):
-        mod = pipeline.run(mod, passes, tvm.target.Target(RPI5.tvm))
+        mod = street.run(mod, passes, tvm.target.Target(RPI5.tvm))
     return mod
 
 
@@ -81,9 +83,9 @@ def test_sums_and_transcendentals_are_computed_in_float32(net: tuple[nn.Module, 
 def test_it_computes_the_same_and_gives_float32(net: tuple[nn.Module, tvm.IRModule]) -> None:
     module, mod = net
     target = tvm.target.Target(targets.native().tvm)
-    for passes in (pipeline.layout("float16"), pipeline.kernels(), pipeline.apply_records(None, isa_of(RPI5.tvm), 1)):
-        mod = pipeline.run(mod, passes, target)
-    mod = pipeline.run(mod, pipeline.virtual_machine(), target)
+    for passes in (cpu.layout("float16"), cpu.kernels(), cpu.schedules(None, isa_of(RPI5.tvm), 1)):
+        mod = street.run(mod, passes, target)
+    mod = street.run(mod, street.virtual_machine(), target)
     machine = relax.VirtualMachine(relax.build(mod, target, relax_pipeline=None), tvm.cpu())
     x = np.random.RandomState(0).standard_normal((1, 3, 8, 8)).astype("float32")
     answers = [each.numpy() for each in machine["main"](tvm.runtime.tensor(x))]
@@ -97,7 +99,7 @@ def test_it_computes_the_same_and_gives_float32(net: tuple[nn.Module, tvm.IRModu
 def test_regions_read_and_give_float16() -> None:
     """One kernel each and nothing between them: the picture goes in as it is, and one cast makes the answer."""
     mod = lowered(import_model(open_model("saevit_micro", image_size=32)))
-    mod = pipeline.run(mod, pipeline.layout("float16"), tvm.target.Target(RPI5.tvm))
+    mod = street.run(mod, cpu.layout("float16"), tvm.target.Target(RPI5.tvm))
     *regions, last = calls(mod)
     assert {name for name, _, _ in regions} == {"relax.call_tir"} and len(regions) == 18
     assert {result for _, _, result in regions} == {"float16"}
@@ -111,4 +113,4 @@ def _kernels(mod: tvm.IRModule) -> list[tvm.tirx.PrimFunc]:
 
 
 def test_float32_is_left_alone() -> None:
-    assert pipeline.precision("float32") == []
+    assert cpu.precision("float32") == []

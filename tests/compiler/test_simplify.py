@@ -13,10 +13,11 @@ from torch import nn
 from tvm import relax
 
 from saevit_tvm import targets
-from saevit_tvm.compiler import pipeline
-from saevit_tvm.compiler.importer import import_model
+from saevit_tvm.backends import cpu
+from saevit_tvm.compiler import street
+from saevit_tvm.compiler.importers import import_model
 from saevit_tvm.models import weights
-from saevit_tvm.models.sources import open_model
+from saevit_tvm.models.opening import open_model
 
 PERMUTE = "relax.permute_dims"
 
@@ -28,8 +29,8 @@ def module_of(net: nn.Module, size: int = 16, channels: int = 3) -> tvm.IRModule
 
 
 def simplified(mod: tvm.IRModule, *, channels_last: bool = False) -> tvm.IRModule:
-    passes = pipeline.simplify() + (pipeline.layout() if channels_last else [])
-    return pipeline.run(mod, passes, tvm.target.Target(targets.native().tvm))
+    passes = street.simplify() + (cpu.layout() if channels_last else [])
+    return street.run(mod, passes, tvm.target.Target(targets.native().tvm))
 
 
 def operators(mod: tvm.IRModule) -> Counter[str]:

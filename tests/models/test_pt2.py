@@ -15,8 +15,8 @@ import pytest
 import torch
 from torch.export.pt2_archive._package import PT2ArchiveReader, PT2ArchiveWriter
 
-from saevit_tvm.errors import ModelError, UsageError
 from saevit_tvm.models.pt2 import load_program
+from saevit_tvm.support.errors import ModelError, UsageError
 
 GRAPH, WEIGHTS = "models/model.json", "data/weights/model_weights_config.json"
 CONSTANTS, SAMPLE = "data/constants/model_constants_config.json", "data/sample_inputs/model.pt"

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from sklearn.datasets import load_digits
 
 from saevit_tvm import models
-from saevit_tvm.errors import UsageError
 from saevit_tvm.models.saevit import CIFFN, SAA, VARIANTS
 from saevit_tvm.models.weights import randomise
+from saevit_tvm.support.errors import UsageError
 
 # name: G multiply-accumulates at 224, M parameters, as published or stated
 SIZES = {"saevit_micro": (0.041, 0.227), "saevit_xs": (0.78, 6.1), "saevit_s": (1.26, 10.3)}

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.torch import save_file
 
-from saevit_tvm.errors import ModelError, SaevitError, UsageError
-from saevit_tvm.models.sources import open_model
+from saevit_tvm.models.opening import open_model
 from saevit_tvm.models.weights import save_state, shipped
 from saevit_tvm.runtime.preprocess import load_image
+from saevit_tvm.support.errors import ModelError, SaevitError, UsageError
 
 ROOT = Path(__file__).parents[2]
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from saevit_tvm import models
-from saevit_tvm.errors import ModelError, UsageError
 from saevit_tvm.models.weights import apply_state, digest, digest_tensors, load_state, randomise, save_state
+from saevit_tvm.support.errors import ModelError, UsageError
 
 Module = torch.nn.Module
 

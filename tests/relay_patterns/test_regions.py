@@ -19,8 +19,9 @@ from tvm.relax.frontend.torch import from_exported_program
 import relay_patterns
 import schedules
 from saevit_tvm import targets
-from saevit_tvm.compiler import pipeline
-from saevit_tvm.compiler.importer import import_model
+from saevit_tvm.backends import compile_model
+from saevit_tvm.compiler import street
+from saevit_tvm.compiler.importers import import_model
 from saevit_tvm.models import create, saevit, weights
 
 SIZE = 32
@@ -41,7 +42,7 @@ def graph(net: nn.Module, size: Size = SIZE, channels: int = 3, *, decompose: bo
         mod = import_model(SimpleNamespace(onnx=None, name="net", exported=lambda: exported))
     else:
         mod = from_exported_program(exported, unwrap_unit_return_tuple=True, run_ep_decomposition=False)
-    return pipeline.run(mod, pipeline.simplify(), tvm.target.Target(targets.native().tvm))
+    return street.run(mod, street.simplify(), tvm.target.Target(targets.native().tvm))
 
 
 def found(mod: tvm.IRModule) -> tuple[Counter[str], list[relay_patterns.Reading], tvm.IRModule]:
@@ -233,7 +234,7 @@ def test_relatives_compute_what_pytorch_computes() -> None:
     exported = exported_program(net, (7, 10), 32, batch=2)
     count = len(net.blocks)
     source = SimpleNamespace(onnx=None, name="net", exported=lambda: exported, regions={"saa": count})
-    compiled = pipeline.compile_model(source, targets.native(), use_tuned=False)
+    compiled = compile_model(source, targets.native())
     assert compiled.regions["saa"] == {"found": count, "expected": count}
     x = torch.randn(2, 32, 7, 10)
     ours = relax.VirtualMachine(compiled.executable, tvm.cpu())["main"](tvm.runtime.tensor(x.numpy())).numpy()

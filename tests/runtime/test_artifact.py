@@ -15,9 +15,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import saevit_tvm
-from saevit_tvm.errors import ArtifactError
 from saevit_tvm.runtime import artifact, elf
 from saevit_tvm.runtime import manifest as manifests
+from saevit_tvm.support.errors import ArtifactError
 
 property_test = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 

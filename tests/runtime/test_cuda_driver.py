@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
+from saevit_tvm.emulators import cuda as emulated
 from saevit_tvm.runtime import artifact
-from saevit_tvm.runtime.cuda import emulated
 
 Environment = dict[str, str]
 
@@ -23,7 +23,7 @@ RUN = """
 import os, sys
 import numpy as np
 import saevit_tvm
-from saevit_tvm.errors import ArtifactError
+from saevit_tvm.support.errors import ArtifactError
 
 path, *orders = sys.argv[1:]
 engine = None

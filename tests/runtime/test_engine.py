@@ -20,7 +20,7 @@ import pytest
 import torch
 
 import saevit_tvm
-from saevit_tvm.errors import ArtifactError, UsageError
+from saevit_tvm.support.errors import ArtifactError, UsageError
 
 TOLERANCE: Any = {"rtol": 1e-5, "atol": 1e-4}
 

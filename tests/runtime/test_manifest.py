@@ -10,8 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from saevit_tvm.errors import ArtifactError
 from saevit_tvm.runtime import manifest as manifests
+from saevit_tvm.support.errors import ArtifactError
 
 UNDERSTOOD = {
     "$schema", "title", "description", "type", "required", "properties", "additionalProperties", "items",

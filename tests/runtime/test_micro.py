@@ -15,7 +15,7 @@ import saevit_tvm
 
 @pytest.fixture(scope="module")
 def source() -> Any:
-    from saevit_tvm.models.sources import open_model
+    from saevit_tvm.models.opening import open_model
 
     return open_model("saevit_micro", image_size=64)
 

@@ -13,7 +13,7 @@ RUN = """
 import os, sys
 import numpy as np
 import saevit_tvm
-from saevit_tvm.errors import ArtifactError
+from saevit_tvm.support.errors import ArtifactError
 
 def ask():
     return engine(np.ones(engine.inputs[0].shape, "float32"))

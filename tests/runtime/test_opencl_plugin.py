@@ -26,7 +26,7 @@ LENGTH = 1000
 CALL = """
 import sys
 import numpy as np
-from saevit_tvm.errors import SaevitError
+from saevit_tvm.support.errors import SaevitError
 from saevit_tvm.runtime import abi, opencl
 
 def call(path):
@@ -247,7 +247,7 @@ def imaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A library with one convolution, 8 x 8 positions and 4 to 8 channels, that reads its weights through an image."""
     import tvm
 
-    from saevit_tvm.compiler.opencl import generating_kernels
+    from saevit_tvm.backends.opencl import generating_kernels
     from schedules.gpu.conv import Conv, Tiling
     from schedules.gpu.devices import LIMITS
 

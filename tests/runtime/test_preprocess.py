@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from saevit_tvm.errors import SaevitError, UsageError
 from saevit_tvm.runtime.preprocess import check, load_image, read_image, to_array
+from saevit_tvm.support.errors import SaevitError, UsageError
 
 PLAIN: dict[str, Any] = {
     "image_size": [8, 8],

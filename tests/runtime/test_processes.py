@@ -114,9 +114,9 @@ def test_fork_in_the_middle_of_a_call(long_sample: Any, tmp_path: Any) -> None:
         def refused():
             try:
                 return right()
-            except saevit_tvm.errors.ArtifactError as error:
+            except saevit_tvm.support.errors.ArtifactError as error:
                 return error
-        import saevit_tvm.errors
+        import saevit_tvm.support.errors
         print(forked(refused))
         caller.join()
         print(forked(refused), right())
@@ -130,7 +130,7 @@ def test_fork_after_an_interrupted_call(long_sample: Any, tmp_path: Any) -> None
     """Who waited for the answer is gone, the thread that computes it is not."""
     script = """
         import signal
-        from saevit_tvm.errors import ArtifactError
+        from saevit_tvm.support.errors import ArtifactError
         def interrupted(*_):
             raise KeyboardInterrupt
         def refused():
@@ -151,7 +151,7 @@ def test_fork_after_an_interrupted_call(long_sample: Any, tmp_path: Any) -> None
 def test_fork_in_the_middle_of_loading(sample: Any, tmp_path: Any) -> None:
     script = """
         from saevit_tvm.runtime import engine as module
-        from saevit_tvm.errors import ArtifactError
+        from saevit_tvm.support.errors import ArtifactError
         def loaded():
             try:
                 return saevit_tvm.load(path).path
@@ -184,7 +184,7 @@ def test_file_overwritten_in_use(sample: Any, other_sample: Any, tmp_path: Any) 
         shutil.copyfile({str(other_sample.path)!r}, copy)
         try:
             saevit_tvm.load(copy)
-        except saevit_tvm.errors.ArtifactError as error:
+        except saevit_tvm.support.errors.ArtifactError as error:
             print(error, flush=True)
         os._exit(0)
     """

@@ -23,12 +23,13 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from saevit_tvm.runtime import opencl
+from schedules.dtypes import stored_as
 from schedules.gpu.conv import Conv
 from schedules.gpu.declare import declare, kernel_of
 from schedules.gpu.depthwise import Depthwise
 from schedules.gpu.devices import CUDA_LIMITS, GENERIC, GPUS, LIMITS, Limits
 from schedules.gpu.fragments import ARITHMETICS
-from schedules.gpu.launch import Lowered, stored_as
+from schedules.gpu.launch import Lowered
 from schedules.gpu.regions import lower
 from schedules.gpu.saa import Attend, Sample
 from schedules.gpu.saa_batch import BatchSample, Mix, Normalise, Spread
@@ -56,7 +57,7 @@ def compiled(lowered: Lowered, limits: Limits, chance: random.Random | None = No
     """A library of the launches, k0, k1, and so on; by chance with other tilings than the default."""
     import tvm
 
-    from saevit_tvm.compiler.opencl import generating_kernels
+    from saevit_tvm.backends.opencl import generating_kernels
 
     def tiling(kernel: Any) -> dict[str, int] | None:
         return dataclasses.asdict(chance.choice(kernel.tilings(limits))) if chance else None
@@ -534,7 +535,7 @@ def kernels() -> list[Any]:
 @pytest.mark.parametrize("name", LIMITS)
 def test_every_tiling_offered_fits_the_device(name: str) -> None:
     """And what a program is said to use is what its loops use, for some of the tilings."""
-    from saevit_tvm.compiler.launches import read, usage
+    from saevit_tvm.backends.launches import read, usage
 
     limits, chance = LIMITS[name], random.Random(name)
     for kernel in kernels():

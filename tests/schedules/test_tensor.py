@@ -1,7 +1,7 @@
 """Convolutions on tensor cores, where there are none.
 
 The CUDA sources are compiled for this CPU and run there, block by block, with products of matrices emulated
-(saevit_tvm/runtime/cuda/emulation): all of a kernel but what tensor cores do. NVIDIA's compiler then makes the real
+(saevit_tvm/emulators/cuda_driver): all of a kernel but what tensor cores do. NVIDIA's compiler then makes the real
 thing, and its instructions are counted.
 """
 
@@ -22,13 +22,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from saevit_tvm.runtime.cuda import emulated
-from saevit_tvm.targets import nvrtc
+from saevit_tvm.backends import nvrtc
+from saevit_tvm.emulators import cuda as emulated
+from schedules.dtypes import stored_as
 from schedules.gpu.conv import Conv, Convolution
 from schedules.gpu.declare import declare, kernel_of
 from schedules.gpu.devices import CUDA_LIMITS, LIMITS
 from schedules.gpu.fragments import ARITHMETICS
-from schedules.gpu.launch import stored_as
 from schedules.gpu.tensor import TensorConv, Tiling, convolution
 
 LIMITS_90 = CUDA_LIMITS["sm_90"]
@@ -230,7 +230,7 @@ def test_few_columns_are_shared_by_more_work_groups() -> None:
 @pytest.mark.parametrize("kernel", [cases("bfloat16")[0][0], cases("tf32")[4][0]], ids=["pointwise", "taps"])
 def test_every_tiling_offered_fits_the_gpu(kernel: TensorConv) -> None:
     """And what a program is said to use is what its loops use."""
-    from saevit_tvm.compiler.launches import read, usage
+    from saevit_tvm.backends.launches import read, usage
 
     offered = kernel.tilings(LIMITS_90)
     assert len(offered) > 20 and offered[0] == kernel.default(LIMITS_90)
@@ -253,7 +253,7 @@ def test_a_declaration_says_what_it_declares() -> None:
 @pytest.mark.parametrize("dtype", ARITHMETICS)
 def test_nvidias_compiler_makes_tensor_instructions(dtype: str) -> None:
     """For the oldest architecture that can and the newest, and nothing is spilled."""
-    from saevit_tvm.compiler.device_code import compile_kernels
+    from saevit_tvm.backends.device_code import compile_kernels
 
     oldest = "sm_75" if dtype == "float16" else "sm_80"
     wide = TensorConv(64, 14, 14, 192, 768, activation="gelu", **SAME[dtype])

@@ -6,12 +6,6 @@
 
 const char saevit_flavour[] = "none";
 
-saevit_status saevit_run(saevit *model, const void *input, size_t input_size, const saevit_buffer *outputs,
-                         size_t output_count) {
-    (void)model, (void)input, (void)input_size, (void)outputs, (void)output_count;
-    return SAEVIT_UNSUPPORTED;
-}
-
 int main(int argc, char **argv) {
     if (argc < 3) return 2;
     const int width = atoi(argv[1]), height = atoi(argv[2]);

@@ -13,11 +13,11 @@ import PIL
 import pytest
 from PIL import Image
 
-from saevit_tvm.compiler import c_source
 from saevit_tvm.runtime import preprocess
+from saevit_tvm.sdk import c_source
 
 HERE = Path(__file__).parent
-C = HERE.parents[1] / "saevit_tvm" / "runtime" / "c"
+C = HERE.parents[1] / "saevit_tvm" / "sdk" / "c"
 SIZES = [(32, 32), (1, 1), (7, 3), (33, 31), (31, 32), (64, 48), (200, 20), (20, 333), (641, 479), (1000, 1)]
 
 
@@ -38,7 +38,7 @@ def described(how: dict[str, Any]) -> str:
         "labels": ['a "quoted" one', "ein ß??/"],
         "preprocessing": how,
     }
-    return c_source.describe(manifest, bytes(32))
+    return c_source.describe(manifest, bytes(32), needs_opencl=False)
 
 
 @pytest.fixture(scope="module")

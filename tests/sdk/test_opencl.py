@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import saevit_tvm
-from saevit_tvm.errors import UsageError
+from saevit_tvm.support.errors import UsageError
 from saevit_tvm.verbs.sdk import SdkOptions, sdk
 
 

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 from saevit_tvm import __version__, targets
-from saevit_tvm.errors import ArtifactError, SaevitError, TargetError, UsageError
 from saevit_tvm.runtime import manifest as manifests
+from saevit_tvm.support.errors import ArtifactError, SaevitError, TargetError, UsageError
 from saevit_tvm.verbs.sdk import SdkOptions, sdk
 
 PICTURE = Path(__file__).parents[2] / "examples" / "digit-7.png"

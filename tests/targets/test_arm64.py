@@ -12,19 +12,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from saevit_tvm import targets
-from saevit_tvm.errors import ArtifactError, TargetError
-from saevit_tvm.models.sources import open_model
-from saevit_tvm.runtime import emulator
+from saevit_tvm import backends, targets
+from saevit_tvm.emulators import qemu
+from saevit_tvm.models.opening import open_model
+from saevit_tvm.proof import parity
 from saevit_tvm.runtime.artifact import read_manifest, seal
 from saevit_tvm.runtime.manifest import schema
-from saevit_tvm.verbs import parity
-from saevit_tvm.verbs.emulated import emulated
+from saevit_tvm.support.errors import ArtifactError, TargetError
+from saevit_tvm.verbs.counted import emulated
 from saevit_tvm.verbs.verify import verify
 
 jsonschema = pytest.importorskip("jsonschema")
 pytestmark = pytest.mark.skipif(
-    targets.how_to_run(targets.get("rpi5")) != "qemu", reason="needs qemu-user and a cross compiler, and no ARM machine"
+    backends.how_to_run(targets.get("rpi5")) != "qemu",
+    reason="needs qemu-user and a cross compiler, and no ARM machine",
 )
 
 
@@ -45,7 +46,7 @@ def forged(rpi5_artifact: Path, tmp_path: Path) -> Callable[..., Path]:
 
 def run(artifact: Path, tmp_path: Path, **options: Any) -> list[np.ndarray]:
     (x,) = parity.random_inputs((1, 3, 64, 64), 1)
-    return emulator.run(artifact, [x], tmp_path, **options)[0]
+    return qemu.run(artifact, [x], tmp_path, **options)[0]
 
 
 def test_it_is_proven_before_it_is_put_in_place(rpi5_artifact: Path) -> None:
@@ -157,16 +158,16 @@ int main(int argc, char** argv) {
 def test_the_counter_counts_known_instructions(tmp_path: Path) -> None:
     source, program = tmp_path / "known.c", tmp_path / "known"
     source.write_text(PROGRAM)
-    compiler = emulator.compiler("aarch64")
+    compiler = qemu.compiler("aarch64")
     subprocess.run([*compiler, "-O1", "-march=armv8.2-a+fp16", str(source), "-o", str(program)], check=True)
     counts = []
     for times in (1, 2):
         out = tmp_path / f"{times}.json"
-        subprocess.run(emulator.command("aarch64", "max", [program, str(times)], count=out), check=True)
+        subprocess.run(qemu.command("aarch64", "max", [program, str(times)], count=out), check=True)
         counts.append(json.loads(out.read_text()))
     # Both command lines are equally long, or else the loader would execute a few instructions more or fewer.
     each = {name: (counts[1][name] - counts[0][name]) / 1000 for name in counts[0]}
     assert each["fma"] == 4 and each["vector"] == 4 and each["load"] == 6 and each["store"] == 3
     assert each["bytes_loaded"] == 16 + 32 + 32 + 4 + 4 + 1 and each["bytes_stored"] == 16 + 16 + 2
     assert each["float_ops"] == 2 * (4 + 4 + 1 + 8) + 4 + 2 + 0 + 1
-    assert each["branch"] == 1 and each["instructions"] == sum(each[name] for name in emulator.CLASSES)
+    assert each["branch"] == 1 and each["instructions"] == sum(each[name] for name in qemu.CLASSES)

@@ -14,18 +14,20 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import saevit_tvm
-from saevit_tvm import targets
-from saevit_tvm.compiler.device_code import DeviceCode
-from saevit_tvm.compiler.pipeline import Compiled
-from saevit_tvm.errors import ArtifactError, CompileError, ParityError, TargetError, UsageError
-from saevit_tvm.models.sources import open_model
+from saevit_tvm import backends, targets
+from saevit_tvm.backends import fatbin, nvrtc
+from saevit_tvm.backends.device_code import DeviceCode
+from saevit_tvm.compiler.street import Compiled
+from saevit_tvm.emulators import cuda as emulated
+from saevit_tvm.models.opening import open_model
+from saevit_tvm.models.recreate import recreate
+from saevit_tvm.proof import answers as proof
+from saevit_tvm.proof import parity
 from saevit_tvm.runtime import artifact, cuda
-from saevit_tvm.runtime.cuda import emulated, errors, fatbin
-from saevit_tvm.targets import nvrtc, toolchain
+from saevit_tvm.runtime.cuda import errors
+from saevit_tvm.support.errors import ArtifactError, CompileError, ParityError, TargetError, UsageError
 from saevit_tvm.verbs import build as build_verb
-from saevit_tvm.verbs import parity, proof
 from saevit_tvm.verbs.build import BuildOptions, build
-from saevit_tvm.verbs.sources import recreate
 from schedules.gpu.devices import limits_of
 from schedules.gpu.launch import OVERLAPPING
 from schedules.gpu.nvidia import ARCHITECTURES, CHIPS
@@ -117,7 +119,7 @@ def test_any_bytes_are_an_error_or_read(data: bytes) -> None:
 
 @needs_compiler
 def test_what_is_missing_or_too_much_is_found(packed: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    from saevit_tvm.compiler.device_code import check
+    from saevit_tvm.backends.device_code import check
 
     assert check(packed, BOTH, THREADS).keys() == THREADS.keys()
     with pytest.raises(CompileError, match="1 kernels have no cubin for sm_75, 'third' first"):
@@ -133,7 +135,7 @@ def test_what_is_missing_or_too_much_is_found(packed: bytes, monkeypatch: pytest
 @needs_compiler
 @pytest.mark.parametrize("early", ["", "*b = *a;", "if (*a > 0) b = a;", "atomicAdd(b, 1.0f);"])
 def test_a_kernel_that_does_not_wait_for_its_inputs_is_found(early: str) -> None:
-    from saevit_tvm.compiler.device_code import compile_kernels
+    from saevit_tvm.backends.device_code import compile_kernels
 
     wait = 'asm volatile("griddepcontrol.wait;" ::: "memory");'
     source = f'extern "C" __global__ void later(float* a, float* b) {{ {early} {wait} a[1] = *b; }}'
@@ -277,7 +279,7 @@ def test_without_a_gpu_it_says_so(cuda_artifact: Path, cli: Callable[..., Any], 
 def test_without_a_compiler_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nvrtc, "folder", lambda: None)
     with pytest.raises(TargetError, match=r"'cuda' cannot be built: .* is not installed: pip install"):
-        toolchain.require(targets.get("cuda"))
+        backends.require(targets.get("cuda"))
 
 
 @needs_compiler
@@ -318,8 +320,8 @@ def test_errors_of_cuda_are_sentences(words: str, sentence: str) -> None:
 
 @needs_compiler
 def test_models_of_time_are_of_chips_with_the_architecture(cuda_artifact: Path) -> None:
+    from saevit_tvm.measure.modelled import modelled
     from saevit_tvm.runtime import manifest
-    from saevit_tvm.verbs.modelled import modelled
 
     found = modelled(cuda_artifact)
     manifest.validate(found, "modelled")

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from saevit_tvm import targets
-from saevit_tvm.errors import TargetError
-from saevit_tvm.runtime import elf, emulator
+from saevit_tvm import backends
+from saevit_tvm.emulators import qemu
+from saevit_tvm.runtime import elf
 from saevit_tvm.runtime.artifact import read_manifest
-from saevit_tvm.targets import Target, toolchain
+from saevit_tvm.support.errors import TargetError
+from saevit_tvm.targets import Target
 from saevit_tvm.targets.arm import ARM_TARGETS
 from saevit_tvm.targets.riscv import RISCV_TARGETS
 from saevit_tvm.verbs.build import BuildOptions, build
@@ -24,7 +25,7 @@ MODELS = {"android-arm64": "cortex-a53 model, glibc in place of Android's libc"}
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(emulator.missing("aarch64") is not None, reason="needs qemu-user and a cross compiler"),
+    pytest.mark.skipif(qemu.missing("aarch64") is not None, reason="needs qemu-user and a cross compiler"),
 ]
 
 
@@ -35,7 +36,7 @@ def quiet(_line: str) -> None:
 @pytest.mark.parametrize("target", [*ARM_TARGETS, *RISCV_TARGETS], ids=lambda target: target.name)
 def test_the_small_model_for_every_board(target: Target, tmp_path: Path) -> None:
     try:
-        toolchain.require(target)
+        backends.require(target)
     except TargetError as error:
         pytest.skip(str(error))
     said: list[str] = []
@@ -49,7 +50,7 @@ def test_the_small_model_for_every_board(target: Target, tmp_path: Path) -> None
         return
     assert elf.read(built.artifact) == ("ELF", "shared library", target.arch)
     assert read_manifest(built.artifact)["target"]["name"] == target.name
-    if targets.how_to_run(target) == "qemu":
+    if backends.how_to_run(target) == "qemu":
         assert proof["passed"] and proof["proof"] == "qemu" and proof["max_abs_error"] < 2e-5
         assert proof["machine"] == f"qemu, {MODELS.get(target.name, f'{target.emulator} model')}"
     else:

@@ -9,18 +9,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from saevit_tvm import targets
-from saevit_tvm.compiler.pipeline import kernels_to_tune
-from saevit_tvm.models.sources import open_model
-from saevit_tvm.runtime import emulator
+from saevit_tvm import backends, targets
+from saevit_tvm.backends import kernels_to_tune
+from saevit_tvm.emulators import qemu
+from saevit_tvm.models.opening import open_model
 from saevit_tvm.runtime.artifact import read_manifest
 from saevit_tvm.tuning import replay
-from saevit_tvm.verbs import parity
 from saevit_tvm.verbs.build import BuildOptions, build
-from saevit_tvm.verbs.emulated import emulated
+from saevit_tvm.verbs.counted import emulated
+from schedules.dtypes import TOLERANCE
 
 needs_qemu = pytest.mark.skipif(
-    targets.how_to_run(targets.get("rpi5")) != "qemu", reason="needs qemu-user and a cross compiler, and no ARM machine"
+    backends.how_to_run(targets.get("rpi5")) != "qemu",
+    reason="needs qemu-user and a cross compiler, and no ARM machine",
 )
 
 
@@ -45,7 +46,7 @@ def test_it_is_proven_with_the_tolerance_of_its_type(half: Path) -> None:
     assert half.name == "saevit_micro-rpi5-float16.so"
     assert manifest["dtype"] == manifest["recipe"]["dtype"] == "float16"
     assert {each["dtype"] for each in [*manifest["inputs"], *manifest["outputs"]]} == {"float32"}
-    assert proof["passed"] and proof["proof"] == "qemu" and proof["tolerance"] == parity.TOLERANCE["float16"]
+    assert proof["passed"] and proof["proof"] == "qemu" and proof["tolerance"] == TOLERANCE["float16"]
     assert 1e-5 < proof["max_rel_error"] < proof["tolerance"]
     assert all(count["found"] == count["expected"] > 0 for count in manifest["regions"].values())
     assert manifest["kernels"]["fallback"] <= 1  # the cast of the answer
@@ -55,7 +56,7 @@ def test_it_is_proven_with_the_tolerance_of_its_type(half: Path) -> None:
 def test_verify_holds_it_to_the_same(cli: Any, half: Path) -> None:
     done = cli("verify", "--json", half)
     result = json.loads(done.stdout)
-    assert done.returncode == 0 and result["passed"] and result["tolerance"] == parity.TOLERANCE["float16"]
+    assert done.returncode == 0 and result["passed"] and result["tolerance"] == TOLERANCE["float16"]
 
 
 @needs_qemu
@@ -72,7 +73,7 @@ def test_the_trained_model_classifies_as_rightly(
 ) -> None:
     """On a third of the pictures that were held out of its training; float32 gets 97 % of them right, or more."""
     images, digits = (each[::3] for each in held_out)
-    answers = np.concatenate([outputs[0] for outputs in emulator.run(half, list(images[:, None]), tmp_path)])
+    answers = np.concatenate([outputs[0] for outputs in qemu.run(half, list(images[:, None]), tmp_path)])
     (exact,) = open_model("saevit_micro", weights="digits").reference(images)
     right, right_before = ((scores.argmax(1) == digits).mean() for scores in (answers, exact))
     assert right >= right_before - 1 / len(images)

@@ -12,10 +12,10 @@ from typing import Any
 import jsonschema
 import pytest
 
-from saevit_tvm.errors import ArtifactError
+from saevit_tvm.measure import modelled
 from saevit_tvm.runtime.artifact import read_manifest
 from saevit_tvm.runtime.manifest import schema
-from saevit_tvm.verbs import modelled
+from saevit_tvm.support.errors import ArtifactError
 
 
 @pytest.fixture(scope="module")

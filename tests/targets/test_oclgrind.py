@@ -119,7 +119,7 @@ def test_images_are_read_where_they_are(dtype: str, watched: Callable[..., str],
     """A convolution as on Adreno, more work-items than there is work for; oclgrind reads images over buffers, too."""
     import tvm
 
-    from saevit_tvm.compiler.opencl import generating_kernels
+    from saevit_tvm.backends.opencl import generating_kernels
     from schedules.gpu.conv import Conv
     from schedules.gpu.devices import LIMITS
 

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 import saevit_tvm
-from saevit_tvm import targets
-from saevit_tvm.errors import ArtifactError, TargetError
+from saevit_tvm import backends, targets
 from saevit_tvm.runtime import artifact, opencl
+from saevit_tvm.support.errors import ArtifactError, TargetError
 from schedules.gpu.devices import GPU, GPUS
 
 TARGET = "generic-opencl"
@@ -47,7 +47,7 @@ def test_the_target_is_data() -> None:
     assert target.tvm["kind"] == target.kind == "opencl"
     assert target.tvm["host"]["kind"] == "llvm"
     assert target.proof == opencl.devices()[0].proof
-    assert targets.runs_here(target)[0]
+    assert backends.runs_here(target)[0]
     assert "opencl" in target.fingerprint
     assert TARGET in targets.names()
 
@@ -65,7 +65,7 @@ def test_every_gpu_is_a_target(gpu: GPU) -> None:
 def test_mobile_gpus_get_an_arm_library(name: str, dtype: str, tmp_path: Path) -> None:
     """Not run here, and the manifest says so; only that it is what the device would load."""
     from saevit_tvm.runtime import elf
-    from saevit_tvm.targets import toolchain
+    from saevit_tvm.support import toolchain
     from saevit_tvm.verbs.build import BuildOptions, build
 
     target = targets.get(name)
@@ -99,14 +99,14 @@ def test_adrenos_images_in_a_whole_model(tmp_path: Path) -> None:
     import tvm
     from tvm import relax
 
-    from saevit_tvm.compiler.launches import launches
-    from saevit_tvm.compiler.pipeline import compile_model
-    from saevit_tvm.models.sources import open_model
+    from saevit_tvm.backends import compile_model
+    from saevit_tvm.backends.launches import launches
+    from saevit_tvm.models.opening import open_model
 
     here, adreno = targets.get(TARGET), targets.get("adreno")
     target = dataclasses.replace(here, name="adreno", tvm=adreno.tvm | {"host": here.tvm["host"]})
     source = open_model("saevit_micro", image_size=64)
-    compiled = compile_model(source, target, use_tuned=False)
+    compiled = compile_model(source, target)
     compiled.export(tmp_path / "adreno.so")
     rows = launches(compiled.module)
     # Where several work-groups read the same weights: the stem's two, three at 16 x 16, the one between the stages.

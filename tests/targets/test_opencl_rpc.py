@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 
 from saevit_tvm import targets
-from saevit_tvm.errors import TargetError
-from saevit_tvm.runtime import elf, emulator, opencl
-from saevit_tvm.targets import toolchain
-from saevit_tvm.tuning.measure import Candidate
-from saevit_tvm.tuning.rpc import RpcMeasurer
-from saevit_tvm.tuning.tracker import Tracker
+from saevit_tvm.emulators import qemu
+from saevit_tvm.measure.candidates import Candidate
+from saevit_tvm.measure.rpc import RpcMeasurer
+from saevit_tvm.measure.tracker import Tracker
+from saevit_tvm.runtime import elf, opencl
+from saevit_tvm.support import toolchain
+from saevit_tvm.support.errors import TargetError
 from saevit_tvm.verbs.rpc_server import rpc_server
 
 TARGET = "generic-opencl"
@@ -130,9 +131,9 @@ def test_boards_with_a_mali_get_an_arm_plugin(tmp_path: Path) -> None:
     for needed in ("[libtvm_runtime.so]", "[libtvm_ffi.so]", "[libstdc++.so.6]", "[$ORIGIN]"):
         assert needed in dynamic
     assert "libOpenCL" not in dynamic and " UND clCreate" not in dynamic, "the driver is found when it is first used"
-    if emulator.missing("aarch64"):
+    if qemu.missing("aarch64"):
         return
-    command = emulator.command("aarch64", "cortex-a76", [made["program"], "--port", "0"])
+    command = qemu.command("aarch64", "cortex-a76", [made["program"], "--port", "0"])
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         said = process.stdout.readline()

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from saevit_tvm import targets
-from saevit_tvm.compiler import sources
-from saevit_tvm.errors import CompileError
+from saevit_tvm import backends, targets
+from saevit_tvm.backends import source as sources
 from saevit_tvm.runtime import elf
+from saevit_tvm.support.errors import CompileError
 from saevit_tvm.verbs.build import BuildOptions, build
 
 OBJECTS = {"metal": ("Mach-O", "object file", "arm64"), "webgpu": ("WebAssembly", "object file", "wasm32")}
@@ -39,7 +39,7 @@ def test_the_kernels_are_text_beside_the_host_part(name: str, tmp_path: Path) ->
 @pytest.mark.parametrize("name", OBJECTS)
 def test_they_say_that_they_are_not_run_here(name: str) -> None:
     target = targets.get(name)
-    assert "not run here" in target.summary and targets.how_to_run(target) is None
+    assert "not run here" in target.summary and backends.how_to_run(target) is None
     assert name in targets.names()
 
 

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from saevit_tvm import targets
-from saevit_tvm.errors import UsageError
+from saevit_tvm import backends, targets
+from saevit_tvm.support import cpu
+from saevit_tvm.support.errors import UsageError
 from saevit_tvm.targets import base, llvm
 from saevit_tvm.targets.arm import ARM_TARGETS
 from saevit_tvm.targets.x86 import X86_TARGETS
@@ -39,8 +40,8 @@ def test_native_is_this_machine() -> None:
     native = targets.native()
     assert native.arch == platform.machine()
     assert native.tvm["num-cores"] == len(os.sched_getaffinity(0))
-    assert set(native.features) <= base.cpu_features()
-    assert targets.runs_here(native) == (True, "runs on this machine")
+    assert set(native.features) <= cpu.features()
+    assert backends.runs_here(native) == (True, "runs on this machine")
     assert native.tvm["mcpu"] in native.fingerprint
     assert targets.native() == native
 
@@ -110,9 +111,9 @@ def test_json_target_of_another_architecture(cpu: str, emulator: str) -> None:
 
 def test_a_target_for_another_machine_does_not_run_here() -> None:
     other = base.Target("arm64", "", {"kind": "llvm"}, arch="sparc64")
-    assert targets.runs_here(other) == (False, f"needs sparc64, this machine is {platform.machine()}")
+    assert backends.runs_here(other) == (False, f"needs sparc64, this machine is {platform.machine()}")
     newer = base.Target("newer", "", {"kind": "llvm"}, arch=platform.machine(), features=("avx4096",))
-    assert targets.runs_here(newer) == (False, "needs CPU features this machine lacks: avx4096")
+    assert backends.runs_here(newer) == (False, "needs CPU features this machine lacks: avx4096")
 
 
 @pytest.mark.parametrize(

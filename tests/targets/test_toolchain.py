@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from saevit_tvm import targets
+from saevit_tvm import backends, targets
 from saevit_tvm.compiler import library
-from saevit_tvm.errors import CompileError, TargetError
 from saevit_tvm.runtime import elf
-from saevit_tvm.targets import toolchain
+from saevit_tvm.support import toolchain
+from saevit_tvm.support.errors import CompileError, TargetError
 from saevit_tvm.targets.base import Target
 
 FOREIGN = [target for target in targets.all_targets()[1:] if target.arch != "x86_64"]
@@ -91,13 +91,13 @@ def test_a_missing_compiler_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setitem(sys.modules, "ziglang", None)
     with pytest.raises(TargetError, match="apt install gcc-aarch64-linux-gnu or pip install ziglang") as error:
-        toolchain.require(ARM64)
+        backends.require(ARM64)
     assert "target 'arm64' needs a C compiler for aarch64-linux-gnu" in str(error.value)
     with pytest.raises(TargetError, match="apt install gcc-riscv64-linux-gnu"):
-        toolchain.require(targets.get("riscv64"))
+        backends.require(targets.get("riscv64"))
     with pytest.raises(TargetError, match=r"for aarch64-linux-android.*\(pip install ziglang\)"):
-        toolchain.require(targets.get("android-arm64"))
-    toolchain.require(targets.get("apple-silicon"))
+        backends.require(targets.get("android-arm64"))
+    backends.require(targets.get("apple-silicon"))
 
 
 def test_the_command_line_asks_before_it_compiles(cli: Any, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from saevit_tvm.tuning.tracker import Queue, Tracker
+from saevit_tvm.measure.tracker import Queue, Tracker
 
 HERE = "127.0.0.1"
 STOP = 2

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from saevit_tvm import targets
-from saevit_tvm.compiler.pipeline import Kernel
+from saevit_tvm.compiler.street import Kernel
 from saevit_tvm.tuning.session import Session, Snapshot
 from saevit_tvm.tuning.store import Store
 

@@ -23,11 +23,11 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from saevit_tvm import targets
-from saevit_tvm.errors import TuningError
-from saevit_tvm.runtime import cuda, offline, opencl
-from saevit_tvm.runtime.cuda import fatbin
+from saevit_tvm.backends import fatbin, nvrtc
+from saevit_tvm.measure import offline
+from saevit_tvm.runtime import cuda, opencl
 from saevit_tvm.runtime.manifest import schema
-from saevit_tvm.targets import nvrtc
+from saevit_tvm.support.errors import TuningError
 from saevit_tvm.tuning import bundle
 from saevit_tvm.tuning.store import Store
 

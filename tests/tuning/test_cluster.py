@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
-from saevit_tvm.errors import TuningError
+from saevit_tvm.support.errors import TuningError
 from saevit_tvm.targets import Target
 from saevit_tvm.tuning.measurers import open_measurer
 from saevit_tvm.tuning.session import Session, Snapshot

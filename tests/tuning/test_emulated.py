@@ -9,18 +9,19 @@ from pathlib import Path
 import pytest
 
 from saevit_tvm import targets
-from saevit_tvm.compiler.pipeline import Kernel
-from saevit_tvm.errors import TargetError
-from saevit_tvm.runtime import emulator
+from saevit_tvm.compiler.street import Kernel
+from saevit_tvm.emulators import qemu
+from saevit_tvm.measure import counted as emulated
+from saevit_tvm.measure.candidates import Candidate
+from saevit_tvm.measure.counted import EmulatedMeasurer
+from saevit_tvm.support.errors import TargetError
 from saevit_tvm.targets import Target
-from saevit_tvm.tuning import emulated, replay
-from saevit_tvm.tuning.emulated import EmulatedMeasurer
-from saevit_tvm.tuning.measure import Candidate
+from saevit_tvm.tuning import replay
 from saevit_tvm.tuning.records import open_records
 from saevit_tvm.tuning.session import Session
 from saevit_tvm.tuning.store import MODELLED, Store
 
-lacking = emulator.missing("aarch64")
+lacking = qemu.missing("aarch64")
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(lacking is not None, reason=lacking or "")]
 
 
@@ -108,4 +109,4 @@ def test_what_is_modelled_stays_apart_and_serves_only_without_better(
 
 
 def test_weights_name_what_the_plugin_counts() -> None:
-    assert set(emulated.WEIGHTS) == set(emulator.CLASSES)
+    assert set(emulated.WEIGHTS) == set(qemu.CLASSES)

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saevit_tvm.errors import TuningError
+from saevit_tvm.support.errors import TuningError
 from saevit_tvm.tuning.log import Log, decode, encode
 
 payloads = st.recursive(

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saevit_tvm.errors import UsageError
-from saevit_tvm.tuning import emulated, measure, rpc
+from saevit_tvm.measure import counted, local, rpc
+from saevit_tvm.support.errors import UsageError
 from saevit_tvm.tuning.measurers import longest_seconds, parse, rpc_address
 
 
@@ -43,9 +43,9 @@ def test_a_cluster_measures_by_itself() -> None:
 
 
 def test_a_stop_waits_for_the_slowest_measurement() -> None:
-    assert longest_seconds("local") >= measure.RUN_SECONDS + measure.DRIVER_SECONDS  # on an OpenCL device
+    assert longest_seconds("local") >= local.RUN_SECONDS + local.DRIVER_SECONDS  # on an OpenCL device
     assert longest_seconds("rpc://board:9190/rpi4") >= rpc.REACH_SECONDS + rpc.RUN_SECONDS
-    assert longest_seconds("qemu") >= 2 * emulated.RUN_SECONDS
+    assert longest_seconds("qemu") >= 2 * counted.RUN_SECONDS
     assert longest_seconds("local", "local:2") > longest_seconds("local")
 
 

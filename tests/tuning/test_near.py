@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from saevit_tvm import targets
-from saevit_tvm.compiler.pipeline import kernels_to_tune
-from saevit_tvm.models.sources import open_model
+from saevit_tvm.backends import kernels_to_tune
+from saevit_tvm.models.opening import open_model
 from saevit_tvm.tuning import replay
 from saevit_tvm.tuning.session import versions
 from saevit_tvm.tuning.store import Model, Store, Trial, Workload, fingerprints, now, shipped_root

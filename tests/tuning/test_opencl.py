@@ -56,7 +56,7 @@ def test_every_proposal_is_a_kernel_of_its_own(dtype: str) -> None:
     """The space of a declared kernel: distinct tilings, each of which fits the device and can be replayed."""
     import tvm
 
-    from saevit_tvm.compiler.pipeline import Kernel
+    from saevit_tvm.compiler.street import Kernel
     from saevit_tvm.tuning import replay
     from saevit_tvm.tuning.guide import CostModel
     from saevit_tvm.tuning.space import Features, space_for

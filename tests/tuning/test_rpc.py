@@ -16,14 +16,14 @@ from typing import Any
 import pytest
 
 from saevit_tvm import targets
-from saevit_tvm.errors import TuningError
+from saevit_tvm.measure import rpc
+from saevit_tvm.measure.candidates import Candidate, Result
+from saevit_tvm.measure.rpc import RpcMeasurer
+from saevit_tvm.measure.tracker import Tracker
+from saevit_tvm.support.errors import TuningError
 from saevit_tvm.targets import Target
-from saevit_tvm.tuning import rpc
-from saevit_tvm.tuning.measure import Candidate, Result
-from saevit_tvm.tuning.rpc import RpcMeasurer
 from saevit_tvm.tuning.session import Session, Snapshot
 from saevit_tvm.tuning.store import Store
-from saevit_tvm.tuning.tracker import Tracker
 
 pytestmark = pytest.mark.slow
 
@@ -265,14 +265,14 @@ def test_doctor_says_what_the_tracker_sees(tracker: Tracker, server: list[str], 
 
 @pytest.fixture(scope="session")
 def arm_server(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    from saevit_tvm.runtime import emulator
+    from saevit_tvm.emulators import qemu
     from saevit_tvm.verbs.rpc_server import rpc_server
 
-    if emulator.find("aarch64") is None:
+    if qemu.find("aarch64") is None:
         pytest.skip("needs qemu-user")
     made = rpc_server("rpi4", tmp_path_factory.mktemp("arm") / "rpc")
     assert len(Path(made["readme"]).read_text().splitlines()) == 10
-    return emulator.command("aarch64", "cortex-a76", [made["program"]])
+    return qemu.command("aarch64", "cortex-a76", [made["program"]])
 
 
 def test_candidates_for_arm64_run_on_an_arm64_server(

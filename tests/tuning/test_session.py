@@ -21,10 +21,11 @@ import psutil
 import pytest
 
 from saevit_tvm import targets
-from saevit_tvm.errors import TuningError
+from saevit_tvm.measure import local
+from saevit_tvm.measure.candidates import Candidate, Result
+from saevit_tvm.support.errors import TuningError
 from saevit_tvm.targets import Target
-from saevit_tvm.tuning import measure, progress, replay
-from saevit_tvm.tuning.measure import Candidate, Result
+from saevit_tvm.tuning import progress, replay
 from saevit_tvm.tuning.records import open_records
 from saevit_tvm.tuning.session import FIRST_BATCH, Session, Snapshot
 from saevit_tvm.tuning.store import Store
@@ -195,7 +196,7 @@ def test_workers_that_die_crash_or_hang_are_replaced(
     root: Path, target: Target, matmul: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed between two jobs, crashed in the middle of one, stopped: each costs one candidate."""
-    monkeypatch.setattr(measure, "RUN_SECONDS", 4.0)
+    monkeypatch.setattr(local, "RUN_SECONDS", 4.0)
     harm = {TRIALS + 1: signal.SIGKILL, TRIALS + 4: signal.SIGSEGV, TRIALS + 7: signal.SIGSTOP}
 
     def show(snapshot: Snapshot) -> None:

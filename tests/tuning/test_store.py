@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from saevit_tvm.compiler.pipeline import Kernel
-from saevit_tvm.errors import TuningError
+from saevit_tvm.compiler.street import Kernel
+from saevit_tvm.support.errors import TuningError
 from saevit_tvm.targets import Target
 from saevit_tvm.tuning import records as records_module
 from saevit_tvm.tuning.log import Log, decode, encode

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saevit_tvm.tuning import tracker
-from saevit_tvm.tuning.tracker import MAGIC, Frames, Tracker, TrackerError
+from saevit_tvm.measure import tracker
+from saevit_tvm.measure.tracker import MAGIC, Frames, Tracker, TrackerError
 
 values = st.recursive(
     st.none() | st.integers() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)

@@ -7,8 +7,8 @@ import json
 import numpy as np
 import pytest
 
-from saevit_tvm.errors import ParityError
-from saevit_tvm.verbs import parity
+from saevit_tvm.proof import parity
+from saevit_tvm.support.errors import ParityError
 
 
 def test_the_stream_of_inputs_is_frozen():

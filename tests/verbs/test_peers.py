@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from saevit_tvm.errors import UsageError
+from saevit_tvm.support.errors import UsageError
 from saevit_tvm.verbs import peers
 from saevit_tvm.verbs.bench import Expected, Runtime, _convert, _judged, prepared
 from saevit_tvm.verbs.peers.base import OTHER_PYTHON
@@ -37,7 +37,7 @@ def source(tmp_path):
     """A model that every runtime can take, written down as `bench` does."""
     import torch
 
-    from saevit_tvm.models.sources import open_model
+    from saevit_tvm.models.opening import open_model
 
     source = open_model("saevit_micro", image_size=64)
     torch.save(source.module, tmp_path / "model.pt")
@@ -75,7 +75,7 @@ def test_every_runtime_computes_what_pytorch_computes(name, source, tmp_path):
 def test_the_order_of_several_outputs_is_kept(name, tmp_path):
     import torch
 
-    from saevit_tvm.models.sources import open_model
+    from saevit_tvm.models.opening import open_model
 
     source = open_model("saevit_micro", image_size=32, features_only=True)
     torch.save(source.module, tmp_path / "model.pt")
@@ -130,7 +130,7 @@ def test_a_runtime_that_fails_costs_its_own_row(micro_artifact):
     """One answers for other weights, one cannot load its model; the rest is measured."""
     import torch
 
-    from saevit_tvm.models.sources import open_model
+    from saevit_tvm.models.opening import open_model
 
     said: list[str] = []
     against = ["torch", "onnxruntime", "ncnn"]
@@ -158,7 +158,7 @@ def test_a_worker_has_no_network():
     """What it tries to tell the world ends in its own process, where the system can cut it off at all."""
     code = (
         "import socket, sys\n"
-        "from saevit_tvm.verbs.child import leave_network\n"
+        "from saevit_tvm.support.child import leave_network\n"
         "if not leave_network(): sys.exit(77)\n"
         "socket.create_connection(('127.0.0.1', int(sys.argv[1])), 5)\n"
     )

@@ -9,8 +9,8 @@ import tempfile
 
 import pytest
 
-from saevit_tvm.errors import SaevitError, UsageError
-from saevit_tvm.verbs import workspace
+from saevit_tvm.support import workspace
+from saevit_tvm.support.errors import SaevitError, UsageError
 
 
 def test_staging_makes_the_destination_and_leaves_only_what_was_placed(tmp_path):

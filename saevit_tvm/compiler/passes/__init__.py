@@ -3,15 +3,19 @@
 from saevit_tvm.compiler.passes.declare_regions import DeclareRegions
 from saevit_tvm.compiler.passes.expand_regions import ExpandRegions
 from saevit_tvm.compiler.passes.fold_batch_norm import FoldBatchNorm
+from saevit_tvm.compiler.passes.launch_regions import ExpandLaunches, LaunchRegions
 from saevit_tvm.compiler.passes.precision import LowerPrecision
 from saevit_tvm.compiler.passes.remove_no_ops import RemoveNoOps
-from saevit_tvm.compiler.passes.schedule import ApplyRecords, ScheduleTheRest
+from saevit_tvm.compiler.passes.schedule import ApplyRecords, BindTheRest, ScheduleTheRest
 
 __all__ = [
     "ApplyRecords",
+    "BindTheRest",
     "DeclareRegions",
+    "ExpandLaunches",
     "ExpandRegions",
     "FoldBatchNorm",
+    "LaunchRegions",
     "LowerPrecision",
     "RemoveNoOps",
     "ScheduleTheRest",

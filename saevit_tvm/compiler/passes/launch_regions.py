@@ -13,9 +13,10 @@ from relay_patterns import Reading, Region
 from saevit_tvm.compiler.passes.region_calls import Rewriter, replace_regions
 from saevit_tvm.compiler.passes.rewriting import shape_of
 from saevit_tvm.compiler.passes.schedule import IS_SCHEDULED, SCHEDULE
+from schedules.dtypes import stored_as
 from schedules.gpu.cast import Cast
 from schedules.gpu.declare import declare, expand, kernel_of
-from schedules.gpu.launch import Launch, Limits, stored_as
+from schedules.gpu.launch import Launch, Limits
 from schedules.gpu.regions import lower
 from schedules.regions import chosen_tiling
 

@@ -13,6 +13,7 @@ from tvm.relax import transform
 from tvm.s_tir import dlight
 
 from schedules.cpu.fallback import Fallback
+from schedules.gpu.fallback import fallback_rules
 
 SCHEDULE = "saevit.schedule"
 IS_SCHEDULED = "tirx.is_scheduled"
@@ -34,10 +35,18 @@ class ApplyRecords:
 
 @tvm.ir.transform.module_pass(opt_level=0, name="ScheduleTheRest")
 class ScheduleTheRest:
-    """Schedule by rule what no record has scheduled."""
+    """Schedule by rule for a CPU what no record has scheduled."""
 
     def transform_module(self, mod: tvm.IRModule, _context: tvm.transform.PassContext) -> tvm.IRModule:
         return _mark(dlight.ApplyDefaultSchedule(Fallback())(mod), "fallback")
+
+
+@tvm.ir.transform.module_pass(opt_level=0, name="BindTheRest")
+class BindTheRest:
+    """The same for a GPU: bind to work-groups and work-items what no record has."""
+
+    def transform_module(self, mod: tvm.IRModule, _context: tvm.transform.PassContext) -> tvm.IRModule:
+        return _mark(dlight.ApplyDefaultSchedule(*fallback_rules())(mod), "fallback")
 
 
 def _mark(mod: tvm.IRModule, origin: str) -> tvm.IRModule:

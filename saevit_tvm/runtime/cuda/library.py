@@ -9,9 +9,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from saevit_tvm.errors import ArtifactError, TargetError
 from saevit_tvm.runtime import abi
 from saevit_tvm.runtime.cuda.driver import available, devices
+from saevit_tvm.support.errors import ArtifactError, TargetError
 
 CUDA = 2  # TVM's number for this kind of device
 TEGRA = {72, 87}

@@ -13,19 +13,16 @@ import os
 import platform
 import secrets
 import shutil
-import subprocess
 from collections.abc import Sequence
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from saevit_tvm.errors import ArtifactError, TargetError
 from saevit_tvm.runtime import abi, elf
 from saevit_tvm.runtime.opencl.driver import available
-
-if TYPE_CHECKING:
-    from saevit_tvm.targets import Target
+from saevit_tvm.support import process, toolchain
+from saevit_tvm.support.cache import cache_folder
+from saevit_tvm.support.errors import ArtifactError, TargetError
 
 OPENCL = 4  # TVM's number for this kind of device
 SOURCES = Path(__file__).with_name("plugin")
@@ -52,11 +49,6 @@ def library() -> Path:
     if not path.is_file():
         _compile(path)
     return path
-
-
-def cache_folder() -> Path:
-    """Where compiled things are kept that can be made again; the C++ side looks in the same place."""
-    return Path(os.environ.get("SAEVIT_TVM_CACHE") or Path.home() / ".cache" / "saevit-tvm")
 
 
 def _digest() -> str:
@@ -89,10 +81,8 @@ def _compile(path: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def compile_for(target: Target, folder: Path) -> None:
+def compile_for(target: toolchain.Platform, folder: Path) -> None:
     """Put the plugin for a target's board into the folder that has TVM's runtime for it."""
-    from saevit_tvm.targets import toolchain
-
     made = folder / NAME
     compile_plugin(toolchain.cxx(target), [folder], made)
     if elf.read(made)[1:] != ("shared library", target.arch):
@@ -104,10 +94,10 @@ def compile_plugin(compiler: Sequence[str], libraries: Sequence[Path], path: Pat
     includes = [f"-I{_package(name) / 'include'}" for name in ("tvm", "tvm_ffi")]
     runtime = [*(f"-L{folder}" for folder in libraries), "-ltvm_runtime", "-ltvm_ffi", "-ldl"]
     line = [*compiler, *FLAGS, *includes, str(SOURCES / "plugin.cc"), "-o", str(path), *runtime]
-    done = subprocess.run(line, capture_output=True, text=True, errors="replace", check=False)
+    done = process.run(line)
     if done.returncode:
-        words = [text for text in done.stderr.splitlines() if "error" in text] or [f"status {done.returncode}"]
-        raise ArtifactError(f"OpenCL support cannot be compiled with '{compiler[0]}': {words[0]}")
+        words = process.first_error(done.stderr, f"status {done.returncode}")
+        raise ArtifactError(f"OpenCL support cannot be compiled with '{compiler[0]}': {words}")
 
 
 def _package(name: str) -> Path:

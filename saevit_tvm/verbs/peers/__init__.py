@@ -6,7 +6,7 @@ process loads the result. Importing this package imports none of them.
 
 from __future__ import annotations
 
-from saevit_tvm.errors import unknown
+from saevit_tvm.support.errors import unknown
 from saevit_tvm.verbs.peers.base import Answer, Peer
 from saevit_tvm.verbs.peers.executorch import ExecuTorch
 from saevit_tvm.verbs.peers.litert import LiteRt

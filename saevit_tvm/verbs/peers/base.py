@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saevit_tvm.errors import UsageError
+from saevit_tvm.support.errors import UsageError
 
 if TYPE_CHECKING:
     import numpy as np

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from saevit_tvm.errors import ModelError
+from saevit_tvm.support.errors import ModelError
 from saevit_tvm.verbs.peers.base import Answer
 from saevit_tvm.verbs.peers.onnx import OnnxPeer
 

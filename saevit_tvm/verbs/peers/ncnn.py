@@ -8,7 +8,7 @@ import types
 from pathlib import Path
 from typing import Any
 
-from saevit_tvm.errors import ModelError
+from saevit_tvm.support.errors import ModelError
 from saevit_tvm.verbs.peers.base import Answer, Peer
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from saevit_tvm import __version__
+from saevit_tvm.support.version import __version__
 from saevit_tvm.verbs.peers.base import Answer, Peer
 
 

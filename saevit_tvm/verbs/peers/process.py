@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import select
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-import saevit_tvm
-from saevit_tvm.errors import SaevitError
+from saevit_tvm.support import process
+from saevit_tvm.support.child import import_path
+from saevit_tvm.support.errors import SaevitError
 from saevit_tvm.verbs import peers
-from saevit_tvm.verbs.child import import_path
 
 PATIENCE = 900.0  # seconds; freezing a large model takes minutes
 
@@ -53,9 +51,7 @@ class PeerProcess:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
+        process.kill_session(self._process)
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
                 pipe.close()
@@ -89,7 +85,8 @@ class PeerProcess:
 
     def _death(self) -> PeerError:
         status = self._process.wait()
-        how = f"crashed ({signal.Signals(-status).name})" if status < 0 else f"ended with status {status}"
+        killed = process.killed_by(status)
+        how = f"crashed ({killed})" if killed else f"ended with status {status}"
         lines = self._log.read_text(errors="replace").strip().splitlines()
         return PeerError(f"its process {how}" + (f"; its last words: {lines[-1][:200]}" if lines else ""))
 
@@ -100,5 +97,5 @@ def _package_alone(folder: Path) -> str:
     place.mkdir(exist_ok=True)
     link = place / "saevit_tvm"
     if not link.is_symlink():
-        link.symlink_to(Path(saevit_tvm.__file__).resolve().parent)
+        link.symlink_to(Path(__file__).resolve().parents[2])
     return str(place)

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from saevit_tvm.errors import ModelError
+from saevit_tvm.support.errors import ModelError
 from saevit_tvm.verbs.peers.base import Answer, Peer
 
 

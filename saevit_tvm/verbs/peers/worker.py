@@ -13,8 +13,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from saevit_tvm.support.child import die_with_parent, leave_network
 from saevit_tvm.verbs import peers
-from saevit_tvm.verbs.child import die_with_parent, leave_network
 
 
 def main() -> None:

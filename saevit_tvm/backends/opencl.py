@@ -1,0 +1,102 @@
+"""OpenCL devices: kernels go into the library as OpenCL C, which the device's own driver compiles."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import re
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import tvm
+import tvm_ffi
+from tvm import relax
+
+from saevit_tvm.backends.base import Description
+from saevit_tvm.backends.gpu import Gpu
+from saevit_tvm.compiler import library
+from saevit_tvm.runtime import opencl
+from saevit_tvm.runtime.opencl import plugin
+from saevit_tvm.targets import Target
+from schedules.gpu.devices import Limits, limits_of
+
+_SOURCE_HOOK = "tvm_callback_opencl_postproc"  # what TVM calls with every kernel's source
+_READ_OF_IMAGE = re.compile(r"\bread_image[fh]\((\w+),")
+_DECLARATION = re.compile(r"^__kernel [^{;]*;\n", re.MULTILINE)
+
+
+class OpenCL(Gpu):
+    device = "opencl"
+    numbers = (4, 1)
+    board_files = (plugin.NAME,)
+    flavours = ("shared",)
+    driver = " but its GPU's OpenCL driver"
+    driver_compiles = True
+
+    def executable(self, mod: tvm.IRModule, target: Target, what: str) -> relax.VMExecutable:
+        with library.in_one_line(f"OpenCL {what}"), generating_kernels(limits_of(target.tvm)):
+            return relax.build(mod, tvm.target.Target(target.tvm), relax_pipeline=None)
+
+    def generating(self, module: tvm.IRModule, target: Description) -> AbstractContextManager[None]:
+        return generating_kernels(limits_of(target))
+
+    def available(self) -> tuple[bool, str]:
+        return opencl.available()
+
+    def activate(self) -> None:
+        opencl.activate()
+
+    def prepare(self) -> None:
+        plugin.library()
+
+    def names(self) -> list[str]:
+        return [device.name for device in opencl.devices()]
+
+    def machine(self) -> str:
+        device = opencl.devices()[0]
+        return f"{device.name}, driven by {device.platform} {device.driver}"
+
+    def proof(self) -> str:
+        return opencl.devices()[0].proof
+
+    def own_libraries(self) -> dict[str, Path]:
+        return {plugin.NAME: plugin.library()}
+
+    def add_to(self, folder: Path, target: Target) -> None:
+        plugin.compile_for(target, folder)
+
+
+@contextlib.contextmanager
+def generating_kernels(limits: Limits) -> Iterator[None]:
+    """The setting in which kernels become OpenCL C, for a library and for a measurement alike."""
+    tvm_ffi.register_global_func(_SOURCE_HOOK, functools.partial(_adapted, limits), override=True)
+    try:
+        with tvm.transform.PassContext(opt_level=3):
+            yield
+    finally:
+        tvm_ffi.remove_global_func(_SOURCE_HOOK)
+
+
+def _adapted(limits: Limits, source: str, _target: Any) -> str:
+    """One kernel as it is to be compiled: without what TVM says too much, and with what it has no words for."""
+    # Every kernel comes with declarations of all others, and none calls another.
+    source = _with_images(_DECLARATION.sub("", source))
+    return source if limits.half else _without_refusal(source)
+
+
+def _with_images(source: str) -> str:
+    """What is read as an image is one, and not a buffer; the plugin wants to know of which numbers."""
+    for name in set(_READ_OF_IMAGE.findall(source)):
+        buffer = rf"__global (\w+)\* restrict {name}\b"
+        source = re.sub(buffer, rf"__read_only image1d_buffer_t {name} /* of \1 */", source)
+    return source
+
+
+def _without_refusal(source: str) -> str:
+    """TVM lets every kernel that mentions float16 refuse to be compiled by a driver without arithmetic in it.
+
+    For a device without, ours only load and store such numbers, by functions that every driver has.
+    """
+    return "\n".join(line for line in source.splitlines() if not line.startswith("#error")) + "\n"

@@ -1,0 +1,328 @@
+"""The one street from a model to a library, for every kind of target, for building and for tuning alike.
+
+    import      the model as one Relax function, weights as constants
+    simplify    inference only: BatchNorm folded, constants folded, nothing that moves no data
+    regions     SAA, CIFFN, DWSConv (and convolutions, and the head) become one call each
+    precision   casts where what lies in memory is smaller than what is computed in
+    layout      as the target likes it: channels last on a CPU
+    kernels     operators become loops, neighbours become one kernel; here tuning takes the kernels that it searches
+    schedules   kernels that were tuned take their best schedule; the rest take a generator's default or a rule
+    library     memory planned, and code for the target
+
+A backend arranges the phases from `regions` on; one without passes is left out. The street imports no backend.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import tvm
+from tvm import relax
+from tvm.ir.transform import Pass
+from tvm.relax import transform
+
+from relay_patterns import Reading, Region, blocks, fuse_regions, layers, missed, read_composite
+from saevit_tvm.compiler.importers import import_model
+from saevit_tvm.compiler.legalize import OPERATORS
+from saevit_tvm.compiler.passes import FoldBatchNorm, RemoveNoOps
+
+if TYPE_CHECKING:
+    from saevit_tvm.models.opening import ModelSource
+    from saevit_tvm.targets import Target
+
+
+class Records(Protocol):
+    """What a build looks schedules up in. Whoever opens them passes them in: the compiler knows no store."""
+
+    @property
+    def database(self) -> Any: ...
+
+    @property
+    def digest(self) -> str | None: ...
+
+    @property
+    def used(self) -> list[dict[str, Any]]: ...
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is built, for what, in which type, and from which records."""
+
+    source: ModelSource
+    target: Target
+    dtype: str = "float32"
+    records: Records | None = None
+
+
+class DeviceCode(Protocol):
+    """Compiled kernels that are not the host's."""
+
+    @property
+    def report(self) -> dict[str, Any]: ...
+
+    @property
+    def source(self) -> str: ...
+
+    @property
+    def warnings(self) -> list[str]: ...
+
+
+class Arrangement(Protocol):
+    """What the street needs of a backend: the passes of its phases, and code at the end."""
+
+    def generates(self, recipe: Recipe) -> Callable[[Region, Reading], bool]: ...
+
+    def precision(self, recipe: Recipe) -> list[Pass]: ...
+
+    def layout(self, recipe: Recipe) -> list[Pass]: ...
+
+    def kernels(self, recipe: Recipe) -> list[Pass]: ...
+
+    def schedules(self, recipe: Recipe) -> list[Pass]: ...
+
+    def check(self, mod: tvm.IRModule, target: Target) -> None: ...
+
+    def library(self) -> list[Pass]: ...
+
+    @property
+    def settings(self) -> Mapping[str, Any]: ...
+
+    def executable(self, mod: tvm.IRModule, target: Target, what: str) -> relax.VMExecutable: ...
+
+    def device_code(self, executable: relax.VMExecutable, target: Target, dump: Dump) -> DeviceCode | None: ...
+
+    def tunable(self, kernel: Kernel) -> bool: ...
+
+    def link(self, compiled: Compiled, path: Path) -> None: ...
+
+
+class Phase(NamedTuple):
+    name: str
+    run: Callable[[Any], tvm.IRModule]
+
+
+@dataclass
+class Found:
+    """Regions found beside those that the model has, and a warning for each kind that is short."""
+
+    counts: dict[str, dict[str, int]] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+
+def street(backend: Arrangement, recipe: Recipe, found: Found) -> list[Phase]:
+    """All phases up to scheduled kernels, in order; what regions there are is noted in `found` on the way."""
+    target = tvm.target.Target(recipe.target.tvm)
+    generates = backend.generates(recipe)
+
+    def regions(mod: tvm.IRModule) -> tvm.IRModule:
+        mod = run(mod, [fuse_regions(blocks(), generates)], target)
+        _count_regions(mod, recipe.source.regions, found)
+        return run(mod, [fuse_regions(layers(), generates)], target)
+
+    def schedules(mod: tvm.IRModule) -> tvm.IRModule:
+        mod = run(mod, backend.schedules(recipe), target)
+        backend.check(mod, recipe.target)
+        return mod
+
+    arranged = {
+        "precision": backend.precision(recipe),
+        "layout": backend.layout(recipe),
+        "kernels": backend.kernels(recipe),
+    }
+    return [
+        Phase("import", lambda _nothing: import_model(recipe.source)),
+        Phase("simplify", lambda mod: run(mod, simplify(), target)),
+        Phase("regions", regions),
+        *(Phase(name, _running(passes, target)) for name, passes in arranged.items() if passes),
+        Phase("schedules", schedules),
+    ]
+
+
+def walked(backend: Arrangement, recipe: Recipe, found: Found, dump: Dump, last: str = "schedules") -> tvm.IRModule:
+    """The module after a phase."""
+    mod = None
+    for phase in street(backend, recipe, found):
+        mod = dump(phase.name, phase.run(mod))
+        if phase.name == last:
+            break
+    return mod
+
+
+def _running(passes: Sequence[Pass], target: tvm.target.Target) -> Callable[[tvm.IRModule], tvm.IRModule]:
+    return lambda mod: run(mod, passes, target)
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """An executable and what is worth knowing about how it came to be."""
+
+    executable: relax.VMExecutable
+    module: tvm.IRModule  # what it was made from: scheduled kernels, and the graph that calls them
+    target: Target
+    kernels: dict[str, int]
+    regions: dict[str, dict[str, int]]
+    records_digest: str | None
+    warnings: list[str]
+    records: list[dict[str, Any]]  # which folders of the store served how many kernels
+    code: DeviceCode | None  # of the kernels, where they are not the host's
+    backend: Arrangement
+
+    def export(self, path: Path) -> None:
+        """Link the bare library, weights inside."""
+        self.backend.link(self, path)
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One kernel that tuning can search, and how often one inference calls it."""
+
+    name: str
+    weight: int
+    module: tvm.IRModule
+
+
+def compile_model(backend: Arrangement, recipe: Recipe, dump_ir: Path | None = None) -> Compiled:
+    """The whole street; `dump_ir` is a folder for the module after every phase."""
+    dump, found = Dump(dump_ir), Found()
+    mod = walked(backend, recipe, found, dump)
+    executable = assembled(backend, mod, recipe.target, f"kernels of {recipe.source.name}", dump)
+    code = backend.device_code(executable, recipe.target, dump)
+    digest, used = (recipe.records.digest, recipe.records.used) if recipe.records else (None, [])
+    warnings = found.warnings + (code.warnings if code else [])
+    counts = count_kernels(mod)
+    return Compiled(executable, mod, recipe.target, counts, found.counts, digest, warnings, used, code, backend)
+
+
+def assembled(
+    backend: Arrangement, scheduled: tvm.IRModule, target: Target, what: str, dump: Dump
+) -> relax.VMExecutable:
+    """The last phase: scheduled kernels, and the graph that calls them, as an executable."""
+    mod = run(scheduled, backend.library(), tvm.target.Target(target.tvm), backend.settings)
+    return backend.executable(dump("library", mod), target, what)
+
+
+def kernels_to_tune(backend: Arrangement, recipe: Recipe) -> list[Kernel]:
+    """Every distinct kernel that the model needs on the target and that can be tuned, most used first."""
+    mod = walked(backend, recipe, Found(), Dump(), last="kernels")
+    found = extracted(mod, tvm.target.Target(recipe.target.tvm))
+    return [kernel for kernel in found if backend.tunable(kernel)]
+
+
+def extracted(mod: tvm.IRModule, target: tvm.target.Target) -> list[Kernel]:
+    """The kernels of a module that have no schedule yet."""
+    from tvm.s_tir.meta_schedule.relax_integration import extract_tasks
+
+    tasks = extract_tasks(mod, target)
+    found = [Kernel(task.task_name, int(task.weight), task.dispatched[0]) for task in tasks]
+    return sorted(found, key=lambda kernel: (-kernel.weight, kernel.name))
+
+
+def run(
+    mod: tvm.IRModule, passes: Iterable[Pass], target: tvm.target.Target, settings: Mapping[str, Any] | None = None
+) -> tvm.IRModule:
+    """Run passes with the target in scope, as scheduling needs it."""
+    with target, tvm.transform.PassContext(opt_level=3, config=dict(settings or {})):
+        return tvm.transform.Sequential(list(passes))(mod)
+
+
+# Passes that all kinds of target have in common -----------------------------
+
+
+def simplify() -> list[Pass]:
+    return [
+        transform.CanonicalizeBindings(),
+        RemoveNoOps(),
+        transform.FoldConstant(),
+        FoldBatchNorm(),
+        RemoveNoOps(),
+        transform.DeadCodeElimination(),
+    ]
+
+
+def operators() -> list[Pass]:
+    """What is no region: operators become loops, neighbours become one kernel."""
+    return [
+        transform.LegalizeOps(OPERATORS),
+        transform.AnnotateTIROpPattern(),
+        transform.FoldConstant(),
+        transform.FuseOps(),
+        transform.FuseTIR(),
+        transform.DeadCodeElimination(),
+    ]
+
+
+def memory_plan(capture: bool = False) -> list[Pass]:
+    """Calls of kernels on a few storages, which all tensors of an inference share; `capture` as a CUDA graph."""
+    return [
+        transform.RewriteDataflowReshape(),
+        transform.ToNonDataflow(),
+        transform.RemovePurityChecking(),
+        transform.CallTIRRewrite(),
+        transform.StaticPlanBlockMemory(),
+        *([transform.RewriteCUDAGraph()] if capture else []),
+        transform.LowerAllocTensor(),
+    ]
+
+
+def virtual_machine(capture: bool = False) -> list[Pass]:
+    """Bytecode that follows the memory plan.
+
+    The virtual machine takes these storages from a pooled allocator and gives them back after every inference, so
+    that from the second one on nothing is allocated, save for an output that the caller still holds. Scratch memory
+    of a kernel comes from a pool of its thread, likewise.
+    """
+    return [
+        *memory_plan(capture),
+        transform.KillAfterLastUse(),
+        transform.LowerRuntimeBuiltin(),
+        transform.ComputePrimValue(),
+        transform.VMShapeLower(),
+        transform.AttachGlobalSymbol(),
+    ]
+
+
+# What is worth knowing --------------------------------------------------------
+
+
+def count_kernels(mod: tvm.IRModule) -> dict[str, int]:
+    """How many kernels there are, and where each one's schedule came from."""
+    origins = Counter(
+        str(func.attrs["saevit.schedule"]) for func in mod.functions.values() if "saevit.schedule" in func.attrs
+    )
+    counts = {name: origins.get(name, 0) for name in ("tuned", "scheduled", "fallback")}
+    return {"total": sum(counts.values()), **counts}
+
+
+def _count_regions(mod: tvm.IRModule, expected: dict[str, int], found: Found) -> None:
+    composites = [read_composite(func) for func in mod.functions.values() if isinstance(func, relax.Function)]
+    names = Counter(composite[0].name for composite in composites if composite)
+    found.counts |= {name: {"found": names[name], "expected": count} for name, count in expected.items()}
+    for name, count in found.counts.items():
+        if count["found"] < count["expected"]:
+            why = missed(mod["main"], name) or f"nothing in the graph begins like {name}"
+            found.warnings.append(f"{count['found']} of {count['expected']} {name} regions were found: {why}.")
+
+
+class Dump:
+    """Writes the module after each phase into a folder, numbered so that they sort in order."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self._folder = folder
+        self._count = 0
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def __call__(self, phase: str, mod: tvm.IRModule) -> tvm.IRModule:
+        if self._folder is not None:
+            self.text(f"{phase}.py", mod.script(show_meta=False) + "\n")
+        return mod
+
+    def text(self, name: str, text: str) -> None:
+        """One more file: a module, or what is none, such as the source of kernels."""
+        if self._folder is not None:
+            (self._folder / f"{self._count}-{name}").write_text(text)
+            self._count += 1

@@ -1,0 +1,403 @@
+"""Opening a model, wherever it comes from: a registered name, `timm:NAME`, a `.pt2` or a `.onnx`.
+
+Everything after this room sees one `ModelSource`: what to compile, what to compare with, what to tell the user.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import importlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from saevit_tvm import models
+from saevit_tvm.models import weights as weight_files
+from saevit_tvm.support.errors import ModelError, UsageError, unknown
+
+IMAGE_SIZE = 224
+SMALLEST, LARGEST = 32, 4096  # below the total stride the last stage has no whole cell
+LARGEST_BATCH = 1024
+IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model with its weights, at one input shape."""
+
+    name: str
+    module: Any  # a PyTorch module that answers with tensors, in eval mode; None for .onnx
+    input_shape: tuple[int, int, int, int]
+    output_names: tuple[str, ...]
+    recipe: dict[str, Any]
+    weights: dict[str, Any]
+    weights_digest: str
+    preprocessing: dict[str, Any]
+    labels: tuple[str, ...] | None = None
+    regions: dict[str, int] = dataclasses.field(default_factory=dict)
+    onnx: Any = None
+
+    def reference(self, x: np.ndarray) -> list[np.ndarray]:
+        """What the original computes, in float32."""
+        if self.onnx is not None:
+            return self._session.run(None, {self._session.get_inputs()[0].name: x})
+        with torch.no_grad():
+            outputs = self.module(torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32)))
+        return [output.numpy() for output in tree_leaves(outputs)]
+
+    def exported(self) -> torch.export.ExportedProgram:
+        """The graph that the compiler imports (there is none for .onnx, which is a graph already)."""
+        with torch.no_grad():
+            return torch.export.export(self.module, (torch.zeros(self.input_shape),), strict=False)
+
+    @cached_property
+    def _session(self) -> Any:
+        import onnxruntime
+
+        return onnxruntime.InferenceSession(self.onnx.SerializeToString(), providers=["CPUExecutionProvider"])
+
+
+def open_model(
+    model: str = "saevit_xs",
+    *,
+    weights: str | Path | None = None,
+    batch: int = 1,
+    image_size: int | Sequence[int] | None = None,
+    num_classes: int | None = None,
+    features_only: bool = False,
+    seed: int = 0,
+) -> ModelSource:
+    """A model by name or file. Without `weights` a named model gets random ones, alike for the same seed."""
+    size = None if image_size is None else _checked_size(image_size)
+    if not 1 <= batch <= LARGEST_BATCH:
+        raise UsageError(f"batch {batch} is impossible: choose 1 to {LARGEST_BATCH}.")
+    if num_classes is not None and num_classes < 1:
+        raise UsageError(f"{num_classes} classes are impossible: choose 1 or more.")
+    if model in models.names():
+        return _open_registered(model, weights, batch, size, num_classes, features_only, seed)
+    if model.startswith("timm:"):
+        return _open_timm(model, weights, batch, size, num_classes, features_only, seed)
+    opener = {".pt2": _open_pt2, ".onnx": _open_onnx}.get(Path(model).suffix)
+    if opener is None:
+        raise unknown("model", model, [*models.names(), "timm:NAME", "FILE.pt2", "FILE.onnx"])
+    if num_classes is not None or features_only:
+        raise UsageError(f"'{model}' has its outputs fixed: leave out the number of classes and features only.")
+    # An artifact remembers only the name of the file, so `weights` may say where it is now.
+    path = Path(model if weights is None else weights)
+    if path.name != Path(model).name:
+        raise UsageError(f"'{model}' holds its own weights: leave out '{weights}'.")
+    return opener(path, batch, size)
+
+
+# Registered models --------------------------------------------------
+
+
+def _open_registered(
+    name: str,
+    weights: str | Path | None,
+    batch: int,
+    size: Size | None,
+    num_classes: int | None,
+    features_only: bool,
+    seed: int,
+) -> ModelSource:
+    checkpoint = None if weights is None else Checkpoint.open(weights)
+    if checkpoint is not None:
+        checkpoint.check_made_for(name)
+        size = size or checkpoint.image_size
+        num_classes = num_classes or checkpoint.num_classes
+    size, num_classes = size or (IMAGE_SIZE, IMAGE_SIZE), num_classes or 1000
+    if min(size) < SMALLEST:
+        raise UsageError(f"image size {_show(size)} is too small for {name}: choose {SMALLEST} or more.")
+    module = models.create(name, num_classes=num_classes, features_only=features_only).eval()
+    if checkpoint is None:
+        weight_files.randomise(module, seed)
+    else:
+        checkpoint.apply_to(module)
+    blocks = sum(module.depths)
+    return ModelSource(
+        name=name,
+        module=module,
+        input_shape=(batch, 3, *size),
+        output_names=tuple(f"stage{i + 1}" for i in range(4)) if features_only else ("logits",),
+        recipe=_recipe(name, batch, size, num_classes, features_only),
+        weights={"source": "random", "seed": seed} if checkpoint is None else checkpoint.origin,
+        weights_digest=weight_files.digest(module),
+        preprocessing=_preprocessing(size, checkpoint),
+        labels=None if checkpoint is None or features_only else checkpoint.labels(num_classes),
+        regions={"saa": blocks, "ciffn": blocks, "dwsconv": blocks},
+    )
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A weights file and what its metadata says of it."""
+
+    label: str
+    origin: dict[str, str]
+    state: dict[str, Tensor]
+    metadata: dict[str, str]
+
+    @staticmethod
+    def open(given: str | Path) -> Checkpoint:
+        """A file, or the name of a checkpoint that ships with the package; such a file comes first."""
+        path, shipped = Path(given), weight_files.shipped()
+        if not path.exists() and str(given) in shipped:
+            origin = {"source": "shipped", "name": str(given)}
+            return Checkpoint(f"checkpoint '{given}'", origin, *weight_files.load_state(shipped[str(given)]))
+        if not path.exists() and not path.suffix:
+            raise unknown("checkpoint", str(given), [*shipped, "a path to a .safetensors or .pt file"])
+        return Checkpoint(f"'{given}'", {"source": "file", "file": path.name}, *weight_files.load_state(path))
+
+    def check_made_for(self, name: str) -> None:
+        made_for = self.metadata.get("saevit.model", name)
+        if made_for != name:
+            raise ModelError(f"{self.label} holds weights of {made_for}, not of {name}: add --model {made_for}.")
+
+    def apply_to(self, module: nn.Module) -> None:
+        own = module.state_dict()
+        features_only = getattr(module, "features_only", False)
+        state = {n: t for n, t in self.state.items() if n in own or not (features_only and _of_head(n))}
+        weight_files.apply_state(module, state, self.label)
+
+    @property
+    def num_classes(self) -> int | None:
+        """The rows of the classifier, which is the truth, whatever the metadata says."""
+        head = self.state.get("head.weight")
+        return None if head is None or head.dim() != 2 else head.shape[0]
+
+    @property
+    def image_size(self) -> Size | None:
+        return self._read("saevit.image_size", lambda value: _checked_size(value))
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        return self._read("saevit.preprocessing", _checked_preprocessing) or {}
+
+    def labels(self, num_classes: int) -> tuple[str, ...] | None:
+        return self._read("saevit.labels", lambda value: _checked_labels(value, num_classes))
+
+    def _read(self, key: str, check: Callable[[Any], Any]) -> Any:
+        if key not in self.metadata:
+            return None
+        try:
+            return check(json.loads(self.metadata[key]))
+        except (ValueError, TypeError, KeyError, RecursionError, UsageError) as error:
+            raise ModelError(f"{self.label} has metadata '{key}' that makes no sense: {error}.") from error
+
+
+def _of_head(name: str) -> bool:
+    return name.startswith(("norm.", "head."))
+
+
+# Foreign models -----------------------------------------------------
+
+
+def _open_timm(
+    name: str,
+    weights: str | Path | None,
+    batch: int,
+    size: Size | None,
+    num_classes: int | None,
+    features_only: bool,
+    seed: int,
+) -> ModelSource:
+    timm = _import("timm", f"'{name}' needs timm: pip install timm torchvision.")
+    options: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
+    if features_only:
+        options = {"features_only": True}
+    known = name.removeprefix("timm:")
+    if not timm.is_model(known):
+        near = difflib.get_close_matches(known, timm.list_models(), n=3)
+        raise UsageError(f"timm has no model '{known}'{'; near it are ' + ', '.join(near) if near else ''}.")
+    checkpoint = None if weights is None else Checkpoint.open(weights)
+    try:
+        module = timm.create_model(known, pretrained=False, **options).eval()
+        own = getattr(module, "pretrained_cfg", {})
+        native = tuple(own.get("input_size", (3, IMAGE_SIZE, IMAGE_SIZE))[1:])
+        if checkpoint is None:
+            weight_files.randomise(module, seed, native)
+    except Exception as error:  # every architecture refuses in its own way
+        raise ModelError(f"timm cannot make '{known}' with {options}: {_brief(error)}.") from error
+    if checkpoint is not None:
+        checkpoint.check_made_for(name)
+        checkpoint.apply_to(module)
+    shape = (batch, 3, *(size or native))
+    custom = {key: list(own[key]) for key in ("mean", "std") if key in own}
+    if own.get("interpolation") in ("bilinear", "bicubic"):
+        custom["resize"] = own["interpolation"]
+    return _foreign(
+        name=name,
+        module=module,
+        input_shape=shape,
+        recipe=_recipe(name, batch, shape[2:], num_classes, features_only),
+        weights={"source": "random", "seed": seed} if checkpoint is None else checkpoint.origin,
+        weights_digest=weight_files.digest(module),
+        preprocessing=_preprocessing(shape[2:], checkpoint, custom),
+    )
+
+
+def _open_pt2(path: Path, batch: int, size: Size | None) -> ModelSource:
+    from saevit_tvm.models.pt2 import load_program
+
+    program = load_program(path)
+    if _is_training(program):
+        raise ModelError(f"'{path}' was exported in training mode: call eval() before torch.export.export.")
+    inputs = [node for node in program.graph.nodes if node.name in program.graph_signature.user_inputs]
+    values = [node.meta.get("val") for node in inputs]
+    if len(values) != 1 or not isinstance(values[0], Tensor) or values[0].dtype != torch.float32:
+        raise ModelError(f"'{path}' must take exactly one float32 tensor: export it so.")
+    shape = _image_shape(path, list(values[0].shape), batch, size)
+    return _foreign(
+        name=str(path),
+        module=program.module(),
+        input_shape=shape,
+        recipe=_recipe(path.name, shape[0], shape[2:], None, False),
+        weights={"source": "file", "file": path.name},
+        weights_digest=weight_files.digest_tensors({**program.state_dict, **program.constants}),
+        preprocessing=_preprocessing(shape[2:]),
+    )
+
+
+def _is_training(program: torch.export.ExportedProgram) -> bool:
+    """Does some operator (BatchNorm, dropout) behave as in training?"""
+    for node in program.graph.nodes:
+        if isinstance(node.target, torch._ops.OpOverload):
+            names = [argument.name for argument in node.target._schema.arguments]
+            given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+            if given.get("training") is True or given.get("train") is True:
+                return True
+    return False
+
+
+def _open_onnx(path: Path, batch: int, size: Size | None) -> ModelSource:
+    onnx = _import("onnx", f"'{path}' needs two more packages: pip install onnx onnxruntime.")
+    _import("onnxruntime", f"'{path}' needs one more package: pip install onnxruntime.")
+    if not path.is_file():
+        raise UsageError(f"there is no file '{path}': check the path.")
+    try:
+        model = onnx.load(path)
+        onnx.checker.check_model(model)
+    except Exception as error:  # damaged protobuf, missing external data, invalid graph
+        raise ModelError(f"'{path}' is not a valid ONNX model ({_brief(error)}): export it again.") from error
+    constants = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in constants]
+    if len(inputs) != 1 or inputs[0].type.tensor_type.elem_type != onnx.TensorProto.FLOAT:
+        raise ModelError(f"'{path}' must take exactly one float32 tensor: export it so.")
+    dims = inputs[0].type.tensor_type.shape.dim
+    shape = _image_shape(path, [dim.dim_value or None for dim in dims], batch, size)
+    for dim, length in zip(dims, shape, strict=True):
+        dim.dim_value = length  # what was left open is fixed now
+    del model.graph.value_info[:]
+    content = model.SerializeToString(deterministic=True)
+    return _foreign(
+        name=str(path),
+        module=None,
+        onnx=model,
+        input_shape=shape,
+        recipe=_recipe(path.name, shape[0], shape[2:], None, False),
+        weights={"source": "file", "file": path.name},
+        weights_digest=f"sha256:{hashlib.sha256(content).hexdigest()}",
+        preprocessing=_preprocessing(shape[2:]),
+    )
+
+
+def _foreign(**fields: Any) -> ModelSource:
+    """A source whose outputs are not known before it ran once; that also shows that it runs at all."""
+    source = ModelSource(**fields, output_names=())
+    try:
+        outputs = source.reference(np.zeros(source.input_shape, np.float32))
+        if not all(isinstance(output, np.ndarray) and output.dtype == np.float32 for output in outputs):
+            raise ValueError("its outputs are not all float32 tensors")
+    except Exception as error:  # a model fails in its own way
+        shape = "x".join(map(str, source.input_shape))
+        raise ModelError(f"'{source.name}' does not run on an input of {shape}: {_brief(error)}.") from error
+    names = tuple(f"output{i}" for i in range(len(outputs)))
+    single = len(outputs) == 1 and outputs[0].ndim == 2
+    return dataclasses.replace(source, output_names=("logits",) if single else names)
+
+
+def _image_shape(path: Path, fixed: Sequence[int | None], batch: int, size: Size | None) -> tuple[int, int, int, int]:
+    """The input shape of a file: what it fixes, and what the user chose for the rest."""
+    if len(fixed) != 4 or fixed[1] not in (3, None):
+        shown = "x".join("?" if length is None else str(length) for length in fixed)
+        raise ModelError(f"'{path}' takes an input of {shown}, not pictures (batch x 3 x height x width).")
+    height, width = size or (fixed[2] or IMAGE_SIZE, fixed[3] or IMAGE_SIZE)
+    if fixed[2] not in (height, None) or fixed[3] not in (width, None):
+        raise UsageError(f"'{path}' takes pictures of {fixed[2]}x{fixed[3]} only: leave out the image size.")
+    if fixed[0] not in (batch, None) and batch != 1:
+        raise UsageError(f"'{path}' takes batches of {fixed[0]} only: leave out the batch.")
+    return fixed[0] or batch, 3, height, width
+
+
+def _import(package: str, sentence: str) -> Any:
+    try:
+        return importlib.import_module(package)
+    except Exception as error:  # timm fails in more ways than ImportError when its own needs are not met
+        raise ModelError(sentence) from error
+
+
+# Shared -------------------------------------------------------------
+
+
+def _checked_size(given: int | Sequence[int]) -> Size:
+    try:
+        height, width = (given, given) if isinstance(given, int) else (int(v) for v in given)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"image size {given} is not a size: give one number, or height and width.") from error
+    if not (1 <= height <= LARGEST and 1 <= width <= LARGEST):
+        raise UsageError(f"image size {_show((height, width))} is impossible: choose {SMALLEST} to {LARGEST}.")
+    return height, width
+
+
+def _show(size: Size) -> str:
+    return str(size[0]) if size[0] == size[1] else f"{size[0]}x{size[1]}"
+
+
+def _recipe(name: str, batch: int, size: Size, num_classes: int | None, features_only: bool) -> dict[str, Any]:
+    return {
+        "model": name,
+        "batch": batch,
+        "image_size": list(size),
+        "num_classes": num_classes,
+        "features_only": features_only,
+    }
+
+
+def _preprocessing(
+    size: Size, checkpoint: Checkpoint | None = None, custom: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """ImageNet's customs, unless the model has its own or the checkpoint was trained with others."""
+    usual = {"mode": "RGB", "resize": "bicubic", "crop": "center", "scale": 1 / 255, **IMAGENET}
+    stated = {} if checkpoint is None else checkpoint.preprocessing
+    return {**usual, **(custom or {}), **stated, "image_size": list(size)}
+
+
+def _checked_preprocessing(value: dict[str, Any]) -> dict[str, Any]:
+    from saevit_tvm.runtime.preprocess import check
+
+    if not isinstance(value, dict):
+        raise ValueError("it is not an object")
+    check(value)
+    return value
+
+
+def _checked_labels(value: list[str], num_classes: int) -> tuple[str, ...] | None:
+    if not isinstance(value, list) or not all(isinstance(label, str) for label in value):
+        raise ValueError("it is not a list of names")
+    return tuple(value) if len(value) == num_classes else None
+
+
+def _brief(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")[:160]

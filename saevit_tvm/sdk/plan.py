@@ -1,0 +1,189 @@
+"""From a compiled model to a straight plan: kernels in order, and the one place in memory of each of their tensors.
+
+The shapes of a model are constants, so its bytecode is a list without a branch, and a program that follows the
+list needs no virtual machine. The kernels are the very code that the library holds.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import tvm
+import tvm_ffi
+from tvm import relax, s_tir, tirx
+
+from saevit_tvm.compiler.street import memory_plan, run
+from saevit_tvm.support.errors import CompileError
+
+if TYPE_CHECKING:
+    from saevit_tvm.compiler.street import Compiled
+
+ALIGNMENT = 64
+ARENA, WEIGHTS, INPUT = "arena", "weights", "input"
+_DTYPE = re.compile(r"(float|int|uint)(8|16|32|64)")
+# What the C runtime provides of TVM's, each under the name of the variable through which kernels find it.
+_PROVIDED = {b"__TVMBackendParallelLaunch", b"__TVMBackendAllocWorkspace", b"__TVMBackendFreeWorkspace"}
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor and where it lies: in the arena, among the weights, or in the caller's input."""
+
+    place: str
+    offset: int
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+
+
+@dataclass(frozen=True)
+class Step:
+    """A kernel's name, and its tensors as indices into the plan's."""
+
+    kernel: str
+    tensors: tuple[int, ...]
+
+
+@dataclass
+class Plan:
+    tensors: list[Tensor] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
+    outputs: list[int] = field(default_factory=list)
+    weights: bytearray = field(default_factory=bytearray)
+    arena_size: int = 0
+    shared_scratch: int = 0  # once
+    scratch_size: int = 0  # for each thread
+
+
+def plan(compiled: Compiled) -> Plan:
+    """The plan of one inference."""
+    mod = run(compiled.module, memory_plan(), tvm.target.Target(compiled.target.tvm))
+    made = _Reader(mod).read()
+    needs = [_scratch(mod[name].body) for name in {step.kernel for step in made.steps}]
+    made.shared_scratch = max((first for first, _ in needs), default=0)
+    made.scratch_size = max((each for _, each in needs), default=0)
+    return made
+
+
+def write_kernels(compiled: Compiled, path: Path) -> None:
+    """The machine code of the kernels, as an object file."""
+    modules = list(compiled.executable.mod.imports)
+    if len(modules) != 1:
+        raise CompileError("only models that run on the CPU alone can be linked statically: use --flavour shared.")
+    modules[0].write_to_file(str(path), "o")
+    wanted = set(re.findall(rb"\0(__TVM\w+)(?=\0)", path.read_bytes()))
+    if wanted - _PROVIDED:
+        names = ", ".join(sorted(name.decode().strip("_") for name in wanted - _PROVIDED))
+        raise CompileError(f"the model's kernels need {names} of TVM's runtime: use --flavour shared.")
+
+
+class _Reader:
+    """Follows the bindings of `main`, after memory was planned and before they become bytecode."""
+
+    def __init__(self, mod: tvm.IRModule) -> None:
+        self._main = mod["main"]
+        self._plan = Plan()
+        self._values: dict[Any, Any] = {}  # variable -> index of a tensor, offset of a storage, or a list of indices
+        self._constants: dict[Any, int] = {}
+
+    def read(self) -> Plan:
+        (parameter,) = self._main.params
+        self._values[parameter] = self._tensor(INPUT, 0, parameter.ty)
+        for block in self._main.body.blocks:
+            for binding in block.bindings:
+                self._values[binding.var] = self._value(binding.value, binding.var)
+        result = self._value(self._main.body.body, None)
+        self._plan.outputs = result if isinstance(result, list) else [result]
+        return self._plan
+
+    def _value(self, value: Any, var: Any) -> Any:
+        if isinstance(value, relax.Var):
+            return self._values[value]
+        if isinstance(value, tvm.ir.GenericConst):
+            return self._constant(value)
+        if isinstance(value, relax.Tuple):
+            return [self._value(item, None) for item in value.fields]
+        if isinstance(value, relax.TupleGetItem):
+            return self._value(value.tuple_value, None)[value.index]
+        if isinstance(value, relax.Call):
+            return self._call(value, var)
+        raise _no_place_for(type(value).__name__)
+
+    def _call(self, call: relax.Call, var: Any) -> Any:
+        if isinstance(call.op, tvm.ir.GlobalVar):
+            tensors = tuple(self._value(argument, None) for argument in call.args)
+            if not all(isinstance(index, int) for index in tensors):
+                raise _no_place_for(f"the arguments of '{call.op.name_hint}'")
+            self._plan.steps.append(Step(call.op.name_hint, tensors))
+            return None
+        name = call.op.global_symbol if isinstance(call.op, relax.ExternFunc) else call.op.name
+        if name == "relax.memory.alloc_storage":
+            offset = self._plan.arena_size
+            self._plan.arena_size += _aligned(math.prod(int(size) for size in call.args[0].values))
+            return offset
+        if name == "relax.memory.alloc_tensor":
+            return self._tensor(ARENA, self._values[call.args[0]] + int(call.args[1].value), var.ty)
+        if name in ("relax.reshape", "vm.builtin.reshape"):
+            source = self._plan.tensors[self._value(call.args[0], None)]
+            return self._tensor(source.place, source.offset, var.ty)
+        raise _no_place_for(f"'{name}'")
+
+    def _constant(self, constant: tvm.ir.GenericConst) -> int:
+        if constant not in self._constants:
+            offset = _aligned(len(self._plan.weights))
+            self._plan.weights.extend(bytes(offset - len(self._plan.weights)))
+            self._plan.weights.extend(constant.value.numpy().tobytes())
+            self._constants[constant] = self._tensor(WEIGHTS, offset, constant.ty)
+        return self._constants[constant]
+
+    def _tensor(self, place: str, offset: int, info: Any) -> int:
+        shape, dtype = tuple(int(extent) for extent in info.shape), str(info.dtype)
+        if not _DTYPE.fullmatch(dtype):
+            raise _no_place_for(f"tensors of {dtype}")
+        self._plan.tensors.append(Tensor(place, offset, shape, dtype))
+        return len(self._plan.tensors) - 1
+
+
+def _no_place_for(what: str) -> CompileError:
+    return CompileError(f"the static flavour has no place for {what}: use --flavour shared.")
+
+
+def _scratch(body: Any) -> tuple[int, int]:
+    """The most scratch memory that a kernel needs at a time, as if all its buffers lived at once.
+
+    First what the thread that calls it needs besides, then what every thread needs: buffers inside parallel loops,
+    and those that lowering may still move there.
+    """
+    everywhere: list[int] = []
+    fixed: list[int] = []
+    parallel: list[int] = []
+
+    def count(sizes: list[int], *buffers: Any) -> None:
+        sizes.extend(math.prod(map(int, each.shape)) * np.dtype(each.dtype).itemsize for each in buffers)
+
+    def look_inside(loop: Any) -> None:
+        if loop.kind == tirx.ForKind.PARALLEL:
+            tvm_ffi.structural_walk(loop.body, (tirx.AllocBuffer, lambda node: count(parallel, node.buffer)))
+
+    movable = s_tir.SBlock, lambda node: count(everywhere, *node.alloc_buffers)
+    in_place = tirx.AllocBuffer, lambda node: count(fixed, node.buffer)
+    tvm_ffi.structural_walk(body, (movable, in_place, (tirx.For, look_inside)))
+    whole, each = _room(fixed), _room(parallel) + _room(everywhere)
+    return max(0, whole - _room(parallel)), each
+
+
+def _room(sizes: list[int]) -> int:
+    """Every block of scratch memory has a header before it."""
+    return sum(ALIGNMENT + _aligned(size) for size in sizes)
+
+
+def _aligned(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT
