@@ -10,8 +10,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 import saevit_tvm
 from saevit_tvm.errors import SaevitError
@@ -92,6 +95,22 @@ class PeerProcess:
         how = f"crashed ({signal.Signals(-status).name})" if status < 0 else f"ended with status {status}"
         lines = self._log.read_text(errors="replace").strip().splitlines()
         return PeerError(f"its process {how}" + (f"; its last words: {lines[-1][:200]}" if lines else ""))
+
+
+@contextlib.contextmanager
+def serving(
+    name: str, folder: Path, example: Path, threads: int, work: Path
+) -> Iterator[tuple[PeerProcess, dict[str, Any], list[np.ndarray]]]:
+    """A fresh process that takes turns, what it told of its first answer, and that answer."""
+    work.mkdir()
+    outputs = work / "outputs.npz"
+    order = {"do": "serve", "peer": name, "folder": str(folder), "threads": threads}
+    order |= {"example": str(example), "outputs": str(outputs)}
+    with PeerProcess(order, threads, work) as process:
+        told = process.reply()
+        with np.load(outputs) as saved:
+            answer = [saved[name] for name in saved.files]
+        yield process, told, answer
 
 
 def _package_alone(folder: Path) -> str:
