@@ -1,4 +1,4 @@
-"""saevit-tvm bench: how fast, beside the other runtimes."""
+"""saevit-tvm bench: how fast, beside the other runtimes or another artifact."""
 
 from __future__ import annotations
 
@@ -8,28 +8,36 @@ from typing import Any
 import click
 
 from saevit_tvm.cli.console import Console
-from saevit_tvm.cli.options import artifact_argument, common
+from saevit_tvm.cli.options import artifact_argument, common, file
+from saevit_tvm.support.errors import UsageError
 
 
 @click.command(
     "bench",
     short_help="Time an artifact beside other runtimes.",
-    help="Time an artifact, in turns with other runtimes of the same float32 model.",
+    help="Time an artifact, in turns with other runtimes of the same float32 model; or with one OTHER artifact, where "
+    "a few percent matter.",
 )
 @artifact_argument
+@click.argument("other", required=False, type=file)
 @click.option("--threads", type=int, help="For every runtime alike; by default all cores.")
 @click.option(
     "--against",
     help="torch, torch-compile, onnxruntime, openvino, ncnn, mnn, executorch, litert, with commas between; or 'none'. "
     "By default every one that is installed, here or for the Python that SAEVIT_TVM_PEERS_PYTHON names.",
 )
-@click.option("--runs", type=click.IntRange(1), help="Timed answers of each runtime, in place of --seconds.")
+@click.option("--runs", type=click.IntRange(1), help="Timed answers of each, in place of --seconds.")
 @click.option(
     "--seconds",
     type=click.FloatRange(0.1, 3600),
     default=5.0,
     show_default=True,
-    help="Timed seconds of each runtime.",
+    help="Timed seconds of each.",
+)
+@click.option(
+    "--pairs",
+    type=click.IntRange(1),
+    help="Processes of each of two artifacts, in turns, among which its time is divided. [default: 10]",
 )
 @click.option(
     "--emulated",
@@ -38,17 +46,46 @@ from saevit_tvm.cli.options import artifact_argument, common
 )
 @click.option("--weights", help="The file the artifact's weights came from, where they came from a file.")
 @common
-def command(artifact: Path, against: str | None, emulated: bool, as_json: bool, **options: Any) -> None:
+def command(artifact: Path, other: Path | None, emulated: bool, as_json: bool, **options: Any) -> None:
     console = Console(as_json)
-    if emulated:
+    if other is not None:
+        _two(console, (artifact, other), emulated, **options)
+    elif options.pop("pairs") is not None:
+        raise UsageError("--pairs is for two artifacts: give another one, or leave it out.")
+    elif emulated:
         _emulated(console, artifact)
-        return
+    else:
+        _one(console, artifact, **options)
+
+
+def _one(console: Console, artifact: Path, against: str | None, **options: Any) -> None:
     from saevit_tvm.verbs.bench import bench
 
     named = None if against is None else [name for name in against.replace("none", "").split(",") if name]
     result = bench(artifact, against=named, say=console.say, **options)
     console.object(result)
     _print(console, result)
+
+
+def _two(
+    console: Console,
+    artifacts: tuple[Path, Path],
+    emulated: bool,
+    against: str | None,
+    weights: str | None,
+    **options: Any,
+) -> None:
+    from saevit_tvm.verbs.pair import emulated_pair, pair
+
+    for name, value in (("--against", against), ("--weights", weights)):
+        if value is not None:
+            raise UsageError(f"{name} means nothing beside two artifacts: leave it out, or give one artifact.")
+    result = emulated_pair(artifacts, console.say) if emulated else pair(artifacts, say=console.say, **options)
+    console.object(result)
+    if emulated:
+        _print_emulated_pair(console, result)
+    else:
+        _print_pair(console, result)
 
 
 def _emulated(console: Console, artifact: Path) -> None:
@@ -112,6 +149,10 @@ def _print(console: Console, result: dict[str, Any]) -> None:
         console.line("this artifact was never verified: only the answer to one random input was compared, just now")
     if result["note"]:
         console.line(f"alone, because there is no model to give to other runtimes: {result['note']}")
+    _print_trips(console, result)
+
+
+def _print_trips(console: Console, result: dict[str, Any]) -> None:
     trips = result["core_round_trip_ns"]
     if trips:
         console.line(
@@ -119,3 +160,50 @@ def _print(console: Console, result: dict[str, Any]) -> None:
         )
     elif result["threads"] > 1:
         console.line("core-to-core round trip: not measured, there is no C compiler")
+
+
+def _print_pair(console: Console, result: dict[str, Any]) -> None:
+    shape, ratios = "x".join(map(str, result["input_shape"])), result["ratios"]
+    console.line(f"input {shape}, {result['threads']} threads, {len(ratios)} pairs of processes in turns")
+    rows = [
+        [
+            letter,
+            row["artifact"],
+            row["dtype"],
+            f"{row['median_ms']:.3f}",
+            f"{row['p10_ms']:.3f}",
+            f"{row['p90_ms']:.3f}",
+            f"{row['first_ms']:.0f}",
+            str(row["runs"]),
+        ]
+        for letter, row in zip("AB", result["artifacts"], strict=True)
+    ]
+    console.table(["", "artifact", "dtype", "median ms", "p10", "p90", "first ms", "runs"], rows)
+    console.line(
+        f"A/B {result['ratio']:.4f}, the median of the pairs; p10 {result['ratio_p10']:.4f}, "
+        f"p90 {result['ratio_p90']:.4f}, all of them {min(ratios):.4f} to {max(ratios):.4f}"
+    )
+    apart = result["max_abs_difference"]
+    far = "NaN or infinity in one of them" if apart is None else f"largest difference {apart:.1e}"
+    console.line(f"answers to one random input: {'the same bit for bit' if result['equal'] else far}")
+    _print_note(console, result)
+    _print_trips(console, result)
+
+
+def _print_emulated_pair(console: Console, result: dict[str, Any]) -> None:
+    first, second = result["artifacts"]
+    for letter, row in zip("AB", (first, second), strict=True):
+        where = row["machine"] if "machine" in row else row["target"]
+        console.line(f"{letter}: {row['artifact']}, {row['model']}, {where}")
+    console.line(f"one inference; {result['kind']}")
+    rows = [
+        [name.replace("_", " "), str(first[name]), str(second[name]), "-" if ratio is None else f"{ratio:.4f}"]
+        for name, ratio in result["ratios"].items()
+    ]
+    console.table(["", "A", "B", "A/B"], rows)
+    _print_note(console, result)
+
+
+def _print_note(console: Console, result: dict[str, Any]) -> None:
+    if result["note"]:
+        console.line(result["note"])

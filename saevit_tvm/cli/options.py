@@ -9,7 +9,8 @@ from typing import Any
 import click
 
 folder = click.Path(path_type=Path)
-artifact_argument = click.argument("artifact", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+file = click.Path(exists=True, dir_okay=False, path_type=Path)
+artifact_argument = click.argument("artifact", type=file)
 target_option = click.option(
     "--target", default="native", show_default=True, help="A name that 'targets' lists, or TVM's target JSON."
 )

@@ -22,7 +22,7 @@ from saevit_tvm.runtime.artifact import check_runnable, read_manifest
 from saevit_tvm.support import workspace
 from saevit_tvm.support.errors import ModelError, UsageError
 from saevit_tvm.verbs import peers
-from saevit_tvm.verbs.peers.process import PeerError, PeerProcess
+from saevit_tvm.verbs.peers.process import PeerError, PeerProcess, serving
 from saevit_tvm.verbs.roundtrip import RoundTrip
 from saevit_tvm.verbs.verify import reference
 from schedules.dtypes import TOLERANCE
@@ -217,15 +217,9 @@ def _start(
 ) -> None:
     """A fresh process, its first answer timed and compared. One that answers wrongly is not worth timing."""
     runtime.size = runtime.peer.size(runtime.folder)
-    outputs, work = scratch / f"{runtime.peer.name}.npz", scratch / runtime.peer.name
-    work.mkdir()
-    order: dict[str, Any] = {"do": "serve", "peer": runtime.peer.name, "folder": str(runtime.folder)}
-    order |= {"threads": threads, "example": str(comparison.example), "outputs": str(outputs)}
-    runtime.process = processes.enter_context(PeerProcess(order, threads, work))
-    told = runtime.process.reply()
+    start = serving(runtime.peer.name, runtime.folder, comparison.example, threads, scratch / runtime.peer.name)
+    runtime.process, told, answer = processes.enter_context(start)
     runtime.first_ms, runtime.version = told["first_ms"], told["version"]
-    with np.load(outputs) as saved:
-        answer = [saved[name] for name in saved.files]
     dtype = comparison.manifest["dtype"] if runtime.peer is peers.OURS else PEERS_DTYPE
     runtime.max_abs_error = _judged(answer, comparison.expected, TOLERANCE[dtype])
     runtime.process.ask(warm=WARM_UP, runs=1, seconds=0.0)
@@ -253,20 +247,27 @@ def _take_turns(
     say: Callable[[str], None],
 ) -> None:
     """Rounds in which everyone has one turn, each round beginning with another."""
-    rounds = min(ROUNDS, runs) if runs else ROUNDS
-    say(f"measuring in {rounds} rounds")
-    for number in range(rounds):
+    shares = divided(runs, ROUNDS)
+    say(f"measuring in {len(shares)} rounds")
+    for number, share in enumerate(shares):
         if trip:
             trip.measure()
-        share = runs * (number + 1) // rounds - runs * number // rounds if runs else None
         for runtime in runtimes[number % len(runtimes) :] + runtimes[: number % len(runtimes)]:
             if runtime.process is None or runtime.error is not None:
                 continue
             with runtime.step():
                 time.sleep(SETTLE)
-                told = runtime.process.ask(warm=1, runs=share, seconds=seconds / rounds)
+                told = runtime.process.ask(warm=1, runs=share, seconds=seconds / len(shares))
                 runtime.times += told["times"]
                 runtime.cores.append(told["cores"])
+
+
+def divided(runs: int | None, rounds: int) -> list[int | None]:
+    """How many of the answers fall to each round, at least one; None where time decides."""
+    if runs is None:
+        return [None] * rounds
+    rounds = min(rounds, runs)
+    return [runs * (number + 1) // rounds - runs * number // rounds for number in range(rounds)]
 
 
 # Telling ------------------------------------------------------------
@@ -294,19 +295,23 @@ def _result(comparison: Comparison, threads: int, runtimes: list[Runtime], trip:
 
 
 def _row(runtime: Runtime, threads: int, ours: float) -> dict[str, Any]:
-    p10, median, p90 = (float(value) for value in np.percentile(runtime.times, [10, 50, 90]))
+    taken = quantiles(runtime.times)
     return {
         "name": runtime.peer.name,
         "version": runtime.version,
         "dtype": PEERS_DTYPE,
         "threads": threads,
-        "median_ms": median,
-        "p10_ms": p10,
-        "p90_ms": p90,
-        "ratio": ours / median,
+        **taken,
+        "ratio": ours / taken["median_ms"],
         "first_ms": runtime.first_ms,
         "size": runtime.size,
         "max_abs_error": runtime.max_abs_error,
         "cores_used": float(np.median(runtime.cores)),
         "runs": len(runtime.times),
     }
+
+
+def quantiles(times: Sequence[float]) -> dict[str, float]:
+    """The middle of what was measured, and how far it scatters."""
+    p10, median, p90 = (float(value) for value in np.percentile(times, [10, 50, 90]))
+    return {"median_ms": median, "p10_ms": p10, "p90_ms": p90}

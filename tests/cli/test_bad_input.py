@@ -213,7 +213,8 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_artifact_that_cannot_be_used(cli, micro_artifact, tmp_path, picture, kind, refused, damaged):
     bad = damaged(kind, micro_artifact, tmp_path / "bad.so")
-    for command in (["verify", bad], ["run", bad, picture], ["bench", bad, "--against", "none"]):
+    both = ["bench", micro_artifact, bad]
+    for command in (["verify", bad], ["run", bad, picture], ["bench", bad, "--against", "none"], both):
         refused(cli(*command), 1, "bad.so", KINDS[kind])
 
 
@@ -222,7 +223,8 @@ def test_an_artifact_that_is_no_file_is_wrong_usage(cli, tmp_path, picture, kind
     bad = tmp_path / "bad.so"
     if kind == "directory":
         bad.mkdir()
-    for command in (["verify", bad], ["run", bad, picture], ["bench", bad, "--against", "none"]):
+    both = ["bench", __file__, bad]
+    for command in (["verify", bad], ["run", bad, picture], ["bench", bad, "--against", "none"], both):
         refused(cli(*command), 2, "bad.so", words, "--help")
 
 
@@ -276,3 +278,33 @@ def test_bench_wrong_usage(cli, micro_artifact, refused):
     refused(cli("bench", micro_artifact, "--against", "torhc"), 2, "torch-compile", "did you mean 'torch'?")
     refused(cli("bench", micro_artifact, "--threads", "0"), 2, "--threads 0")
     refused(cli("bench", micro_artifact, "--threads", "100000"), 2, "--threads 100000", "cores")
+
+
+@pytest.mark.parametrize(
+    ("count", "args", "words"),
+    [
+        (3, [], ["Got unexpected extra argument", "bench --help"]),
+        (1, ["--pairs", "3"], ["--pairs is for two artifacts", "give another one"]),
+        (2, ["--pairs", "0"], ["--pairs"]),
+        (2, ["--against", "torch"], ["--against means nothing beside two artifacts", "leave it out"]),
+        (2, ["--weights", "a.pt", "--emulated"], ["--weights means nothing beside two artifacts"]),
+        (2, ["--threads", "100000"], ["--threads 100000", "cores"]),
+    ],
+)
+def test_bench_of_two_wrong_usage(cli, micro_artifact, refused, count, args, words):
+    refused(cli("bench", *[micro_artifact] * count, *args), 2, *words)
+
+
+def test_bench_of_two_that_cannot_be_compared(cli, micro_artifact, tmp_path, parts, forge, refused):
+    library, manifest = parts(micro_artifact)
+    smaller = [{"name": "x", "shape": [1, 3, 32, 32], "dtype": "float32"}]
+    inputs = forge(library, manifest | {"inputs": smaller}, tmp_path / "inputs.so")
+    refused(
+        cli("bench", micro_artifact, inputs), 2, "inputs.so'", "1x3x64x64 float32 and 1x3x32x32 float32", "--image-size"
+    )
+    outputs = forge(library, manifest | {"outputs": smaller}, tmp_path / "outputs.so")
+    refused(cli("bench", micro_artifact, outputs), 2, "their outputs are 1x1000 float32 and 1x3x32x32 float32")
+    gpu = manifest["target"] | {"tvm": {"kind": "opencl"}}
+    gpu = forge(library, manifest | {"target": gpu}, tmp_path / "gpu.so")
+    refused(cli("bench", "--emulated", micro_artifact, gpu), 2, "gpu.so'", "instructions do not compare with launches")
+    refused(cli("bench", "--emulated", micro_artifact, micro_artifact), 1, "leave out --emulated")

@@ -59,6 +59,14 @@ def test_while_benching(tmp_path, micro_artifact, stage, interrupted):
     assert not survivors(tmp_path)
 
 
+@pytest.mark.slow
+def test_while_benching_two(tmp_path, micro_artifact, interrupted):
+    command = ("bench", micro_artifact, micro_artifact)
+    done = interrupted(signal.SIGINT, "measuring", 0.5, *command, cwd=tmp_path / "work")
+    stopped_cleanly(done, signal.SIGINT, tmp_path / "work")
+    assert not survivors(tmp_path)
+
+
 def test_while_verifying(tmp_path, micro_artifact, interrupted):
     done = interrupted(signal.SIGINT, None, 2.5, "verify", micro_artifact, cwd=tmp_path / "work")
     if done.returncode != 0:  # a fast machine is done by then

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -131,7 +132,8 @@ def test_verify_with_other_weights_than_were_built(cli, micro_artifact, tmp_path
     refused(cli("verify", micro_artifact, "--weights", tmp_path / "other.pt"), 1, "other.pt' holds other weights")
 
 
-def test_a_library_that_crashes_is_a_sentence(cli, micro_artifact, tmp_path, parts, forge, refused):
+@pytest.fixture
+def crashing(micro_artifact, tmp_path, parts, forge):
     library, manifest = parts(micro_artifact)
     code = bytearray(library)
     # Every function's code becomes instructions that no CPU has.
@@ -139,8 +141,11 @@ def test_a_library_that_crashes_is_a_sentence(cli, micro_artifact, tmp_path, par
     fields = next(line.split(".text")[1].split() for line in objdump.stdout.splitlines() if " .text " in line)
     offset, size = int(fields[2], 16), int(fields[3], 16)
     code[offset : offset + size] = b"\x0f\x0b" * (size // 2) + b"\x0f" * (size % 2)
-    artifact = forge(bytes(code), manifest, tmp_path / "a.so")
-    refused(cli("verify", artifact), 1, "'a.so' crashes when it is run (SIGILL)")
+    return forge(bytes(code), manifest, tmp_path / "a.so")
+
+
+def test_a_library_that_crashes_is_a_sentence(cli, crashing, refused):
+    refused(cli("verify", crashing), 1, "'a.so' crashes when it is run (SIGILL)")
 
 
 # run --------------------------------------------------------------------------
@@ -228,6 +233,50 @@ def test_bench_without_the_weights(cli, micro_artifact, tmp_path, parts, forge, 
     result = told(cli("bench", artifact, "--runs", "3", "--json"), "bench")
     assert [row["name"] for row in result["results"]] == ["saevit-tvm"] and "lost.safetensors" in result["note"]
     assert result["results"][0]["max_abs_error"] < 1e-4
+
+
+# bench of two -----------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_bench_of_two_builds(cli, micro_artifact, tmp_path):
+    from saevit_tvm.verbs.build import BuildOptions, build
+
+    options = BuildOptions(model="saevit_micro", image_size=64, target="x86-64-v3", threads=1, out=tmp_path)
+    other = build(options, lambda _line: None).artifact
+    result = told(cli("bench", micro_artifact, other, "--pairs", "3", "--runs", "20", "--json"), "bench-pair")
+    assert [row["artifact"] for row in result["artifacts"]] == [str(micro_artifact), str(other)]
+    assert [row["target"] for row in result["artifacts"]] == ["native", "x86-64-v3"]
+    for row in result["artifacts"]:
+        assert 0 < row["p10_ms"] <= row["median_ms"] <= row["p90_ms"] < row["first_ms"] and row["runs"] == 20
+    assert len(result["ratios"]) == 3 and result["ratio"] == sorted(result["ratios"])[1]
+    # One model, so there is nothing to note; another order of sums, where the vectors have another length.
+    assert result["note"] is None and result["equal"] == (result["max_abs_difference"] == 0)
+    assert result["max_abs_difference"] < 1e-4
+    measured = result["threads"] > 1 and shutil.which("cc") is not None
+    assert len(result["core_round_trip_ns"]) == (3 if measured else 0)
+
+
+def test_bench_of_a_file_beside_itself(cli, micro_artifact):
+    command = ("bench", micro_artifact, micro_artifact, "--threads", "1", "--pairs", "2", "--seconds", "0.1")
+    result = told(cli(*command, "--json"), "bench-pair")
+    assert result["equal"] and result["max_abs_difference"] == 0 and result["note"] is None
+    assert len(result["ratios"]) == 2 and all(ratio > 0 for ratio in result["ratios"])
+    assert result["threads"] == 1 and result["core_round_trip_ns"] == []
+    table = cli(*command).stdout
+    assert "1 threads, 2 pairs of processes in turns" in table and "the same bit for bit" in table and "\nA/B " in table
+
+
+def test_bench_of_two_models_says_so(cli, micro_artifact, tmp_path, parts, forge):
+    library, manifest = parts(micro_artifact)
+    manifest |= {"weights_digest": f"sha256:{'0' * 64}", "dtype": "tf32"}
+    other = forge(library, manifest, tmp_path / "a.so")
+    note = "these are not two builds of one model: they differ in weights and dtype"
+    assert note in cli("bench", micro_artifact, other, "--threads", "1", "--runs", "2").stdout
+
+
+def test_bench_of_two_of_which_one_crashes(cli, micro_artifact, crashing, refused):
+    refused(cli("bench", micro_artifact, crashing), 1, "a.so' could not be measured: its process crashed (SIGILL).")
 
 
 # doctor -----------------------------------------------------------------------

@@ -23,6 +23,40 @@ DOCUMENTS: dict[str, dict[str, Any]] = {
     "bench": {
         "results": [{"name": "torch", "threads": 1, "median_ms": 2, "p10_ms": 1.5, "p90_ms": 3.0, "ratio": None}]
     },
+    "bench-pair": {
+        "artifacts": [
+            {
+                "artifact": f"{name}.so",
+                "model": "saevit_xs",
+                "target": "native",
+                "dtype": "float32",
+                "median_ms": 2,
+                "p10_ms": 1.5,
+                "p90_ms": 3.0,
+                "first_ms": 200,
+                "runs": 90,
+            }
+            for name in "ab"
+        ],
+        "input_shape": [1, 3, 224, 224],
+        "threads": 2,
+        "ratio": 0.98,
+        "ratio_p10": 0.97,
+        "ratio_p90": 1,
+        "ratios": [0.97, 0.98, 1],
+        "equal": False,
+        "max_abs_difference": None,
+        "core_round_trip_ns": [60.5],
+        "note": None,
+    },
+    "emulated-pair": {
+        "artifacts": [
+            {"artifact": f"{name}.so", "model": "saevit_xs", "kind": "a model", "float_ops": 32} for name in "ab"
+        ],
+        "kind": "a model",
+        "ratios": {"instructions": 0.5, "float_ops": None},
+        "note": "they differ",
+    },
     "tune-export": {
         "exported": "xs.tar",
         "candidates": 9,

@@ -138,6 +138,17 @@ def test_bench_emulated(cli: Any, rpi5_artifact: Path, micro_artifact: Path) -> 
         emulated(micro_artifact, lambda _line: None)
 
 
+def test_bench_emulated_of_two(cli: Any, rpi5_artifact: Path) -> None:
+    """Where objects come to lie costs or saves a few instructions, so even a file is not quite like itself."""
+    result = json.loads(cli("bench", "--emulated", "--json", rpi5_artifact, rpi5_artifact).stdout)
+    jsonschema.validate(result, schema("emulated-pair"))
+    first, second = result["artifacts"]
+    jsonschema.validate(first, schema("emulated"))
+    assert result["ratios"]["instructions"] == first["instructions"] / second["instructions"]
+    assert list(result["ratios"]) == ["instructions", "bytes_loaded", "bytes_stored", "float_ops"]
+    assert list(result["ratios"].values()) == pytest.approx([1] * 4, rel=0.01)
+
+
 PROGRAM = """
 int main(int argc, char** argv) {
   static float data[64] __attribute__((aligned(64)));

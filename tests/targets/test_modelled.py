@@ -69,6 +69,18 @@ def test_bench_emulated_models_gpus(opencl_artifact: Path, cli: Callable[..., An
     assert "not a time" in table and "mali-g610" in table and "lanes busy" in table
 
 
+def test_bench_emulated_of_two(opencl_artifact: Path, cli: Callable[..., Any]) -> None:
+    command = ("bench", "--emulated", opencl_artifact, opencl_artifact)
+    result = json.loads(cli(*command, "--json").stdout)
+    jsonschema.validate(result, schema("emulated-pair"))
+    for row in result["artifacts"]:
+        jsonschema.validate(row, schema("modelled"))
+    assert set(result["ratios"]) == {"launches", "bytes", "bytes_loaded", "bytes_stored", "float_ops"}
+    assert set(result["ratios"].values()) == {1}
+    table = cli(*command).stdout
+    assert "generic-opencl" in table and "not a time" in table and "launches" in table
+
+
 def test_a_launch_by_hand() -> None:
     """Twenty work-groups of 24 on a GPU of ten cores with warps of 16: three quarters of the lanes, all cores."""
     (gpu,) = [gpu for gpu in modelled.GPUS if gpu.name == "mali-g710"]

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from saevit_tvm.support import process
 from saevit_tvm.support.child import import_path
@@ -89,6 +93,22 @@ class PeerProcess:
         how = f"crashed ({killed})" if killed else f"ended with status {status}"
         lines = self._log.read_text(errors="replace").strip().splitlines()
         return PeerError(f"its process {how}" + (f"; its last words: {lines[-1][:200]}" if lines else ""))
+
+
+@contextlib.contextmanager
+def serving(
+    name: str, folder: Path, example: Path, threads: int, work: Path
+) -> Iterator[tuple[PeerProcess, dict[str, Any], list[np.ndarray]]]:
+    """A fresh process that takes turns, what it told of its first answer, and that answer."""
+    work.mkdir()
+    outputs = work / "outputs.npz"
+    order = {"do": "serve", "peer": name, "folder": str(folder), "threads": threads}
+    order |= {"example": str(example), "outputs": str(outputs)}
+    with PeerProcess(order, threads, work) as process:
+        told = process.reply()
+        with np.load(outputs) as saved:
+            answer = [saved[name] for name in saved.files]
+        yield process, told, answer
 
 
 def _package_alone(folder: Path) -> str:
