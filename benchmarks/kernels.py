@@ -67,7 +67,7 @@ def main() -> None:
 def cases(model: str, image_size: int = 224) -> list[Case]:
     """Every kernel of the network, largest map first."""
     from schedules.cpu import ciffn, conv, dwsconv, head
-    from schedules.saa import SAAShape
+    from schedules.saa_shape import SAAShape
 
     dims, depths = DIMS[model]
     rng = np.random.RandomState(0)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import tvm
@@ -22,8 +22,9 @@ from tvm.script import tirx as script
 
 from schedules.cpu import ciffn, conv, dwsconv, head, saa
 from schedules.cpu.isa import Isa
+from schedules.cpu.lowered import Lowered
 from schedules.gpu.families import KERNELS
-from schedules.saa import SAAShape
+from schedules.saa_shape import SAAShape
 
 BLOCK = "region"
 NAME = "saevit.region"
@@ -35,14 +36,6 @@ WIDE = ("head",)  # computed in float32 whatever is stored: the mean of all posi
 DIVISION = ("bands", "groups", "chunk")  # the knobs, of any generator, that depend on the number of threads
 
 Shape = dict[str, Any]
-
-
-class Lowered(Protocol):
-    """What a generator returns: `func(x, *constants, out)`."""
-
-    func: tirx.PrimFunc
-    constants: list[np.ndarray]
-    flops: int
 
 
 class Declared(NamedTuple):

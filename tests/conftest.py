@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Generator
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from saevit_tvm.support import cpu
 
 ROOT = Path(__file__).parents[1]
 
@@ -49,35 +55,81 @@ def _own_tuning_store(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["SAEVIT_TVM_STORE"] = str(tmp_path_factory.mktemp("store"))
 
 
+# What many tests share is made once: for all workers, and for later runs while nothing changes that it is made from.
+MADE_FROM = ("saevit_tvm", "relay_patterns", "schedules", "tuning_logs", "pyproject.toml")
+SHARED = ROOT / ".pytest_cache" / "shared"
+
+
+def _content() -> str:
+    """The digest of all that an artifact depends on: our files, the packages installed, this CPU."""
+    digest = hashlib.sha256()
+    for name in MADE_FROM:
+        files = [ROOT / name] if (ROOT / name).is_file() else sorted((ROOT / name).rglob("*"))
+        for file in files:
+            if file.is_file() and "__pycache__" not in file.parts:
+                digest.update(str(file.relative_to(ROOT)).encode() + b"\0" + file.read_bytes())
+    digest.update("\n".join(sorted(f"{each.name} {each.version}" for each in metadata.distributions())).encode())
+    digest.update(f"{sorted(cpu.features())} {cpu.cores()}".encode())
+    return digest.hexdigest()[:20]
+
+
 @pytest.fixture(scope="session")
-def micro_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made_once() -> Callable[[str, Callable[[Path], object]], Path]:
+    """made_once(name, make): the folder that make(folder) has filled, now or earlier. Tests only read in it."""
+    place = SHARED / _content()
+
+    def made(name: str, make: Callable[[Path], object]) -> Path:
+        SHARED.mkdir(parents=True, exist_ok=True)
+        with (SHARED / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not (place / name).exists():
+                for old in SHARED.glob(f"*/{name}"):
+                    shutil.rmtree(old)
+                unfinished = place / f".{name}.{os.getpid()}"
+                unfinished.mkdir(parents=True)
+                make(unfinished)
+                unfinished.rename(place / name)
+        return place / name
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def built_once(made_once: Callable[..., Path]) -> Callable[..., Path]:
+    """built_once(name, target=.., ..): an artifact of the smallest model, and what stands beside it."""
+
+    def built(name: str, dump_ir: Path | None = None, **options) -> Path:
+        from saevit_tvm.verbs.build import BuildOptions, build
+
+        def make(folder: Path) -> None:
+            dump = None if dump_ir is None else folder / dump_ir
+            build(BuildOptions("saevit_micro", out=folder, name="micro", dump_ir=dump, **options), lambda _line: None)
+
+        return made_once(name, make) / "micro.so"
+
+    return built
+
+
+@pytest.fixture(scope="session")
+def micro_artifact(built_once: Callable[..., Path]) -> Path:
     """The smallest model at 64x64, built and verified for this machine."""
-    from saevit_tvm.verbs.build import BuildOptions, build
-
-    options = BuildOptions(model="saevit_micro", image_size=64, out=tmp_path_factory.mktemp("micro"))
-    return build(options, say=lambda _line: None).artifact
+    return built_once("micro", image_size=64)
 
 
 @pytest.fixture(scope="session")
-def rpi5_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def rpi5_artifact(built_once: Callable[..., Path]) -> Path:
     """The same for a Raspberry Pi 5, verified under qemu."""
-    from saevit_tvm.verbs.build import BuildOptions, build
-
-    options = BuildOptions(model="saevit_micro", target="rpi5", image_size=64, out=tmp_path_factory.mktemp("rpi5"))
-    return build(options, say=lambda _line: None).artifact
+    return built_once("rpi5", target="rpi5", image_size=64)
 
 
 @pytest.fixture(scope="session")
-def opencl_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def opencl_artifact(built_once: Callable[..., Path]) -> Path:
     """The smallest model at 32x32 for an OpenCL device, verified on whatever driver there is."""
     from saevit_tvm.runtime import opencl
-    from saevit_tvm.verbs.build import BuildOptions, build
 
     if not opencl.available()[0]:
         pytest.skip(opencl.available()[1])
-    out = tmp_path_factory.mktemp("opencl")
-    options = BuildOptions(model="saevit_micro", image_size=32, target="generic-opencl", out=out, name="micro")
-    return build(options, say=lambda _line: None).artifact
+    return built_once("opencl", image_size=32, target="generic-opencl")
 
 
 @pytest.fixture(scope="session")
@@ -101,18 +153,13 @@ def failing_opencl(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def cuda_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def cuda_artifact(built_once: Callable[..., Path]) -> Path:
     """The smallest model at 32x32 for one NVIDIA architecture, at a batch that no tile divides; not run."""
     from saevit_tvm.backends import nvrtc
-    from saevit_tvm.verbs.build import BuildOptions, build
 
     if lacking := nvrtc.missing():
         pytest.skip(lacking)
-    out = tmp_path_factory.mktemp("cuda")
-    options = BuildOptions(
-        "saevit_micro", "cuda-sm_90", batch=17, image_size=32, out=out, name="micro", dump_ir=out / "ir"
-    )
-    return build(options, say=lambda _line: None).artifact
+    return built_once("cuda", target="cuda-sm_90", batch=17, image_size=32, dump_ir=Path("ir"))
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from saevit_tvm.backends.base import Backend
-    from saevit_tvm.compiler.street import Compiled, Kernel, Records
+    from saevit_tvm.compiler.street import Compiled, Records, TunableKernel
     from saevit_tvm.models.opening import ModelSource
     from saevit_tvm.targets import Target
 
@@ -53,7 +53,7 @@ def compile_model(
     return street.compile_model(get(target.kind), recipe, dump_ir)
 
 
-def kernels_to_tune(source: ModelSource, target: Target, dtype: str = "float32") -> list[Kernel]:
+def kernels_to_tune(source: ModelSource, target: Target, dtype: str = "float32") -> list[TunableKernel]:
     """Every distinct kernel that the model needs on the target and that can be tuned, most used first."""
     from saevit_tvm.compiler import street
 
@@ -81,15 +81,15 @@ def runs_here(target: Target) -> tuple[bool, str]:
 
 def how_to_run(target: Target) -> str | None:
     """Where code for the target can be run from here: "host", "qemu", or nowhere."""
-    return _way(target)[0]
+    return _where(target)[0]
 
 
 def why_not(target: Target) -> str:
     """Why code for the target cannot be run from here."""
-    return _way(target)[1]
+    return _where(target)[1]
 
 
-def _way(target: Target) -> tuple[str | None, str]:
+def _where(target: Target) -> tuple[str | None, str]:
     if target.output == "objects":
         what = "sources and object files" if get(target.kind).is_gpu else "object files"
         return None, f"gives {what}, to be linked and proven on such a machine"

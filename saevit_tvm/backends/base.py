@@ -18,7 +18,7 @@ from tvm.ir.transform import Pass
 
 from relay_patterns import Reading, Region
 from saevit_tvm.compiler import library, street
-from saevit_tvm.compiler.street import Compiled, Dump, Kernel, Recipe
+from saevit_tvm.compiler.street import Compiled, Dump, Recipe, TunableKernel
 from saevit_tvm.support import cpu
 from saevit_tvm.support.errors import ArtifactError
 from saevit_tvm.targets import Target
@@ -72,7 +72,7 @@ class Backend(ABC):
         """Kernels compiled by another compiler than TVM's."""
         return None
 
-    def tunable(self, kernel: Kernel) -> bool:
+    def tunable(self, kernel: TunableKernel) -> bool:
         return True
 
     def launches(self, compiled: Compiled) -> dict[str, Any]:

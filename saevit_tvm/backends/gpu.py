@@ -21,7 +21,7 @@ from saevit_tvm.backends.base import Backend, Description
 from saevit_tvm.backends.launches import check_launches, launches
 from saevit_tvm.compiler import street
 from saevit_tvm.compiler.passes import ApplyRecords, BindTheRest, ExpandLaunches, LaunchRegions
-from saevit_tvm.compiler.street import Compiled, Kernel, Recipe
+from saevit_tvm.compiler.street import Compiled, Recipe, TunableKernel
 from saevit_tvm.targets import Target
 from schedules.gpu import declare
 from schedules.gpu.devices import limits_of
@@ -45,7 +45,7 @@ class Gpu(Backend):
     def check(self, mod: tvm.IRModule, target: Target) -> None:
         check_launches(mod, limits_of(target.tvm), target.name)
 
-    def tunable(self, kernel: Kernel) -> bool:
+    def tunable(self, kernel: TunableKernel) -> bool:
         """Only a declared kernel: what is scheduled by rule has nothing to search."""
         return declare.kernel_of(kernel.module["main"]) is not None
 

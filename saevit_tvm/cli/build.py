@@ -63,7 +63,7 @@ def _print(console: Console, artifact: Path, manifest_path: Path, manifest: dict
     if "device_code" in manifest:
         console.line(f"device    {_compiled(manifest['device_code'])}")
     for source in manifest["records"]:
-        console.line(f"records   {_told(source, kernels['total'])}")
+        console.line(f"records   {_in_words(source, kernels['total'])}")
     if proof["passed"]:
         console.line(
             f"verified  against {proof['reference']} on {proof['machine']}, {proof['inputs']} random inputs: "
@@ -93,7 +93,7 @@ def _compiled(code: dict[str, Any]) -> str:
     )
 
 
-def _told(source: dict[str, Any], total: int) -> str:
+def _in_words(source: dict[str, Any], total: int) -> str:
     """Where records come from, in words: whose times they are matters as much as that there are some."""
     whose = "shipped" if source["shipped"] else "your own"
     how = "modelled, not measured" if source["modelled"] else "measured"

@@ -157,8 +157,8 @@ def _predicted(model: dict[str, Any]) -> str:
 
 
 def _machine(machine: dict[str, Any]) -> str:
-    told = {key: value for key, value in machine.items() if key != "trials"}
-    return ", ".join(f"{value} cores" if key == "cores" else str(value) for key, value in told.items())
+    facts = {key: value for key, value in machine.items() if key != "trials"}
+    return ", ".join(f"{value} cores" if key == "cores" else str(value) for key, value in facts.items())
 
 
 def _verdict(row: dict[str, Any]) -> list[str]:

@@ -95,7 +95,7 @@ class Arrangement(Protocol):
 
     def device_code(self, executable: relax.VMExecutable, target: Target, dump: Dump) -> DeviceCode | None: ...
 
-    def tunable(self, kernel: Kernel) -> bool: ...
+    def tunable(self, kernel: TunableKernel) -> bool: ...
 
     def link(self, compiled: Compiled, path: Path) -> None: ...
 
@@ -177,7 +177,7 @@ class Compiled:
 
 
 @dataclass(frozen=True)
-class Kernel:
+class TunableKernel:
     """One kernel that tuning can search, and how often one inference calls it."""
 
     name: str
@@ -205,19 +205,19 @@ def assembled(
     return backend.executable(dump("library", mod), target, what)
 
 
-def kernels_to_tune(backend: Arrangement, recipe: Recipe) -> list[Kernel]:
+def kernels_to_tune(backend: Arrangement, recipe: Recipe) -> list[TunableKernel]:
     """Every distinct kernel that the model needs on the target and that can be tuned, most used first."""
     mod = walked(backend, recipe, Found(), Dump(), last="kernels")
     found = extracted(mod, tvm.target.Target(recipe.target.tvm))
     return [kernel for kernel in found if backend.tunable(kernel)]
 
 
-def extracted(mod: tvm.IRModule, target: tvm.target.Target) -> list[Kernel]:
+def extracted(mod: tvm.IRModule, target: tvm.target.Target) -> list[TunableKernel]:
     """The kernels of a module that have no schedule yet."""
     from tvm.s_tir.meta_schedule.relax_integration import extract_tasks
 
     tasks = extract_tasks(mod, target)
-    found = [Kernel(task.task_name, int(task.weight), task.dispatched[0]) for task in tasks]
+    found = [TunableKernel(task.task_name, int(task.weight), task.dispatched[0]) for task in tasks]
     return sorted(found, key=lambda kernel: (-kernel.weight, kernel.name))
 
 

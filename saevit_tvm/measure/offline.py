@@ -411,18 +411,18 @@ def machine(runtime: Runtime) -> dict[str, Any]:
         found = re.search(r"^model name\s*:\s*(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     except OSError:
         found = None
-    told = {
+    answer = {
         "id": hashlib.sha256(platform.node().encode()).hexdigest()[:8],
         "cpu": found.group(1) if found else platform.machine(),
         "cores": len(os.sched_getaffinity(0)),
     }
     if runtime.kind.look:
-        told["device"] = str(runtime.attribute(5))
+        answer["device"] = str(runtime.attribute(5))
         driver = _nvidia_driver() if runtime.kind.nvidia else runtime.attribute(12)
-        told.update({"driver": str(driver)} if driver else {})
+        answer.update({"driver": str(driver)} if driver else {})
     if runtime.kind.nvidia:
-        told["capability"] = str(runtime.attribute(4))
-    return told
+        answer["capability"] = str(runtime.attribute(4))
+    return answer
 
 
 def _nvidia_driver() -> str | None:
@@ -456,8 +456,8 @@ def serve(bundle: Bundle, folders: Sequence[Path], descriptor: int) -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # do not outlive the parent
     with os.fdopen(descriptor, "w") as out:
 
-        def say(**told: Any) -> None:
-            out.write(json.dumps(told) + "\n")
+        def say(**answer: Any) -> None:
+            out.write(json.dumps(answer) + "\n")
             out.flush()
 
         try:
@@ -515,10 +515,10 @@ class Child:
         )
         os.close(write)
         self._answers, self._rest = read, b""
-        told = self._answer(START_SECONDS)
-        if "machine" not in told:
-            raise Failure(told.get("refused") or f"the worker does not start: {told.get('words')}")
-        self.machine = told["machine"]
+        answer = self._answer(START_SECONDS)
+        if "machine" not in answer:
+            raise Failure(answer.get("refused") or f"the worker does not start: {answer.get('words')}")
+        self.machine = answer["machine"]
 
     def measure(self, index: int) -> dict[str, Any]:
         """What became of a candidate."""
@@ -528,12 +528,12 @@ class Child:
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(b"%d\n" % index)
             self._process.stdin.flush()
-        told = self._answer(CANDIDATE_SECONDS)
-        if "refused" in told:
-            raise Failure(told["refused"])
-        if "result" not in told:
+        answer = self._answer(CANDIDATE_SECONDS)
+        if "refused" in answer:
+            raise Failure(answer["refused"])
+        if "result" not in answer:
             self._end()  # after many an error a GPU answers nothing any more in that process
-        return told.get("result") or {"failure": told["failure"], "words": told["words"]}
+        return answer.get("result") or {"failure": answer["failure"], "words": answer["words"]}
 
     def _answer(self, seconds: float) -> dict[str, Any]:
         deadline = time.monotonic() + seconds
@@ -546,8 +546,8 @@ class Child:
                 return {"failure": "run crashed", "words": self._last_words()}
             self._rest += data
         line, _, self._rest = self._rest.partition(b"\n")
-        told: dict[str, Any] = json.loads(line)
-        return told
+        answer: dict[str, Any] = json.loads(line)
+        return answer
 
     def _last_words(self) -> str:
         assert self._process is not None
@@ -678,8 +678,8 @@ def measure_all(bundle: Bundle, results: Results, child: Child, seconds: float |
     for index in todo:
         if end is not None and time.monotonic() > end:
             break
-        told = child.measure(index)
-        record = {"kind": "result", "candidate": index, "run_secs": [], "failure": None, "words": None, **told}
+        answer = child.measure(index)
+        record = {"kind": "result", "candidate": index, "run_secs": [], "failure": None, "words": None, **answer}
         waiting.append({**record, "time": now()})
         proven = proven or bool(record["run_secs"])
         if proven:
@@ -690,7 +690,7 @@ def measure_all(bundle: Bundle, results: Results, child: Child, seconds: float |
             break
         yield record
     if waiting:
-        raise Failure(f"none of {len(waiting)} candidates could be measured; the last one's words: {told['words']}")
+        raise Failure(f"none of {len(waiting)} candidates could be measured; the last one's words: {answer['words']}")
 
 
 def now() -> str:

@@ -1,4 +1,4 @@
-"""The two generated C files of an SDK: what the model is, and the straight plan of one inference."""
+"""The two generated C files of an SDK: what the model is, and the plan of one inference."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def _preprocessing(how: dict[str, Any]) -> list[str]:
     ]
 
 
-def straight(plan: Plan) -> str:
+def plan_source(plan: Plan) -> str:
     """plan.c: every tensor, every kernel with its tensors, in order."""
     kernels = sorted({step.kernel for step in plan.steps})
     shapes = sorted({tensor.shape for tensor in plan.tensors})

@@ -1,4 +1,4 @@
-"""From a compiled model to a straight plan: kernels in order, and the one place in memory of each of their tensors.
+"""From a compiled model to a plan: kernels in order, and the one place in memory of each of their tensors.
 
 The shapes of a model are constants, so its bytecode is a list without a branch, and a program that follows the
 list needs no virtual machine. The kernels are the very code that the library holds.
@@ -63,7 +63,7 @@ class Plan:
     scratch_size: int = 0  # for each thread
 
 
-def plan(compiled: Compiled) -> Plan:
+def plan_of(compiled: Compiled) -> Plan:
     """The plan of one inference."""
     mod = run(compiled.module, memory_plan(), tvm.target.Target(compiled.target.tvm))
     made = _Reader(mod).read()

@@ -58,9 +58,9 @@ def _find(name_or_json: str) -> Target:
     raise unknown("target", name_or_json, names())
 
 
-def described(told: dict[str, Any]) -> Target:
+def described(entry: dict[str, Any]) -> Target:
     """The target of an artifact, by its manifest: a machine of another kind knows it under no name."""
-    name, tvm, arch, features = told["name"], told["tvm"], told["arch"], tuple(told["features"])
+    name, tvm, arch, features = entry["name"], entry["tvm"], entry["arch"], tuple(entry["features"])
     named = get(name) if name in names() else None
     if named is not None and named.tvm == tvm:
         return named

@@ -99,7 +99,7 @@ def export(
         "model": asdict(session.model),
         "tolerance": tolerance,
         "kernels": kernels,
-        "candidates": [_told(task, candidate, kernel, files) for task, candidate, kernel in built],
+        "candidates": [_entry(task, candidate, kernel, files) for task, candidate, kernel in built],
     }
     files.add(offline.MANIFEST, json.dumps(manifest, indent=1).encode())
     files.add(PROGRAM, Path(offline.__file__).read_bytes())
@@ -157,7 +157,7 @@ def _kernel(task: Task, reference: Built | None, files: _Files) -> dict[str, Any
     }
 
 
-def _told(task: Task, candidate: Candidate, built: Built, files: _Files) -> dict[str, Any]:
+def _entry(task: Task, candidate: Candidate, built: Built, files: _Files) -> dict[str, Any]:
     return {
         "kernel": task.workload.key,
         "key": candidate.key,
@@ -295,15 +295,15 @@ def _manifest(first: dict[str, Any]) -> dict[str, Any]:
 
 
 def _model(manifest: dict[str, Any]) -> Model:
-    told = manifest["model"]
-    return Model(**{**told, "input_shape": tuple(told["input_shape"]), "versions": dict(told["versions"])})
+    entry = manifest["model"]
+    return Model(**{**entry, "input_shape": tuple(entry["input_shape"]), "versions": dict(entry["versions"])})
 
 
-def _machine(told: Mapping[str, Any]) -> dict[str, Any]:
+def _machine(entry: Mapping[str, Any]) -> dict[str, Any]:
     """Where it was measured, as records say it."""
-    if not {"id", "cpu", "cores"} <= told.keys():
+    if not {"id", "cpu", "cores"} <= entry.keys():
         raise ValueError("it does not say where it was measured")
-    return {str(name): value if isinstance(value, int) else str(value) for name, value in told.items()}
+    return {str(name): value if isinstance(value, int) else str(value) for name, value in entry.items()}
 
 
 def take(recovered: Recovered, root: Path, scratch: Path) -> tuple[Store, Counter[str]]:

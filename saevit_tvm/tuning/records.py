@@ -31,7 +31,7 @@ class Source:
     shipped: bool
     near: bool
 
-    def told(self, kernels: int) -> dict[str, Any]:
+    def entry(self, kernels: int) -> dict[str, Any]:
         """For the manifest: how many kernels come from here. No path: it would tell whose machine it was."""
         return {
             "fingerprint": self.store.fingerprint,
@@ -116,7 +116,7 @@ class Records:
     @property
     def used(self) -> list[dict[str, Any]]:
         """The folders that served kernels, nearest first, and how many each."""
-        return [source.told(self._counts[source]) for source in self.sources if source in self._counts]
+        return [source.entry(self._counts[source]) for source in self.sources if source in self._counts]
 
 
 def open_records(root: Path | None, target: Target) -> Records:

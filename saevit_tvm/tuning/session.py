@@ -28,7 +28,7 @@ from saevit_tvm.tuning.store import Model, Store, Trial, Workload, now
 from saevit_tvm.tuning.task import SpaceFor, Task
 
 if TYPE_CHECKING:
-    from saevit_tvm.compiler.street import Kernel
+    from saevit_tvm.compiler.street import TunableKernel
     from saevit_tvm.tuning.measurers import Measurer
     from saevit_tvm.tuning.records import Records
 
@@ -73,7 +73,7 @@ class Session:
 
     def __init__(
         self,
-        kernels: Sequence[Kernel],
+        kernels: Sequence[TunableKernel],
         target: Target,
         store: Store,
         *,
@@ -192,12 +192,12 @@ class Session:
 
     def _foreign(self, workload: Workload) -> Task | None:
         """A kernel of another model, which has something to teach as well."""
-        from saevit_tvm.compiler.street import Kernel
+        from saevit_tvm.compiler.street import TunableKernel
 
         packed = replay.unpack_workload(workload.module)
         if packed is None:
             return None
-        return Task(Kernel(workload.name, 0, packed.mod), self._tvm_target, self._space_for)
+        return Task(TunableKernel(workload.name, 0, packed.mod), self._tvm_target, self._space_for)
 
     def _round(self) -> None:
         """Measure one batch of the most rewarding kernel."""

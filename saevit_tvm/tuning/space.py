@@ -18,11 +18,11 @@ from saevit_tvm import backends
 from schedules.regions import chosen_tiling, declared
 
 if TYPE_CHECKING:
-    from saevit_tvm.compiler.street import Kernel
+    from saevit_tvm.compiler.street import TunableKernel
     from saevit_tvm.targets import Target
 
 
-def space_for(kernel: Kernel, target: Target) -> Any | None:
+def space_for(kernel: TunableKernel, target: Target) -> Any | None:
     """The tilings of a declared kernel; None for any other, which has MetaSchedule's own space."""
     return backends.get(target.kind).space(kernel.module, target.tvm)
 

@@ -20,9 +20,9 @@ from saevit_tvm.tuning import replay
 from saevit_tvm.tuning.store import Trial, Workload
 
 if TYPE_CHECKING:
-    from saevit_tvm.compiler.street import Kernel
+    from saevit_tvm.compiler.street import TunableKernel
 
-SpaceFor = Callable[["Kernel"], Any]
+SpaceFor = Callable[["TunableKernel"], Any]
 
 POPULATION, GENERATIONS = 128, 3
 FIRST_POPULATION, FIRST_GENERATIONS = 32, 1  # replaying a trace takes 10 ms and more: a first look is brief
@@ -37,7 +37,7 @@ _silent.setLevel(logging.CRITICAL)
 class Task:
     """A kernel and the state of its search."""
 
-    def __init__(self, kernel: Kernel, target: Any, space_for: SpaceFor) -> None:
+    def __init__(self, kernel: TunableKernel, target: Any, space_for: SpaceFor) -> None:
         import tvm
 
         self.kernel = kernel

@@ -218,8 +218,8 @@ def _start(
     """A fresh process, its first answer timed and compared. One that answers wrongly is not worth timing."""
     runtime.size = runtime.peer.size(runtime.folder)
     start = serving(runtime.peer.name, runtime.folder, comparison.example, threads, scratch / runtime.peer.name)
-    runtime.process, told, answer = processes.enter_context(start)
-    runtime.first_ms, runtime.version = told["first_ms"], told["version"]
+    runtime.process, reply, answer = processes.enter_context(start)
+    runtime.first_ms, runtime.version = reply["first_ms"], reply["version"]
     dtype = comparison.manifest["dtype"] if runtime.peer is peers.OURS else PEERS_DTYPE
     runtime.max_abs_error = _judged(answer, comparison.expected, TOLERANCE[dtype])
     runtime.process.ask(warm=WARM_UP, runs=1, seconds=0.0)
@@ -257,9 +257,9 @@ def _take_turns(
                 continue
             with runtime.step():
                 time.sleep(SETTLE)
-                told = runtime.process.ask(warm=1, runs=share, seconds=seconds / len(shares))
-                runtime.times += told["times"]
-                runtime.cores.append(told["cores"])
+                reply = runtime.process.ask(warm=1, runs=share, seconds=seconds / len(shares))
+                runtime.times += reply["times"]
+                runtime.cores.append(reply["cores"])
 
 
 def divided(runs: int | None, rounds: int) -> list[int | None]:

@@ -167,7 +167,7 @@ def _prove(
     with one_thread():
         expected = [source.reference(x) for x in inputs]
     manifest = _manifest(source, compiled, target, dtype, inputs, expected)
-    how, why = _way(target, say)
+    how, why = _where_to_run(target, say)
     if how is None:
         say(f"not verified: {target.name} {why}")
         if compiled.code:
@@ -245,7 +245,7 @@ def _parity_miss(what: str, dtype: str, deviation: parity.Deviation, reference: 
     )
 
 
-def _way(target: Target, say: Say) -> tuple[str | None, str]:
+def _where_to_run(target: Target, say: Say) -> tuple[str | None, str]:
     """How to run what was built; why not, where it cannot be."""
     how = backends.how_to_run(target)
     if how != "qemu":
@@ -260,8 +260,8 @@ def _way(target: Target, say: Say) -> tuple[str | None, str]:
 
 
 def _described(target: Target) -> dict[str, Any]:
-    told = {"name": target.name, "tvm": target.tvm, "arch": target.arch, "features": list(target.features)}
-    return told | ({"emulator": target.emulator} if target.emulator else {})
+    entry = {"name": target.name, "tvm": target.tvm, "arch": target.arch, "features": list(target.features)}
+    return entry | ({"emulator": target.emulator} if target.emulator else {})
 
 
 def _manifest(

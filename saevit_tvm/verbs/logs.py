@@ -29,8 +29,8 @@ def show(root: Path | None, fingerprint: str | None, model: str | None) -> dict[
     if model is not None and not kernels:
         raise unknown("model", model, _model_names(store))
     kernels.sort(key=lambda kernel: -(kernel["best_ms"] or 0) * (kernel["calls"] or 1))
-    told = [_model(store, found) | {"curve": _curve(store, found)} for found in models]
-    return _folder(store, shipped) | {"models": told, "kernels": kernels}
+    rows = [_model(store, found) | {"curve": _curve(store, found)} for found in models]
+    return _folder(store, shipped) | {"models": rows, "kernels": kernels}
 
 
 def check(root: Path | None, fingerprint: str | None, *, repair: bool, say: Say) -> dict[str, Any]:
@@ -105,7 +105,7 @@ def _empty(root: Path) -> TuningError:
     )
 
 
-# What is told of it -----------------------------------------------------
+# What is said of it -----------------------------------------------------
 
 
 def _folder(store: Store, shipped: bool) -> dict[str, Any]:

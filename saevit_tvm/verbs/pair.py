@@ -130,12 +130,12 @@ def _note(manifests: Sequence[dict[str, Any]]) -> str | None:
 def _measure(side: Side, example: Path, threads: int, share: int | None, seconds: float, work: Path) -> None:
     """One process from start to end: exactly one computes at any time."""
     try:
-        with serving(peers.OURS.name, side.folder, example, threads, work) as (process, told, answer):
+        with serving(peers.OURS.name, side.folder, example, threads, work) as (process, reply, answer):
             times = process.ask(warm=WARM_UP, runs=share, seconds=seconds)["times"]
     except PeerError as error:
         raise PeerError(f"'{side.path}' could not be measured: {error}.") from error
     side.times.append(times)
-    side.first_ms.append(told["first_ms"])
+    side.first_ms.append(reply["first_ms"])
     side.answer = answer
 
 

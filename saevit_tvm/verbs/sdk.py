@@ -69,7 +69,7 @@ class _Work:
 
 
 def sdk(options: SdkOptions, say: Say) -> dict[str, Any]:
-    """Make the SDK and put it in place; what is told of it."""
+    """Make the SDK and put it in place; a summary of it."""
     if options.flavour not in FLAVOURS:
         raise unknown("flavour", options.flavour, FLAVOURS)
     out = options.out.resolve()
@@ -97,7 +97,7 @@ def sdk(options: SdkOptions, say: Say) -> dict[str, Any]:
             workspaces = _make_static(work)
         if "shared" in work.flavours:
             _make_shared(work)
-        told = {
+        summary = {
             "format": FORMAT,
             "artifact": options.artifact.name,
             "artifact_digest": f"sha256:{_digest(options.artifact).hex()}",
@@ -108,10 +108,10 @@ def sdk(options: SdkOptions, say: Say) -> dict[str, Any]:
             "workspace": workspaces,
             "verification": {flavour: _prove(work, flavour) for flavour in work.flavours},
         }
-        (folder / _MARK).write_text(json.dumps(told, indent=2) + "\n")
+        (folder / _MARK).write_text(json.dumps(summary, indent=2) + "\n")
         _place(folder, out, staged)
     files = sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
-    return {"sdk": str(options.out), **told, "files": files, "warnings": work.warnings}
+    return {"sdk": str(options.out), **summary, "files": files, "warnings": work.warnings}
 
 
 # Before the work ------------------------------------------------------
@@ -198,7 +198,7 @@ def _make_static(work: _Work) -> dict[str, int]:
     """Compile the model again, to objects; the bytes of workspace that it needs."""
     from saevit_tvm.models.recreate import recreate
     from saevit_tvm.sdk import c_source
-    from saevit_tvm.sdk import plan as straight
+    from saevit_tvm.sdk.plan import plan_of, write_kernels
     from saevit_tvm.tuning.records import open_records
 
     manifest = work.manifest
@@ -209,9 +209,9 @@ def _make_static(work: _Work) -> dict[str, int]:
     compiled = backends.compile_model(source, work.target, records=records, dtype=manifest["dtype"])
     if compiled.records_digest != manifest["records_digest"]:
         work.warnings.append("the tuning records have changed since the artifact was built, so the kernels may differ")
-    plan = straight.plan(compiled)
-    (work.folder / "src" / "static" / "plan.c").write_text(c_source.straight(plan))
-    straight.write_kernels(compiled, work.scratch / "kernels.o")
+    plan = plan_of(compiled)
+    (work.folder / "src" / "static" / "plan.c").write_text(c_source.plan_source(plan))
+    write_kernels(compiled, work.scratch / "kernels.o")
     _pack_weights(work, plan)
     _join(work, [work.scratch / "kernels.o", work.scratch / "weights.o"], work.folder / "lib" / "saevit_model.o")
     _compile_runtime(work, "static")
@@ -308,7 +308,7 @@ def _prove(work: _Work, flavour: str) -> dict[str, Any]:
         ],
     )
     result: dict[str, Any] = {"passed": False, "max_abs_error": None, "max_rel_error": None, "proof": "none"}
-    how, kept = _way(work.target, flavour), work.manifest["reference"]
+    how, kept = _where_to_run(work.target, flavour), work.manifest["reference"]
     if how is None or kept is None:
         why = "there are no recorded answers" if kept is None else backends.why_not(work.target)
         work.say(f"{flavour}: linked, not run: {why}")
@@ -329,7 +329,7 @@ def _prove(work: _Work, flavour: str) -> dict[str, Any]:
     return {"passed": True, **found, "proof": proof.kind(work.manifest["target"], how), **note}
 
 
-def _way(target: Target, flavour: str) -> str | None:
+def _where_to_run(target: Target, flavour: str) -> str | None:
     """Where a program for the target can be run; one without TVM's runtime also where TVM has none."""
     how = backends.how_to_run(target)
     if how is None and flavour == "static" and target.emulator and target.arch != platform.machine():

@@ -39,7 +39,7 @@ def verify(path: Path, weights: str | None = None, device: str | None = None) ->
         "inputs": 0,
         "note": None,
     }
-    how, why = ("device", None) if device else _way(manifest, path)
+    how, why = ("device", None) if device else _where_to_run(manifest, path)
     if how is None:
         return result | {"note": why}
     inputs, expected, origin, note = reference(manifest, weights)
@@ -62,7 +62,7 @@ def verify(path: Path, weights: str | None = None, device: str | None = None) ->
     }
 
 
-def _way(manifest: dict[str, Any], path: Path) -> tuple[str | None, str | None]:
+def _where_to_run(manifest: dict[str, Any], path: Path) -> tuple[str | None, str | None]:
     """Where the artifact can be run from here ("host", "qemu"), or why nowhere."""
     target = manifest["target"]
     try:

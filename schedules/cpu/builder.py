@@ -76,7 +76,7 @@ class Builder:
         self._emit(tirx.Bind(var, value))
         return var
 
-    def settle(self, name: str, value: Expr) -> Expr:
+    def compute_once(self, name: str, value: Expr) -> Expr:
         """An integer that is computed once and that TVM does not look into.
 
         TVM's simplifier takes minutes over nested divisions, minima and maxima that LLVM handles at once.

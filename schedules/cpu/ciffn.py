@@ -147,18 +147,18 @@ class _Kernel:
     def _by_bands(self) -> None:
         shape, b, bands = self.shape, self.b, self.tiling.bands
         with b.loop("task", shape.n * bands, "parallel") as task:
-            image = b.settle("image", task // bands)
-            band = b.settle("band", task % bands)
-            first = b.settle("first", band * shape.h // bands)
-            last = b.settle("last", (band + 1) * shape.h // bands)
+            image = b.compute_once("image", task // bands)
+            band = b.compute_once("band", task % bands)
+            first = b.compute_once("first", band * shape.h // bands)
+            last = b.compute_once("last", (band + 1) * shape.h // bands)
             self._band(image, first, last)
 
     def _band(self, image: Expr, first: Expr, last: Expr) -> None:
         """Rows first .. last of one image, from expanded rows top .. bottom."""
         shape, b, lanes, chunk = self.shape, self.b, self.isa.lanes, self.tiling.chunk
         line = shape.w * self.block
-        top = b.settle("top", maximum(first - 1, 0))
-        bottom = b.settle("bottom", minimum(last + 1, shape.h))
+        top = b.compute_once("top", maximum(first - 1, 0))
+        bottom = b.compute_once("bottom", minimum(last + 1, shape.h))
         chunks = (bottom - top + chunk - 1) // chunk
         once = isinstance(chunks, int) and chunks == 1
         hidden = b.alloc("hidden", (chunk + 3) * line)
@@ -170,17 +170,17 @@ class _Kernel:
             carried = b.alloc("carried", self.blocks * 2 * line)
             fill(b, lanes, carried, 0, self.blocks * 2 * line)
         with b.loop("chunk", chunks) as index:
-            low = b.settle("low", top + index * chunk)
-            high = b.settle("high", minimum(low + chunk, bottom))
-            begin = b.settle("begin", maximum(low - 1, first))
-            end = b.settle("end", last if once else tirx.Select(high == bottom, last, high - 1))
+            low = b.compute_once("low", top + index * chunk)
+            high = b.compute_once("high", minimum(low + chunk, bottom))
+            begin = b.compute_once("begin", maximum(low - 1, first))
+            end = b.compute_once("end", last if once else tirx.Select(high == bottom, last, high - 1))
             fill(b, lanes, score, 0, (chunk + 1) * shape.w * lanes)
             with b.loop("block", self.blocks) as block:
                 self._expanded(block, image, low, high, hidden, carried)
                 with b.loop("y", end - begin) as y:
                     self._convolved(block, hidden, begin + y - low + 1, y, z, (chunk + 1) * shape.w, score)
-            position = b.settle("position", (image * shape.h + begin) * shape.w)
-            rows = b.settle("rows", (end - begin) * shape.w)
+            position = b.compute_once("position", (image * shape.h + begin) * shape.w)
+            rows = b.compute_once("rows", (end - begin) * shape.w)
             if once:
                 self._projected(z, (chunk + 1) * shape.w, 0, score, 0, 1, position, rows)
             else:
@@ -197,14 +197,14 @@ class _Kernel:
             fill(b, lanes, hidden, line, line)
         else:
             copy(b, lanes, carried, block * 2 * line, hidden, 0, 2 * line)
-        start = b.settle("start", (image * shape.h + low) * shape.w)
+        start = b.compute_once("start", (image * shape.h + low) * shape.w)
         a = Rows(self.x, lambda row: (start + row) * shape.c, ((shape.c, 1),))
 
         def finish(row: Expr, column: Expr, value: Expr) -> None:
             bias = b.load(self.expand_b, column, lanes_of(value))
             b.store(hidden, (row + 2 * shape.w) * self.block + column - block * self.block, value + bias)
 
-        rows = b.settle("rows", (high - low) * shape.w)
+        rows = b.compute_once("rows", (high - low) * shape.w)
         padded = self.e  # the weights beyond e are zeros, and so are the results
         microkernel.gemm(b, self.isa, self.expand, a, self.expand_w, rows, padded, finish, (block, 1))
         count = high - low
@@ -229,9 +229,9 @@ class _Kernel:
     ) -> None:
         """z = gelu(depthwise(hidden)) of one row, and its share of the score z . decompose."""
         shape, b, lanes = self.shape, self.b, self.isa.lanes
-        taps = b.settle("taps", block * ROWS * self.block)
-        place = b.settle("place", base + block * rows + y * shape.w)
-        sums = b.settle("sums", at + y * shape.w)
+        taps = b.compute_once("taps", block * ROWS * self.block)
+        place = b.compute_once("place", base + block * rows + y * shape.w)
+        sums = b.compute_once("sums", at + y * shape.w)
 
         def finish(x: Expr, channel: Expr, values: list[Expr]) -> None:
             factor = b.bind("factor", b.load(self.depth_w, taps + DECOMPOSE * self.block + channel, lanes))
@@ -240,7 +240,7 @@ class _Kernel:
                 total = b.load(score, (sums + x + i) * lanes, lanes, "float32")
                 b.store(score, (sums + x + i) * lanes, total + cast(result * factor, "float32"))
 
-        top = b.settle("above", row * shape.w * self.block)
+        top = b.compute_once("above", row * shape.w * self.block)
         depthwise.depthwise_row(
             b, self.isa, hidden, top, shape.w, self.block, self.depth_w, taps, self.tiling.strip, finish
         )
@@ -264,7 +264,7 @@ class _Kernel:
 
         def finish(row: Expr, column: Expr, value: Expr) -> None:
             lanes = lanes_of(value)
-            place = b.settle("place", (position + row) * shape.c + column)
+            place = b.compute_once("place", (position + row) * shape.c + column)
             bias = b.load(self.project_b, column, lanes)
             away = b.splat(b.load(s, row), lanes) * b.load(self.project_b, shape.c + column, lanes)
             b.store(self.out, place, b.load(self.x, place, lanes) + bias - away + value)
@@ -292,13 +292,13 @@ class _Kernel:
         z = b.alloc("z", shape.n * self.blocks * whole * self.block)
         score = b.alloc("score", shape.n * groups * whole * lanes, dtype="float32")
         with b.loop("task", shape.n * groups, "parallel") as task:
-            image, group = b.settle("image", task // groups), b.settle("group", task % groups)
+            image, group = b.compute_once("image", task // groups), b.compute_once("group", task % groups)
             hidden = b.alloc("hidden", (shape.h + 3) * shape.w * self.block)
-            first = b.settle("first", group * self.blocks // groups)
-            last = b.settle("last", (group + 1) * self.blocks // groups)
+            first = b.compute_once("first", group * self.blocks // groups)
+            last = b.compute_once("last", (group + 1) * self.blocks // groups)
             fill(b, lanes, score, task * whole * lanes, whole * lanes)
             with b.loop("index", last - first) as index:
-                block = b.settle("block", first + index)
+                block = b.compute_once("block", first + index)
                 self._expanded(block, image, 0, shape.h, hidden, None)
                 with b.loop("y", shape.h) as y:
                     place = image * self.blocks * whole
@@ -306,16 +306,16 @@ class _Kernel:
         parts, across = self._parts()
         panels = microkernel.panels(shape.c, self.project, self.isa)
         with b.loop("part", shape.n * groups, "parallel") as part:
-            image = b.settle("image", part // groups)
-            row, column = b.settle("row", part % groups // across), b.settle("column", part % across)
-            first = b.settle("first", row * whole // parts)
-            last = b.settle("last", (row + 1) * whole // parts)
-            left = b.settle("left", column * panels // across)
-            right = b.settle("right", (column + 1) * panels // across)
+            image = b.compute_once("image", part // groups)
+            row, column = b.compute_once("row", part % groups // across), b.compute_once("column", part % across)
+            first = b.compute_once("first", row * whole // parts)
+            last = b.compute_once("last", (row + 1) * whole // parts)
+            left = b.compute_once("left", column * panels // across)
+            right = b.compute_once("right", (column + 1) * panels // across)
             some = None if across == 1 else (left, right - left)
-            offset = b.settle("offset", image * self.blocks * whole + first)
-            sums = b.settle("sums", image * groups * whole + first)
-            position = b.settle("position", image * whole + first)
+            offset = b.compute_once("offset", image * self.blocks * whole + first)
+            sums = b.compute_once("sums", image * groups * whole + first)
+            position = b.compute_once("position", image * whole + first)
             self._projected(z, whole, offset, score, sums, groups, position, last - first, some)
 
     def _parts(self) -> tuple[int, int]:

@@ -109,13 +109,13 @@ class _Kernel:
         self.bias = b.param("bias", (shape.k,))
         self.out = b.param("out", (shape.n, shape.out_h, shape.out_w, shape.k))
         with b.loop("task", shape.n * tiling.bands * tiling.groups, "parallel") as task:
-            group = b.settle("group", task % tiling.groups)
-            band = b.settle("band", task // tiling.groups % tiling.bands)
-            image = b.settle("image", task // (tiling.groups * tiling.bands))
-            first = b.settle("first", band * shape.out_h // tiling.bands)
-            last = b.settle("last", (band + 1) * shape.out_h // tiling.bands)
-            begin = b.settle("begin", group * self.panels // tiling.groups)
-            end = b.settle("end", (group + 1) * self.panels // tiling.groups)
+            group = b.compute_once("group", task % tiling.groups)
+            band = b.compute_once("band", task // tiling.groups % tiling.bands)
+            image = b.compute_once("image", task // (tiling.groups * tiling.bands))
+            first = b.compute_once("first", band * shape.out_h // tiling.bands)
+            last = b.compute_once("last", (band + 1) * shape.out_h // tiling.bands)
+            begin = b.compute_once("begin", group * self.panels // tiling.groups)
+            end = b.compute_once("end", (group + 1) * self.panels // tiling.groups)
             self._band(image, first, last, None if tiling.groups == 1 else (begin, end - begin))
         return b.function("conv")
 
@@ -124,8 +124,8 @@ class _Kernel:
         shape, b, chunk = self.shape, self.b, self.tiling.chunk
         patch = b.alloc("patch", ((chunk - 1) * shape.stride + shape.kernel) * self.line)
         with b.loop("chunk", (last - first + chunk - 1) // chunk) as index:
-            low = b.settle("low", first + index * chunk)
-            count = b.settle("count", minimum(chunk, last - low))
+            low = b.compute_once("low", first + index * chunk)
+            count = b.compute_once("count", minimum(chunk, last - low))
             self._gathered(image, low, count, patch)
             self._multiplied(image, low, count, patch, some)
 
@@ -134,8 +134,8 @@ class _Kernel:
         shape, b, lanes = self.shape, self.b, self.isa.lanes
         width, border = shape.w * shape.c, shape.padding * shape.c
         with b.loop("row", (count - 1) * shape.stride + shape.kernel) as row:
-            y = b.settle("y", low * shape.stride - shape.padding + row)
-            start = b.settle("start", row * self.line)
+            y = b.compute_once("y", low * shape.stride - shape.padding + row)
+            start = b.compute_once("start", row * self.line)
             inside = tirx.all(integer(y) >= 0, integer(y) < shape.h)
             with b.when(inside):
                 fill(b, lanes, patch, start, border)
@@ -159,7 +159,7 @@ class _Kernel:
     def _multiplied(self, image: Expr, low: Expr, count: Expr, patch: Buffer, some: tuple[Expr, Expr] | None) -> None:
         shape, b = self.shape, self.b
         run = shape.kernel * shape.c
-        position = b.settle("position", (image * shape.out_h + low) * shape.out_w)
+        position = b.compute_once("position", (image * shape.out_h + low) * shape.out_w)
 
         def start(row: Expr) -> Expr:
             return (row // shape.out_w * self.line + row % shape.out_w * shape.c) * shape.stride
@@ -171,7 +171,7 @@ class _Kernel:
             b.store(self.out, (position + row) * shape.k + column, result)
 
         a = Rows(patch, start, ((shape.kernel, self.line), (run, 1)))
-        rows = b.settle("rows", count * shape.out_w)
+        rows = b.compute_once("rows", count * shape.out_w)
         microkernel.gemm(b, self.isa, self.tile, a, self.weight, rows, shape.k, finish, some)
 
 

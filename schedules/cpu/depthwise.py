@@ -45,8 +45,8 @@ def depthwise_row(
 
     def run(x: Expr, size: int, left: bool, right: bool) -> None:
         with b.loop("vector", block // isa.lanes) as vector:
-            channel = b.settle("channel", vector * isa.lanes)
-            start = b.settle("strip_start", top + x * block + channel)
+            channel = b.compute_once("channel", vector * isa.lanes)
+            start = b.compute_once("strip_start", top + x * block + channel)
             finish(x, channel, _strip(b, isa, source, start, width, block, weight, taps + channel, size, left, right))
 
     strips = -(-width // strip)
@@ -55,7 +55,7 @@ def depthwise_row(
     run(0, strip, True, False)
     if strips > 2:
         with b.loop("strip", strips - 2) as index:
-            run(b.settle("x", (index + 1) * strip), strip, False, False)
+            run(b.compute_once("x", (index + 1) * strip), strip, False, False)
     last = (strips - 1) * strip
     return run(last, width - last, False, True)
 

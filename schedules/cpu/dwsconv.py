@@ -96,9 +96,9 @@ class _Kernel:
         self.point_b = b.param("point_b", (shape.c,))
         self.out = b.param("out", image_shape)
         with b.loop("task", shape.n * bands, "parallel") as task:
-            image = b.settle("image", task // bands)
-            first = b.settle("first", task % bands * shape.h // bands)
-            last = b.settle("last", (task % bands + 1) * shape.h // bands)
+            image = b.compute_once("image", task // bands)
+            first = b.compute_once("first", task % bands * shape.h // bands)
+            last = b.compute_once("last", (task % bands + 1) * shape.h // bands)
             self._band(image, first, last)
         return b.function("dwsconv")
 
@@ -108,26 +108,26 @@ class _Kernel:
         patch = b.alloc("patch", (chunk + 2) * shape.w * self.block)
         z = b.alloc("z", self.blocks * chunk * shape.w * self.block)
         with b.loop("chunk", (last - first + chunk - 1) // chunk) as index:
-            low = b.settle("low", first + index * chunk)
-            high = b.settle("high", minimum(low + chunk, last))
+            low = b.compute_once("low", first + index * chunk)
+            high = b.compute_once("high", minimum(low + chunk, last))
             with b.loop("block", self.blocks) as block:
                 self._gathered(block, image, low, high, patch)
                 with b.loop("y", high - low) as y:
                     self._convolved(block, patch, y, z)
-            self._multiplied(z, b.settle("position", (image * shape.h + low) * shape.w), (high - low) * shape.w)
+            self._multiplied(z, b.compute_once("position", (image * shape.h + low) * shape.w), (high - low) * shape.w)
 
     def _gathered(self, block: Expr, image: Expr, low: Expr, high: Expr, patch: Buffer) -> None:
         """Rows low - 1 .. high + 1 of a channel block; zeros beyond the image and beyond the last channel."""
         shape, b, lanes = self.shape, self.b, self.isa.lanes
         line = shape.w * self.block
-        top = b.settle("top", maximum(low - 1, 0))
-        bottom = b.settle("bottom", minimum(high + 1, shape.h))
+        top = b.compute_once("top", maximum(low - 1, 0))
+        bottom = b.compute_once("bottom", minimum(high + 1, shape.h))
         with b.when(integer(low) == 0):
             fill(b, lanes, patch, 0, line)
         with b.when(integer(high) == shape.h):
             fill(b, lanes, patch, (high - low + 1) * line, line)
-        source = b.settle("source", (image * shape.h + top) * shape.w * shape.c + block * self.block)
-        target = b.settle("target", (top - low + 1) * line)
+        source = b.compute_once("source", (image * shape.h + top) * shape.w * shape.c + block * self.block)
+        target = b.compute_once("target", (top - low + 1) * line)
         full = shape.c // self.block
 
         def rows(wanted: int) -> None:
@@ -148,14 +148,14 @@ class _Kernel:
 
     def _convolved(self, block: Expr, patch: Buffer, y: Expr, z: Buffer) -> None:
         shape, b = self.shape, self.b
-        taps = b.settle("taps", block * ROWS * self.block)
-        place = b.settle("place", (block * self.tiling.chunk + y) * shape.w)
+        taps = b.compute_once("taps", block * ROWS * self.block)
+        place = b.compute_once("place", (block * self.tiling.chunk + y) * shape.w)
 
         def finish(x: Expr, channel: Expr, values: list[Expr]) -> None:
             for i, result in enumerate(gelus(b, values)):
                 b.store(z, (place + x + i) * self.block + channel, result)
 
-        top = b.settle("above", y * shape.w * self.block)
+        top = b.compute_once("above", y * shape.w * self.block)
         depthwise.depthwise_row(
             b, self.isa, patch, top, shape.w, self.block, self.depth_w, taps, self.tiling.strip, finish
         )
@@ -168,10 +168,10 @@ class _Kernel:
 
         def finish(row: Expr, column: Expr, value: Expr) -> None:
             lanes = lanes_of(value)
-            place = b.settle("place", (position + row) * shape.c + column)
+            place = b.compute_once("place", (position + row) * shape.c + column)
             b.store(self.out, place, b.load(self.x, place, lanes) + b.load(self.point_b, column, lanes) + value)
 
-        microkernel.gemm(b, self.isa, self.tile, a, self.point_w, b.settle("rows", rows), shape.c, finish)
+        microkernel.gemm(b, self.isa, self.tile, a, self.point_w, b.compute_once("rows", rows), shape.c, finish)
 
 
 lower = generator(_Kernel, default_tiling)

@@ -80,8 +80,8 @@ class _Kernel:
             b.store(out, row * shape.k + column, value + b.load(bias, column, lanes_of(value)))
 
         with b.loop("task", groups, "parallel") as task:
-            begin = b.settle("begin", task * panels // groups)
-            end = b.settle("end", (task + 1) * panels // groups)
+            begin = b.compute_once("begin", task * panels // groups)
+            end = b.compute_once("end", (task + 1) * panels // groups)
             mean = b.alloc("mean", shape.n * shape.c)
             with b.loop("image", shape.n) as image:
                 _mean(b, isa, shape, x, image, mean)
@@ -102,11 +102,11 @@ def _mean(b: Builder, isa: Isa, shape: HeadShape, x: Buffer, image: Expr, mean: 
     if shape.c < isa.lanes:
         return
     with b.loop("vector", shape.c // isa.lanes) as vector:
-        at = b.settle("at", image * positions * shape.c + vector * isa.lanes)
+        at = b.compute_once("at", image * positions * shape.c + vector * isa.lanes)
         _sum(b, x, at, positions, shape.c, mean, image * shape.c + vector * isa.lanes, isa.lanes)
     done = shape.c // isa.lanes * isa.lanes
     for start, width in pieces(shape.c - done, isa.lanes):
-        at = b.settle("at", image * positions * shape.c + done + start)
+        at = b.compute_once("at", image * positions * shape.c + done + start)
         _sum(b, x, at, positions, shape.c, mean, image * shape.c + done + start, width)
 
 

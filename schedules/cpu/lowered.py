@@ -21,7 +21,7 @@ class Lowered:
     flops: int
 
 
-class Kernel(Protocol):
+class TiledRegion(Protocol):
     """One region of one shape, tiled, for one vector unit."""
 
     def function(self) -> tirx.PrimFunc: ...
@@ -35,13 +35,15 @@ def stored(func: tirx.PrimFunc, constants: list[np.ndarray]) -> list[np.ndarray]
     return [np.asarray(value, str(param.dtype)) for value, param in zip(constants, params, strict=True)]
 
 
-def generator(kernel: Callable[[Any, Isa, Any], Kernel], default_tiling: Callable[..., Any]) -> Callable[..., Lowered]:
+def generator(
+    tiled: Callable[[Any, Isa, Any], TiledRegion], default_tiling: Callable[..., Any]
+) -> Callable[..., Lowered]:
     """lower(shape, weights, isa, tiling=None, threads=1): how every region becomes loops."""
 
     def lower(
         shape: Any, weights: dict[str, np.ndarray], isa: Isa, tiling: Any | None = None, threads: int = 1
     ) -> Lowered:
-        generated = kernel(shape, isa, tiling or default_tiling(shape, isa, threads))
+        generated = tiled(shape, isa, tiling or default_tiling(shape, isa, threads))
         func = generated.function()
         return Lowered(func, stored(func, generated.constants(weights)), shape.flops)
 

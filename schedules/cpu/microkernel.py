@@ -141,10 +141,10 @@ def _panel(
     """All rows times one panel, of which `columns` columns are wanted."""
     pitch = pitch or tile.vectors * isa.lanes
     depth = int(np.prod([extent for extent, _ in a.depth]))
-    column = b.settle("column", panel * pitch)
-    base = b.settle("base", column * depth)
+    column = b.compute_once("column", panel * pitch)
+    base = b.compute_once("base", column * depth)
     with b.loop("tile", (rows + tile.rows - 1) // tile.rows) as index:
-        row = b.settle("row", minimum(index * tile.rows, rows - tile.rows))
+        row = b.compute_once("row", minimum(index * tile.rows, rows - tile.rows))
         _tile(b, isa, tile, a, weight, row, base, pitch, column, columns, finish)
 
 
@@ -163,7 +163,7 @@ def _tile(
 ) -> None:
     lanes = isa.lanes
     sums = _cleared(b, tile, lanes, "sum", isa.dtype)
-    starts = [b.settle(f"start{i}", a.start(row + i)) for i in range(tile.rows)]
+    starts = [b.compute_once(f"start{i}", a.start(row + i)) for i in range(tile.rows)]
 
     def steps(offset: Expr, k: Expr, count: int) -> None:
         """`count` steps of the depth, along which the elements of a row are neighbours where it is more than one."""

@@ -28,7 +28,7 @@ from schedules.cpu.isa import Isa
 from schedules.cpu.lanes import across, exp2, power_of_two, transposed
 from schedules.cpu.lowered import Lowered, stored
 from schedules.cpu.microkernel import Rows, Tile
-from schedules.saa import NO_SHARE, TAPS, SAAShape
+from schedules.saa_shape import NO_SHARE, TAPS, SAAShape
 
 UNROLLED = 8  # loops of up to this many turns are written out
 UNROLL = 4  # steps of a reduction in one turn of its loop

@@ -24,8 +24,8 @@ def kernel_of(func: tirx.PrimFunc) -> Kernel | None:
     found = declared(func)
     if found is None or found.region not in KERNELS:
         return None
-    told = {name: tuple(value) if isinstance(value, list) else value for name, value in found.shape.items()}
-    return KERNELS[found.region](**told)
+    fields = {name: tuple(value) if isinstance(value, list) else value for name, value in found.shape.items()}
+    return KERNELS[found.region](**fields)
 
 
 def tilings(mod: tvm.IRModule, limits: Limits) -> list[Schedule]:

@@ -254,7 +254,7 @@ class Launch:
 
 
 @dataclass(frozen=True)
-class Lowered:
+class Launches:
     """The launches of a region, in order; the first reads "x", the last writes "out". Constants by name."""
 
     launches: list[Launch]

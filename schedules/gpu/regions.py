@@ -10,7 +10,7 @@ import numpy as np
 from schedules.dtypes import stored_as
 from schedules.gpu.depthwise import Depthwise
 from schedules.gpu.head import Head
-from schedules.gpu.launch import Launch, Limits, Lowered
+from schedules.gpu.launch import Launch, Launches, Limits
 from schedules.gpu.reduce import CommonPart
 from schedules.gpu.saa import SAA
 from schedules.gpu.saa_region import BATCH, saa
@@ -22,7 +22,7 @@ Weights = Mapping[str, np.ndarray]
 
 def lower(
     region: str, shape: Shape, weights: Weights, limits: Limits, dtype: str = "float32", given: str | None = None
-) -> Lowered | None:
+) -> Launches | None:
     """The launches of a region, or None where there are none for this shape or device.
 
     Convolutions compute in `dtype`, and images and matrices of weights are stored as it is; the input of a
@@ -31,12 +31,12 @@ def lower(
     lowered = _launches(region, dict(shape), weights, limits, dtype, given or stored_as(dtype))
     if lowered is None or any(launch.kernel.default(limits) is None for launch in lowered.launches):
         return None
-    return Lowered(lowered.launches, _stored(lowered))
+    return Launches(lowered.launches, _stored(lowered))
 
 
 def _launches(
     region: str, shape: dict[str, Any], weights: Weights, limits: Limits, dtype: str, given: str
-) -> Lowered | None:
+) -> Launches | None:
     if region == "saa":
         return saa(limits, SAA(**shape, dtype=stored_as(dtype)), dict(weights), dtype)
     if region == "ciffn":
@@ -45,13 +45,13 @@ def _launches(
         return _dwsconv(shape, weights, limits, dtype)
     if region == "conv":
         kernel = convolution(limits, **shape, dtype=dtype, given=given)
-        return Lowered([Launch(kernel, ("x", "w", "b"), "out")], dict(weights))
+        return Launches([Launch(kernel, ("x", "w", "b"), "out")], dict(weights))
     if region == "head":
-        return Lowered([Launch(Head(**shape, dtype=stored_as(dtype)), ("x", "w", "b"), "out")], dict(weights))
+        return Launches([Launch(Head(**shape, dtype=stored_as(dtype)), ("x", "w", "b"), "out")], dict(weights))
     return None
 
 
-def _dwsconv(shape: Shape, weights: Weights, limits: Limits, dtype: str) -> Lowered:
+def _dwsconv(shape: Shape, weights: Weights, limits: Limits, dtype: str) -> Launches:
     n, h, w, c = (shape[name] for name in "nhwc")
     stored = stored_as(dtype)
     pointwise = convolution(limits, n=n, h=h, w=w, c=c, k=c, residual=True, dtype=dtype, given=stored)
@@ -59,10 +59,10 @@ def _dwsconv(shape: Shape, weights: Weights, limits: Limits, dtype: str) -> Lowe
         Launch(Depthwise(n, c, h, w, stored), ("x", "dw_w", "dw_b"), "hidden"),
         Launch(pointwise, ("hidden", "pw_w", "pw_b", "x"), "out"),
     ]
-    return Lowered(launches, dict(weights))
+    return Launches(launches, dict(weights))
 
 
-def _ciffn(shape: Shape, weights: Weights, limits: Limits, dtype: str) -> Lowered:
+def _ciffn(shape: Shape, weights: Weights, limits: Limits, dtype: str) -> Launches:
     """The redistribution z + g (z - s) folds into the projection: z @ (1 + g) W - s (g @ W), a rank-one term.
 
     For few images on NVIDIA's GPUs the projection also sums s up, anew in every work-group: arithmetic is no matter
@@ -85,10 +85,10 @@ def _ciffn(shape: Shape, weights: Weights, limits: Limits, dtype: str) -> Lowere
     gain, matrix = weights["g"].astype("float64"), weights["pr_w"].astype("float64")
     constants = {name: value for name, value in weights.items() if name != "g"}
     constants |= {"pr_w": (1 + gain)[:, None] * matrix, "gained": gain @ matrix}
-    return Lowered(launches, constants)
+    return Launches(launches, constants)
 
 
-def _stored(lowered: Lowered) -> dict[str, np.ndarray]:
+def _stored(lowered: Launches) -> dict[str, np.ndarray]:
     """The constants as the kernels that read them want them."""
     found = {}
     for launch in lowered.launches:

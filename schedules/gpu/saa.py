@@ -17,7 +17,7 @@ from itertools import product
 
 from schedules.gpu import head
 from schedules.gpu.launch import Buffer, Kernel, Limits, Memory, Program, blocks, nest
-from schedules.saa import NO_SHARE, TAPS, SAAShape
+from schedules.saa_shape import NO_SHARE, TAPS, SAAShape
 
 WORK_GROUPS = 16  # as many as the largest of mobile GPUs has cores
 SHARES = 4  # of a token's channels, where attention normalises
@@ -25,7 +25,7 @@ SHARES = 4  # of a token's channels, where attention normalises
 
 @dataclass(frozen=True)
 class SAA(SAAShape):
-    """What all of its kernels are told."""
+    """What all of its kernels need to know."""
 
     dtype: str = "float32"
 

@@ -6,11 +6,11 @@ from dataclasses import asdict
 
 import numpy as np
 
-from schedules.gpu.launch import Launch, Limits, Lowered
+from schedules.gpu.launch import Launch, Launches, Limits
 from schedules.gpu.saa import SAA, Attend, Recover, Sample
 from schedules.gpu.saa_batch import BatchSample, Mix, Normalise, Spread
 from schedules.gpu.tensor import convolution
-from schedules.saa import TAPS
+from schedules.saa_shape import TAPS
 
 # Images from which on the form for batches is taken, by an estimate: it is two launches more, some microseconds.
 # Without it the weights of qkv and of the projection are read again for every token of every image: in saevit_xs and
@@ -18,7 +18,7 @@ from schedules.saa import TAPS
 BATCH = 4
 
 
-def saa(limits: Limits, shape: SAA, weights: dict[str, np.ndarray], dtype: str) -> Lowered | None:
+def saa(limits: Limits, shape: SAA, weights: dict[str, np.ndarray], dtype: str) -> Launches | None:
     """The launches of the region, and its constants; None where heads do not divide the channels.
 
     A batch's matrices are multiplied in `dtype`.
@@ -27,35 +27,35 @@ def saa(limits: Limits, shape: SAA, weights: dict[str, np.ndarray], dtype: str) 
         return None
     constants = _constants(shape, weights)
     if shape.n < BATCH:
-        return Lowered(_few(shape), constants)
+        return Launches(_few(shape), constants)
     if shape.r > 1:
         constants["up_w"] = constants["up_w"].transpose(2, 0, 1)
-    return Lowered(_batch(limits, shape, dtype), constants)
+    return Launches(_batch(limits, shape, dtype), constants)
 
 
 def _few(shape: SAA) -> list[Launch]:
-    told = asdict(shape)
+    fields = asdict(shape)
     tokens, launches = "x", []
     if shape.r > 1:
-        tokens, sample = "tokens", Sample(**told)
+        tokens, sample = "tokens", Sample(**fields)
         launches.append(Launch(sample, tuple(sample.reads), tokens))
-    recover = Recover(**told)
+    recover = Recover(**fields)
     return [
         *launches,
-        Launch(Attend(**told), (tokens, "qkv_w", "qkv_b"), "mixed"),
+        Launch(Attend(**fields), (tokens, "qkv_w", "qkv_b"), "mixed"),
         Launch(recover, tuple(recover.reads), "out"),
     ]
 
 
 def _batch(limits: Limits, shape: SAA, dtype: str) -> list[Launch]:
-    told, n, tokens = asdict(shape), shape.n, shape.tokens
+    fields, n, tokens = asdict(shape), shape.n, shape.tokens
     stored = {"c": shape.c, "dtype": dtype, "given": shape.dtype}
-    first = BatchSample(**told) if shape.r > 1 else Normalise(**told)
+    first = BatchSample(**fields) if shape.r > 1 else Normalise(**fields)
     qkv = convolution(limits, n=1, h=1, w=n * tokens, k=3 * shape.c, **stored)
     launches = [
         Launch(first, tuple(first.reads), "tokens"),
         Launch(qkv, ("tokens", "qkv_w", "qkv_b"), "qkv"),
-        Launch(Mix(**told), ("qkv",), "mixed"),
+        Launch(Mix(**fields), ("qkv",), "mixed"),
     ]
     if shape.r == 1:
         projection = convolution(limits, n=n, h=shape.h, w=shape.w, k=shape.c, residual=True, **stored)
@@ -64,7 +64,7 @@ def _batch(limits: Limits, shape: SAA, dtype: str) -> list[Launch]:
     return [
         *launches,
         Launch(projection, ("mixed", "pr_w", "pr_b"), "whole"),
-        Launch(Spread(**told), ("x", "whole", "up_w", "up_b"), "out"),
+        Launch(Spread(**fields), ("x", "whole", "up_w", "up_b"), "out"),
     ]
 
 

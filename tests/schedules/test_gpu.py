@@ -29,7 +29,7 @@ from schedules.gpu.declare import declare, kernel_of
 from schedules.gpu.depthwise import Depthwise
 from schedules.gpu.devices import CUDA_LIMITS, GENERIC, GPUS, LIMITS, Limits
 from schedules.gpu.fragments import ARITHMETICS
-from schedules.gpu.launch import Lowered
+from schedules.gpu.launch import Launches
 from schedules.gpu.regions import lower
 from schedules.gpu.saa import Attend, Sample
 from schedules.gpu.saa_batch import BatchSample, Mix, Normalise, Spread
@@ -53,7 +53,7 @@ def image(*shape: int) -> np.ndarray:
     return np.random.RandomState(1).standard_normal(shape).astype("float32") + 0.5
 
 
-def compiled(lowered: Lowered, limits: Limits, chance: random.Random | None = None) -> Any:
+def compiled(lowered: Launches, limits: Limits, chance: random.Random | None = None) -> Any:
     """A library of the launches, k0, k1, and so on; by chance with other tilings than the default."""
     import tvm
 
@@ -71,7 +71,7 @@ def compiled(lowered: Lowered, limits: Limits, chance: random.Random | None = No
 
 
 def compute(
-    lowered: Lowered, x: np.ndarray, folder: Path, limits: Limits, chance: random.Random | None = None
+    lowered: Launches, x: np.ndarray, folder: Path, limits: Limits, chance: random.Random | None = None
 ) -> np.ndarray:
     """Run the launches one after the other on the first OpenCL device."""
     import tvm
@@ -101,7 +101,7 @@ def agree(
     limits: Limits = GENERIC,
     dtype: str = "float32",
     chance: random.Random | None = None,
-) -> Lowered:
+) -> Launches:
     lowered = lower(region, shape, given, limits, dtype)
     assert lowered is not None
     within(TOLERANCE[dtype], compute(lowered, x, folder, limits, chance), expected)
@@ -204,7 +204,7 @@ def test_saa_of_a_batch(
     assert names(lowered) == in_batch(r, "conv")
 
 
-def names(lowered: Lowered) -> list[str]:
+def names(lowered: Launches) -> list[str]:
     return [launch.name for launch in lowered.launches]
 
 
@@ -429,7 +429,7 @@ def source(name: str, dtype: str, side: int = 24) -> str:
     shape = {"n": 1, "h": 7, "w": 7, "c": c, "heads": 1, "r": 1, "eps": 1e-5, "scale": 0.25}
     saa = lower("saa", shape, given, LIMITS[name], dtype)
     assert saa is not None
-    both = Lowered([*ciffn.launches, *saa.launches], {})
+    both = Launches([*ciffn.launches, *saa.launches], {})
     return str(compiled(both, LIMITS[name]).mod.imports[0].inspect_source())
 
 

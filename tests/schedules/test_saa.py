@@ -11,7 +11,7 @@ import tvm
 
 from schedules.cpu import isa, saa
 from schedules.cpu.isa import Isa
-from schedules.saa import SAAShape
+from schedules.saa_shape import SAAShape
 
 AVX512 = {"kind": "llvm", "mtriple": "x86_64-linux-gnu", "mcpu": "znver4"}
 NEON = {"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": "cortex-a76"}

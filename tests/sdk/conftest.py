@@ -13,21 +13,19 @@ LINKED = ("-lpthread", "-lm", "-ldl")
 
 
 @pytest.fixture(scope="session")
-def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from saevit_tvm.verbs.build import BuildOptions, build
-
-    options = BuildOptions(model="saevit_micro", image_size=32, out=tmp_path_factory.mktemp("artifact"), name="micro")
-    return build(options, say=lambda _line: None).artifact
+def artifact(built_once: Callable[..., Path]) -> Path:
+    return built_once("small", image_size=32)
 
 
 @pytest.fixture(scope="session")
-def kit(artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def kit(artifact: Path, made_once: Callable[..., Path]) -> Path:
     from saevit_tvm.verbs.sdk import SdkOptions, sdk
 
-    out = tmp_path_factory.mktemp("kit") / "sdk"
-    told = sdk(SdkOptions(artifact, out, "both"), say=lambda _line: None)
-    assert all(proof["passed"] for proof in told["verification"].values())
-    return out
+    def make(folder: Path) -> None:
+        made = sdk(SdkOptions(artifact, folder / "sdk", "both"), say=lambda _line: None)
+        assert all(proof["passed"] for proof in made["verification"].values())
+
+    return made_once("kit", make) / "sdk"
 
 
 def compile_c(output: Path, arguments: Sequence[str | Path], compiler: Sequence[str] = ("gcc", "-std=c11")) -> Path:

@@ -6,12 +6,12 @@ import sys
 from pathlib import Path
 
 from saevit_tvm import targets
-from saevit_tvm.compiler.street import Kernel
+from saevit_tvm.compiler.street import TunableKernel
 from saevit_tvm.tuning.session import Session, Snapshot
 from saevit_tvm.tuning.store import Store
 
 
-def matmul(rows: int = 32, columns: int = 24, depth: int = 16) -> Kernel:
+def matmul(rows: int = 32, columns: int = 24, depth: int = 16) -> TunableKernel:
     import tvm
     from tvm import te
 
@@ -19,7 +19,7 @@ def matmul(rows: int = 32, columns: int = 24, depth: int = 16) -> Kernel:
     b = te.placeholder((depth, columns), name="B")
     k = te.reduce_axis((0, depth), name="k")
     c = te.compute((rows, columns), lambda i, j: te.sum(a[i, k] * b[k, j], axis=k), name="C")
-    return Kernel("matmul", 2, tvm.IRModule({"main": te.create_prim_func([a, b, c])}))
+    return TunableKernel("matmul", 2, tvm.IRModule({"main": te.create_prim_func([a, b, c])}))
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from saevit_tvm import targets
-from saevit_tvm.compiler.street import Kernel
+from saevit_tvm.compiler.street import TunableKernel
 from saevit_tvm.emulators import qemu
 from saevit_tvm.measure import counted as emulated
 from saevit_tvm.measure.candidates import Candidate
@@ -30,7 +30,7 @@ def board() -> Target:
     return targets.get("rpi4")
 
 
-def scheduled(kernel: Kernel, *, parallel: bool = False) -> Candidate:
+def scheduled(kernel: TunableKernel, *, parallel: bool = False) -> Candidate:
     """The kernel as it is, or with its rows over threads."""
     import tvm
     from tvm.s_tir import Schedule

@@ -56,7 +56,7 @@ def test_every_proposal_is_a_kernel_of_its_own(dtype: str) -> None:
     """The space of a declared kernel: distinct tilings, each of which fits the device and can be replayed."""
     import tvm
 
-    from saevit_tvm.compiler.street import Kernel
+    from saevit_tvm.compiler.street import TunableKernel
     from saevit_tvm.tuning import replay
     from saevit_tvm.tuning.guide import CostModel
     from saevit_tvm.tuning.space import Features, space_for
@@ -66,7 +66,7 @@ def test_every_proposal_is_a_kernel_of_its_own(dtype: str) -> None:
     from schedules.gpu.devices import limits_of
 
     target, conv = targets.get("adreno-650"), Conv(1, 14, 14, 48, 96, dtype=dtype, given=dtype)
-    kernel = Kernel("conv", 1, tvm.IRModule({"main": declare(conv).with_attr("global_symbol", "main")}))
+    kernel = TunableKernel("conv", 1, tvm.IRModule({"main": declare(conv).with_attr("global_symbol", "main")}))
     task = Task(kernel, tvm.target.Target(target.tvm), lambda kernel: space_for(kernel, target))
     proposed = task.propose(16, CostModel(Features()).model)
     assert len({candidate.key for candidate in proposed}) == 16

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from saevit_tvm.compiler.street import Kernel
+from saevit_tvm.compiler.street import TunableKernel
 from saevit_tvm.support.errors import TuningError
 from saevit_tvm.targets import Target
 from saevit_tvm.tuning import records as records_module
@@ -47,7 +47,7 @@ def test_every_trial_says_what_where_and_when(root: Path, target: Target) -> Non
         assert trial.valid != (trial.failure is not None)
 
 
-def served(root: Path, target: Target, kernel: Kernel) -> tuple[Records, Any]:
+def served(root: Path, target: Target, kernel: TunableKernel) -> tuple[Records, Any]:
     """What the compiler gets for a kernel."""
     records = open_records(root, target)
     return records, records.database.query_tuning_record(kernel.module, None, "main")
@@ -171,7 +171,7 @@ def test_kernels_of_a_graph_are_found_and_stay_right(tmp_path: Path, target: Tar
     with tvm_target:
         module = tvm.transform.Sequential([*passes, relax.transform.FuseTIR()])(builder.get())
     tasks = extract_tasks(module, tvm_target)
-    kernels = [Kernel(task.task_name, int(task.weight), task.dispatched[0]) for task in tasks]
+    kernels = [TunableKernel(task.task_name, int(task.weight), task.dispatched[0]) for task in tasks]
     Session(kernels, target, Store(tmp_path, target), model="graph").run(trials=3 * len(kernels))
     records = open_records(tmp_path, target)
     with tvm_target, records.database:
@@ -241,7 +241,7 @@ def test_the_nearest_records_serve_and_modelled_ones_only_when_there_are_no_othe
     assert (used["modelled"], used["near"]) == (True, False)
 
 
-def first_used(root: Path, target: Target, kernel: Kernel) -> list[dict[str, Any]]:
+def first_used(root: Path, target: Target, kernel: TunableKernel) -> list[dict[str, Any]]:
     records, record = served(root, target, kernel)
     assert record is not None
     return records.used

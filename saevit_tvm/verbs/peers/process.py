@@ -99,16 +99,16 @@ class PeerProcess:
 def serving(
     name: str, folder: Path, example: Path, threads: int, work: Path
 ) -> Iterator[tuple[PeerProcess, dict[str, Any], list[np.ndarray]]]:
-    """A fresh process that takes turns, what it told of its first answer, and that answer."""
+    """A fresh process that takes turns, what it says of its first answer, and that answer."""
     work.mkdir()
     outputs = work / "outputs.npz"
     order = {"do": "serve", "peer": name, "folder": str(folder), "threads": threads}
     order |= {"example": str(example), "outputs": str(outputs)}
     with PeerProcess(order, threads, work) as process:
-        told = process.reply()
+        reply = process.reply()
         with np.load(outputs) as saved:
             answer = [saved[name] for name in saved.files]
-        yield process, told, answer
+        yield process, reply, answer
 
 
 def _package_alone(folder: Path) -> str:
