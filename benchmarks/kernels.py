@@ -18,7 +18,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from command_line import parsed
 
+SHORT = "--model saevit_micro --image-size 32 --seconds 0.01"
 DIMS = {
     "saevit_micro": ((16, 32, 48, 64), (1, 1, 1, 1)),
     "saevit_xs": ((48, 96, 192, 320), (1, 2, 4, 2)),
@@ -49,7 +51,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=0.3, help="how long to measure each kernel")
     parser.add_argument("--target", default="", help="a TVM target as JSON instead of this machine's")
     parser.add_argument("--tiling", default="{}", help='knobs that replace the default ones, as JSON: {"chunk": 14}')
-    options = parser.parse_args()
+    options = parsed(parser, SHORT, kept=False)
     os.environ["TVM_NUM_THREADS"] = str(options.threads)
     from saevit_tvm.targets import native
     from schedules.cpu.isa import isa_of
@@ -57,12 +59,22 @@ def main() -> None:
     target = json.loads(options.target) if options.target else native().tvm
     bench = Bench(target, isa_of(target), options.threads, options.seconds, json.loads(options.tiling))
     print(f"{'kernel':24} {'calls':>5} {'ms':>8} {'GFLOP/s':>8} {'peak':>7} {'share':>6} {'error':>8} {'build s':>8}")
-    total = ideal = 0.0
+    rows = []
     for case in cases(options.model, options.image_size):
         if re.search(options.only, case.name):
-            seconds, floor = bench.row(case)
-            total, ideal = total + seconds * case.calls, ideal + floor * case.calls
-    print(f"{'sum over the network':24} {'':5} {1e3 * total:8.3f} ms; at the peak it would be {1e3 * ideal:.3f} ms")
+            rows.append(bench.row(case))
+            print(_line(rows[-1]), flush=True)
+            (options.out / "kernels.json").write_text(json.dumps(rows, indent=1) + "\n")
+    total = sum(row["calls"] * row["ms"] for row in rows)
+    ideal = sum(row["calls"] * row["ms"] * row["share"] for row in rows)
+    print(f"{'sum over the network':24} {'':5} {total:8.3f} ms; at the peak it would be {ideal:.3f} ms")
+
+
+def _line(row: dict[str, Any]) -> str:
+    return (
+        f"{row['kernel']:24} {row['calls']:5} {row['ms']:8.3f} {row['gflops']:8.1f} {row['peak_gflops']:7.1f} "
+        f"{100 * row['share']:5.1f}% {row['error']:8.1e} {row['build_seconds']:8.2f}"
+    )
 
 
 def cases(model: str, image_size: int = 224) -> list[Case]:
@@ -117,8 +129,8 @@ class Bench:
             name = str(func.attrs["global_symbol"])
             return tvm.compile(tvm.IRModule({name: func}), target=tvm.target.Target(self.target)).jit()[name]
 
-    def row(self, case: Case) -> tuple[float, float]:
-        """Print a kernel's line; its seconds, and what they would be at the peak."""
+    def row(self, case: Case) -> dict[str, Any]:
+        """What is known of a kernel once it is built, checked and timed."""
         import dataclasses
         import importlib
 
@@ -142,12 +154,9 @@ class Bench:
         seconds, peak_seconds = self._alternate(lambda: kernel(*arguments), self.peak)
         peak = self.threads * self.peak_flops / peak_seconds
         rate = lowered.flops / seconds
-        print(
-            f"{case.name:24} {case.calls:5} {1e3 * seconds:8.3f} {rate / 1e9:8.1f} {peak / 1e9:7.1f} "
-            f"{100 * rate / peak:5.1f}% {error:8.1e} {built:8.2f}",
-            flush=True,
-        )
-        return seconds, lowered.flops / peak
+        row = {"kernel": case.name, "calls": case.calls, "ms": 1e3 * seconds, "build_seconds": built}
+        row |= {"gflops": rate / 1e9, "peak_gflops": peak / 1e9, "share": rate / peak}
+        return row | {"error": float(error)}
 
     def _alternate(self, *runs: Callable[[], None]) -> list[float]:
         """The least time of each, taken in turn, at least once."""

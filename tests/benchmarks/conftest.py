@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import importlib
+import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+def started(script: Path, *args: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, str(script), *args], capture_output=True, text=True, timeout=600, **options)
 
 
 @pytest.fixture
@@ -23,9 +29,23 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
 @pytest.fixture
 def run(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs a script in a process of its own, its results in the test's folder, or in a file there."""
+    return lambda name, *args, out=".": started(BENCHMARKS / name, *args, "--out", str(tmp_path / out), cwd=tmp_path)
 
-    def call(name: str, *args: str, out: str = ".") -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, str(BENCHMARKS / name), *args, "--out", str(tmp_path / out)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=tmp_path)
 
-    return call
+@pytest.fixture(scope="module")
+def short(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[subprocess.CompletedProcess[str], Path]]:
+    """A script's short form, run once: its process, and the folder of its results."""
+
+    @cache
+    def run(name: str) -> tuple[subprocess.CompletedProcess[str], Path]:
+        out = tmp_path_factory.mktemp(name)
+        return started(BENCHMARKS / f"{name}.py", "--short", "--out", str(out), cwd=out), out
+
+    return run
+
+
+@pytest.fixture
+def packed_script() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs what `cuda.py prepare` packed by itself, without this package on the way."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return lambda folder, *args: started(folder / "bench.py", *args, cwd=folder, env=environment)
