@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import rows
+from command_line import parsed
 from foreign import Guest
 from rows import Row, say
 
@@ -40,6 +41,7 @@ from schedules.dtypes import TOLERANCE
 
 OURS = "saevit-tvm"
 PEERS = ("onnxruntime", "ncnn")
+SHORT = "--models saevit_micro --image-size 32 --target rpi4 --against ncnn"
 PARTS = ("instructions", "fma", "vector", "scalar", "load", "store", "branch", "bytes_loaded", "bytes_stored")
 
 # Runs in the guest. The runtimes are loaded and called there as `saevit-tvm bench` does it here.
@@ -57,7 +59,8 @@ numpy.savez(answer, *outputs)
 
 
 def main() -> int:
-    rows.gather("arm64", rows.parser(__doc__, ("saevit_xs",), "rpi5").parse_args(), counted, table)
+    options = parsed(rows.parser(__doc__, ("saevit_xs",), "rpi5", PEERS), SHORT)
+    rows.gather("arm64", options, counted, table)
     return 0
 
 
@@ -81,12 +84,14 @@ def counted(model: str, options: argparse.Namespace, scratch: Path) -> Iterator[
     if "float16" in targets.get(options.target).dtypes:
         yield head | _library(_built(model, options, "float16", scratch), f"{OURS}, float16")
 
-    packages = [f"{name}=={metadata.version(name)}" for name in ("numpy", *PEERS)]
+    if not options.against:
+        return
+    packages = [f"{name}=={metadata.version(name)}" for name in ("numpy", *options.against)]
     guest = Guest(packages, manifest["target"]["emulator"], manifest["target"]["features"])
     import torch
 
     torch.save(source.module, scratch / "model.pt")
-    for name in PEERS:
+    for name in options.against:
         say(f"converting {model} for {name}")
         folder = scratch / name
         folder.mkdir()

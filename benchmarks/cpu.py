@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from command_line import parsed
 
 from saevit_tvm import targets
 from saevit_tvm.support.errors import SaevitError
@@ -36,12 +37,12 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "8x224": {"batch": 8},
     "1x512 features": {"image_size": 512, "features_only": True},
 }
+SHORT = "--models saevit_micro --image-size 32 --scenarios 8x224 --threads 1 --seconds 0.1 --against torch,ncnn"
 Row = dict[str, Any]
 
 
 def main() -> int:
     options = _options()
-    options.out.mkdir(parents=True, exist_ok=True)
     if options.ablation:
         rows = ablations(options.models[0], options.threads, options.seconds, options.image_size)
         write(options.out / "ablation", rows, ablation_table)
@@ -69,8 +70,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=20.0, help="measuring time of each runtime")
     parser.add_argument("--resume", action="store_true", help="keep the comparisons that --out has already")
     parser.add_argument("--ablation", action="store_true", help="only the ablation, of the first model")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
-    return parser.parse_args()
+    return parsed(parser, SHORT)
 
 
 def _listed(text: str) -> list[str]:

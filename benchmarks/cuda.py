@@ -48,11 +48,37 @@ TOLERANCE = {"float32": 1e-4, "tf32": 5e-3, "float16": 1e-2, "bfloat16": 5e-2}
 STEP_SECONDS = 240.0
 PICTURES = 3  # different inputs, in turns
 LIMIT_NAMES = ("copy", "float32", "tf32", "float16", "bfloat16")
+# With --short: both halves on this machine's CPU.
+SHORT_PREPARE = "prepare --target native --models saevit_micro --image-size 32 --dtypes float32 --batches 3"
+SHORT_MEASURE = "measure --contenders saevit-tvm,torch"
 
 
 def main() -> int:
+    parser = _parser()
+    options = parser.parse_args()
+    if options.half is None and not options.short:
+        parser.error("say which half, or --short")
+    half = short if options.short else {"prepare": prepare, "measure": measure, "table": table}[options.half]
+    here = Path(__file__).resolve().parent
+    sys.path[:] = [each for each in sys.path if Path(each or ".").resolve() != here]  # see PACKED
+    try:
+        return half(options)
+    except Refused as error:
+        print(f"{Path(__file__).name}: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:  # a full disk, as a rule
+        print(f"{Path(__file__).name}: {error.strerror or error} ({error.filename or 'results'})", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"{Path(__file__).name}: stopped; what was measured is kept", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    halves = parser.add_subparsers(dest="half", required=True)
+    parser.add_argument("--short", action="store_true", help=f"for CI: {SHORT_PREPARE}, and there {SHORT_MEASURE}")
+    parser.add_argument("--out", type=Path, help="folder in which --short leaves what it makes; by default nowhere")
+    halves = parser.add_subparsers(dest="half")
     make = halves.add_parser("prepare", help="build everything and pack it")
     make.add_argument("--target", default="cuda-sm_90")
     make.add_argument("--models", type=_listed, default=list(MODELS))
@@ -67,20 +93,7 @@ def main() -> int:
     take.add_argument("--runtime", type=Path, action="append", default=[], help="folder of libtvm_runtime.so")
     take.add_argument("--worker", type=int, help=argparse.SUPPRESS)
     halves.add_parser("table", help="show what has been measured")
-    options = parser.parse_args()
-    here = Path(__file__).resolve().parent
-    sys.path[:] = [each for each in sys.path if Path(each or ".").resolve() != here]  # see PACKED
-    try:
-        return {"prepare": prepare, "measure": measure, "table": table}[options.half](options)
-    except Refused as error:
-        print(f"{Path(__file__).name}: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:  # a full disk, as a rule
-        print(f"{Path(__file__).name}: {error.strerror or error} ({error.filename or 'results'})", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(f"{Path(__file__).name}: stopped; what was measured is kept", file=sys.stderr)
-        return 130
+    return parser
 
 
 class Refused(Exception):
@@ -99,6 +112,22 @@ def _contenders(text: str) -> list[str]:
 
 def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
+
+
+def short(options: argparse.Namespace) -> int:
+    """Packed, unpacked and measured, all here."""
+    import tarfile
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = options.out or Path(scratch)
+        packed = folder / "short.tar.xz"
+        if status := prepare(_parser().parse_args([*SHORT_PREPARE.split(), "--out", str(packed)])):
+            return status
+        with tarfile.open(packed) as tar:
+            tar.extractall(folder, filter="data")
+        line = [sys.executable, str(folder / "short" / PACKED), *SHORT_MEASURE.split()]
+        return subprocess.run(line, check=False).returncode
 
 
 # Both halves: the model -------------------------------------------------

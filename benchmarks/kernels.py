@@ -18,7 +18,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from command_line import parsed
 
+SHORT = "--model saevit_micro --image-size 32 --seconds 0.01"
 DIMS = {
     "saevit_micro": ((16, 32, 48, 64), (1, 1, 1, 1)),
     "saevit_xs": ((48, 96, 192, 320), (1, 2, 4, 2)),
@@ -26,6 +28,7 @@ DIMS = {
 }
 RATES = (8, 4, 2, 1)
 HEAD_WIDTH = 16
+CHAINS = 12  # enough to hide the latency of a multiply-add, and few enough for the registers
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=0.3, help="how long to measure each kernel")
     parser.add_argument("--target", default="", help="a TVM target as JSON instead of this machine's")
     parser.add_argument("--tiling", default="{}", help='knobs that replace the default ones, as JSON: {"chunk": 14}')
-    options = parser.parse_args()
+    options = parsed(parser, SHORT, kept=False)
     os.environ["TVM_NUM_THREADS"] = str(options.threads)
     from saevit_tvm.targets import native
     from schedules.cpu.isa import isa_of
@@ -56,12 +59,22 @@ def main() -> None:
     target = json.loads(options.target) if options.target else native().tvm
     bench = Bench(target, isa_of(target), options.threads, options.seconds, json.loads(options.tiling))
     print(f"{'kernel':24} {'calls':>5} {'ms':>8} {'GFLOP/s':>8} {'peak':>7} {'share':>6} {'error':>8} {'build s':>8}")
-    total = ideal = 0.0
+    rows = []
     for case in cases(options.model, options.image_size):
         if re.search(options.only, case.name):
-            seconds, floor = bench.row(case)
-            total, ideal = total + seconds * case.calls, ideal + floor * case.calls
-    print(f"{'sum over the network':24} {'':5} {1e3 * total:8.3f} ms; at the peak it would be {1e3 * ideal:.3f} ms")
+            rows.append(bench.row(case))
+            print(_line(rows[-1]), flush=True)
+            (options.out / "kernels.json").write_text(json.dumps(rows, indent=1) + "\n")
+    total = sum(row["calls"] * row["ms"] for row in rows)
+    ideal = sum(row["calls"] * row["ms"] * row["share"] for row in rows)
+    print(f"{'sum over the network':24} {'':5} {total:8.3f} ms; at the peak it would be {ideal:.3f} ms")
+
+
+def _line(row: dict[str, Any]) -> str:
+    return (
+        f"{row['kernel']:24} {row['calls']:5} {row['ms']:8.3f} {row['gflops']:8.1f} {row['peak_gflops']:7.1f} "
+        f"{100 * row['share']:5.1f}% {row['error']:8.1e} {row['build_seconds']:8.2f}"
+    )
 
 
 def cases(model: str, image_size: int = 224) -> list[Case]:
@@ -116,8 +129,8 @@ class Bench:
             name = str(func.attrs["global_symbol"])
             return tvm.compile(tvm.IRModule({name: func}), target=tvm.target.Target(self.target)).jit()[name]
 
-    def row(self, case: Case) -> tuple[float, float]:
-        """Print a kernel's line; its seconds, and what they would be at the peak."""
+    def row(self, case: Case) -> dict[str, Any]:
+        """What is known of a kernel once it is built, checked and timed."""
         import dataclasses
         import importlib
 
@@ -141,19 +154,16 @@ class Bench:
         seconds, peak_seconds = self._alternate(lambda: kernel(*arguments), self.peak)
         peak = self.threads * self.peak_flops / peak_seconds
         rate = lowered.flops / seconds
-        print(
-            f"{case.name:24} {case.calls:5} {1e3 * seconds:8.3f} {rate / 1e9:8.1f} {peak / 1e9:7.1f} "
-            f"{100 * rate / peak:5.1f}% {error:8.1e} {built:8.2f}",
-            flush=True,
-        )
-        return seconds, lowered.flops / peak
+        row = {"kernel": case.name, "calls": case.calls, "ms": 1e3 * seconds, "build_seconds": built}
+        row |= {"gflops": rate / 1e9, "peak_gflops": peak / 1e9, "share": rate / peak}
+        return row | {"error": float(error)}
 
     def _alternate(self, *runs: Callable[[], None]) -> list[float]:
-        """The least time of each, taken in turn."""
+        """The least time of each, taken in turn, at least once."""
         clock = time.thread_time if self.threads == 1 else time.perf_counter
         best = [float("inf")] * len(runs)
         end = time.perf_counter() + self.seconds
-        while time.perf_counter() < end:
+        while best[0] == float("inf") or time.perf_counter() < end:
             for index, run in enumerate(runs):
                 began = clock()
                 run()
@@ -161,26 +171,36 @@ class Bench:
         return best
 
     def _peak(self) -> tuple[int, Callable[[], None]]:
-        """A loop of independent multiply-adds in registers: its work, and a call of it on one thread."""
+        """The work of the loop of multiply-adds, and a call of it on one thread."""
         import tvm
 
-        from schedules.cpu.builder import Builder, splat
+        func, flops = multiply_adds(self.isa)
+        kernel = self.build(func)
+        zero = tvm.runtime.tensor(np.zeros(self.isa.lanes, np.float32))
+        result = tvm.runtime.tensor(np.zeros(CHAINS * self.isa.lanes, np.float32))
+        return flops, lambda: kernel(zero, result)
 
-        b, lanes, chains, turns = Builder(), self.isa.lanes, 12, 200_000
-        source, target = b.param("source", (lanes,)), b.param("target", (chains * lanes,))
-        sums = [b.alloc(f"sum{i}", lanes, "local") for i in range(chains)]
+
+def multiply_adds(isa: Any) -> tuple[Any, int]:
+    """A loop of independent multiply-adds in registers, and its work.
+
+    Each adds to what it multiplies, as then no CPU's instruction takes a copy of it.
+    """
+    from schedules.cpu.builder import Builder
+
+    b, lanes, turns = Builder(cells=isa.cells), isa.lanes, 200_000
+    source, target = b.param("source", (lanes,)), b.param("target", (CHAINS * lanes,))
+    sums = [b.cell(f"sum{i}", lanes) for i in range(CHAINS)]
+    for total in sums:
+        b.store(total, 0, b.splat(1.0, lanes))
+    factor = b.bind("factor", b.load(source, 0, lanes))
+    with b.loop("turn", turns):
         for total in sums:
-            b.store(total, 0, splat(0.0, lanes))
-        factor = b.bind("factor", b.load(source, 0, lanes))
-        with b.loop("turn", turns):
-            for total in sums:
-                b.store(total, 0, b.load(total, 0, lanes) * factor + factor)
-        for i, total in enumerate(sums):
-            b.store(target, i * lanes, b.load(total, 0, lanes))
-        kernel = self.build(b.function("peak"))
-        half = tvm.runtime.tensor(np.full(lanes, 0.5, np.float32))
-        result = tvm.runtime.tensor(np.zeros(chains * lanes, np.float32))
-        return 2 * chains * turns * lanes, lambda: kernel(half, result)
+            held = b.load(total, 0, lanes)
+            b.store(total, 0, held * factor + held)
+    for i, total in enumerate(sums):
+        b.store(target, i * lanes, b.load(total, 0, lanes))
+    return b.function("peak"), 2 * CHAINS * turns * lanes
 
 
 if __name__ == "__main__":

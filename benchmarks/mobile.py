@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from command_line import parsed
 
 from saevit_tvm.measure.modelled import modelled
 from saevit_tvm.models.opening import open_model
@@ -36,6 +37,7 @@ from schedules.dtypes import TOLERANCE
 from schedules.gpu.devices import GPUS
 
 OURS = "saevit-tvm"
+SHORT = f"--models saevit_micro --image-size 32 --gpus mali-g610 --dtypes float32 --runtimes {OURS}"
 FOLDER = Path(__file__).parent
 Row = dict[str, Any]
 
@@ -114,11 +116,9 @@ def main() -> int:
     parser.add_argument("--models", type=lambda text: text.split(","), default=["saevit_xs"])
     parser.add_argument("--gpus", type=lambda text: text.split(","), default=["mali-g610", "adreno-740"])
     parser.add_argument("--image-size", type=int)
-    parser.add_argument("--out", type=Path, default=FOLDER / "results")
     parser.add_argument("--runtimes", type=lambda text: text.split(","), default=list(HOW), help="the rest is kept")
     parser.add_argument("--dtypes", type=lambda text: text.split(","), default=["float32", "float16"], help="for ours")
-    options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
+    options = parsed(parser, SHORT)
     for model in options.models:
         with tempfile.TemporaryDirectory() as scratch:
             for row in counted(model, options, Path(scratch)):

@@ -13,12 +13,20 @@ from typing import Any
 Row = dict[str, Any]
 
 
-def parser(description: str | None, models: Sequence[str], target: str) -> argparse.ArgumentParser:
+def parser(
+    description: str | None, models: Sequence[str], target: str, against: Sequence[str]
+) -> argparse.ArgumentParser:
+    def chosen(text: str) -> list[str]:
+        names = text.split(",") if text else []
+        if unknown := [name for name in names if name not in against]:
+            raise argparse.ArgumentTypeError(f"there is no {unknown[0]}; there are {', '.join(against)}")
+        return names
+
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--models", type=lambda text: text.split(","), default=list(models))
     made.add_argument("--target", default=target, help="one of saevit-tvm's ARM targets")
     made.add_argument("--image-size", type=int)
-    made.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    made.add_argument("--against", type=chosen, default=list(against), help="other runtimes, by default all")
     return made
 
 
@@ -29,7 +37,6 @@ def gather(
     table: Callable[[list[Row]], str],
 ) -> None:
     """Every model's rows, in a JSON file and a table of this name; what is there is kept if a later one fails."""
-    options.out.mkdir(parents=True, exist_ok=True)
     rows: list[Row] = []
     for model in options.models:
         with tempfile.TemporaryDirectory() as scratch:

@@ -18,9 +18,11 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
+from command_line import parsed
 
 from saevit_tvm.runtime.artifact import read_manifest
 from saevit_tvm.verbs.build import BuildOptions, build
@@ -29,6 +31,7 @@ from saevit_tvm.verbs.sdk import SdkOptions, sdk
 ROOT = Path(__file__).resolve().parents[1]
 TESTS = ROOT / "tests" / "sdk"
 LINKED = ("-lpthread", "-lm", "-ldl")
+SHORT = "--models saevit_micro --image-size 32 --threads 1 --turns 1 --soak 100 --fuzz 1"
 FLAVOURS = ("static", "shared")
 
 
@@ -40,19 +43,18 @@ def main() -> int:
     parser.add_argument("--turns", type=int, default=15)
     parser.add_argument("--soak", type=int, default=0, metavar="N")
     parser.add_argument("--fuzz", type=int, default=0, metavar="SECONDS")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
-    options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
+    options = parsed(parser, SHORT)
     lines = ["| model | threads | static, ms | shared, ms | static / shared |", "|---|---|---|---|---|"]
     with tempfile.TemporaryDirectory() as scratch:
+        kit_of = cache(lambda model, image_size: _kit(model, image_size, Path(scratch)))
         for model in options.models:
-            kit, _ = _kit(model, options.image_size, Path(scratch))
+            kit, _ = kit_of(model, options.image_size)
             for threads in options.threads:
                 static, shared = _in_turns(kit, model, threads, options.turns)
                 lines.append(f"| {model} | {threads} | {static:.3f} | {shared:.3f} | {static / shared:.2f} |")
                 say(lines[-1])
         if options.soak or options.fuzz:
-            kit, artifact = _kit("saevit_micro", 32, Path(scratch))
+            kit, artifact = kit_of("saevit_micro", 32)
             lines += ["", *_soak(kit, artifact, options.soak)] if options.soak else []
             lines += ["", *_fuzz(kit, artifact, options.fuzz)] if options.fuzz else []
     (options.out / "sdk.md").write_text("\n".join(lines) + "\n")

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import rows
+from command_line import parsed
 from foreign import PLATFORMS
 from rows import Row, say
 
@@ -34,6 +35,9 @@ from saevit_tvm.verbs.build import BuildOptions, build
 from saevit_tvm.verbs.sdk import SdkOptions, sdk
 from schedules.dtypes import TOLERANCE
 
+SHORT = "--models saevit_micro --image-size 32 --against ncnn"
+# The other runtimes, and whose conversion of the model each is weighed with.
+PEERS = {"onnxruntime": "onnxruntime", "ncnn": "ncnn", "executorch": "ncnn"}
 SMALL = "LDFLAGS=-static -s -Wl,--gc-sections"
 # What ExecuTorch needs of its wheel to run a model with XNNPACK and its own kernels for the rest.
 EXECUTORCH = ("libexecutorch", "libexecutorch_backend_xnnpack", "libexecutorch_threadpool")
@@ -65,9 +69,9 @@ NCNN_OFF += ("BUILD_TOOLS", "BUILD_EXAMPLES", "RUNTIME_CPU", "ARM82")
 
 
 def main() -> int:
-    parser = rows.parser(__doc__, ("saevit_micro", "saevit_xs", "saevit_s"), "arm64")
+    parser = rows.parser(__doc__, ("saevit_micro", "saevit_xs", "saevit_s"), "arm64", tuple(PEERS))
     parser.add_argument("--ncnn", type=Path, help="a checkout of github.com/Tencent/ncnn")
-    rows.gather("sizes", parser.parse_args(), measured, table)
+    rows.gather("sizes", parsed(parser, SHORT), measured, table)
     return 0
 
 
@@ -76,30 +80,8 @@ def measured(model: str, options: argparse.Namespace, scratch: Path) -> Iterator
     build_options = BuildOptions(model=model, target=options.target, image_size=options.image_size, out=out)
     artifact = build(build_options, say).artifact
     yield from ours(artifact, scratch)
-    source = open_model(model, image_size=options.image_size)
-    import torch
-
-    torch.save(source.module, scratch / "model.pt")
-    np.save(scratch / "example.npy", parity.random_inputs(source.input_shape, 1)[0])
-    weights = {}
-    for name in ("onnxruntime", "ncnn"):
-        folder = scratch / name
-        folder.mkdir()
-        peers.get(name).convert(scratch / "model.pt", scratch / "example.npy", folder)
-        weights[name] = sorted(path for path in folder.iterdir() if path.is_file())
-    wheels = _wheels(scratch / "wheels")
-    library = _member(wheels, "onnxruntime", "libonnxruntime.so")
-    yield row("onnxruntime", "libonnxruntime.so of its wheel", library, weights["onnxruntime"], wheels)
-    if options.ncnn:
-        program = _build_ncnn(options.ncnn, source, scratch)
-        yield row(
-            "ncnn", "static program, only the layers of this model", [program.read_bytes()], weights["ncnn"], wheels
-        )
-    else:
-        module = _member(wheels, "ncnn", "ncnn.cpython")
-        yield row("ncnn", "the module of its wheel", module, weights["ncnn"], wheels)
-    parts = [part for name in EXECUTORCH for part in _member(wheels, "executorch", f"lib/{name}.so")]
-    yield row("executorch", "core, XNNPACK and kernels of its wheel; weights as ncnn's", parts, weights["ncnn"], wheels)
+    if options.against:
+        yield from theirs(model, options, scratch)
 
 
 # Ours -----------------------------------------------------------------
@@ -123,13 +105,6 @@ def ours(artifact: Path, scratch: Path) -> Iterator[Row]:
     )
 
 
-def row(name: str, how: str, program: Sequence[bytes], weights: Sequence[Path], wheels: Sequence[Path]) -> Row:
-    model = b"".join(path.read_bytes() for path in weights)
-    code = b"".join(program)
-    version = _wheel(wheels, name).name.split("-")[1]
-    return {"name": f"{name} {version}", "how": how} | _sizes(len(code), len(model), code + model)
-
-
 def _sizes(program: int, weights: int, everything: bytes) -> Row:
     return {"program": program, "weights": weights, "compressed": len(gzip.compress(everything, 9))}
 
@@ -137,10 +112,47 @@ def _sizes(program: int, weights: int, everything: bytes) -> Row:
 # Others ---------------------------------------------------------------
 
 
-def _wheels(folder: Path) -> list[Path]:
-    """The arm64 wheels of the other runtimes."""
+def theirs(model: str, options: argparse.Namespace, scratch: Path) -> Iterator[Row]:
+    source = open_model(model, image_size=options.image_size)
+    import torch
+
+    torch.save(source.module, scratch / "model.pt")
+    np.save(scratch / "example.npy", parity.random_inputs(source.input_shape, 1)[0])
+    weights = {}
+    for name in dict.fromkeys(PEERS[name] for name in options.against):
+        folder = scratch / name
+        folder.mkdir()
+        peers.get(name).convert(scratch / "model.pt", scratch / "example.npy", folder)
+        weights[name] = sorted(path for path in folder.iterdir() if path.is_file())
+    wheels = _wheels(options.against, scratch / "wheels")
+    for name in options.against:
+        how, program = _least(name, wheels, options.ncnn, source, scratch)
+        yield row(name, how, program, weights[PEERS[name]], wheels)
+
+
+def _least(name: str, wheels: Sequence[Path], ncnn: Path | None, source: Any, scratch: Path) -> tuple[str, list[bytes]]:
+    """What is enough of a runtime to run the model, in words and in bytes."""
+    if name == "onnxruntime":
+        return "libonnxruntime.so of its wheel", _member(wheels, name, "libonnxruntime.so")
+    if name == "executorch":
+        parts = [part for library in EXECUTORCH for part in _member(wheels, name, f"lib/{library}.so")]
+        return "core, XNNPACK and kernels of its wheel; weights as ncnn's", parts
+    if ncnn is None:
+        return "the module of its wheel", _member(wheels, name, "ncnn.cpython")
+    return "static program, only the layers of this model", [_build_ncnn(ncnn, source, scratch).read_bytes()]
+
+
+def row(name: str, how: str, program: Sequence[bytes], weights: Sequence[Path], wheels: Sequence[Path]) -> Row:
+    model = b"".join(path.read_bytes() for path in weights)
+    code = b"".join(program)
+    version = _wheel(wheels, name).name.split("-")[1]
+    return {"name": f"{name} {version}", "how": how} | _sizes(len(code), len(model), code + model)
+
+
+def _wheels(runtimes: Sequence[str], folder: Path) -> list[Path]:
+    """Their wheels for arm64: of the versions that convert here, and of what need not be here the newest."""
     platforms = [part for name in PLATFORMS for part in ("--platform", name)]
-    names = [f"{name}=={metadata.version(name)}" for name in ("onnxruntime", "ncnn")] + ["executorch"]
+    names = [f"{name}=={metadata.version(name)}" if PEERS[name] == name else name for name in runtimes]
     line = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:", *platforms]
     subprocess.run([*line, "--python-version", "3.11", "--dest", str(folder), *names], check=True)
     return list(folder.glob("*.whl"))

@@ -32,7 +32,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from command_line import parsed
 
+SHORT = "--model saevit_micro --image-size 32 --minutes 0.1 --seconds 0.05 --fractions 1 --builds 2"
 POLL_SECONDS = 0.25
 CLOSE = 1.05
 STOCK_TRIALS = 1_000_000  # TVM's search knows no minutes: it is stopped from outside
@@ -61,7 +63,6 @@ def main() -> None:
     from saevit_tvm.models.opening import open_model
 
     source, target = open_model(options.model, image_size=options.image_size), targets.native()
-    options.out.mkdir(parents=True, exist_ok=True)
     asked = {"model": source.name, "input_shape": list(source.input_shape), "minutes": options.minutes}
     asked |= {"fractions": options.fractions, "build_seconds": options.build_seconds, "target": target.fingerprint}
     results = Results(options.out, asked, resume=options.resume)
@@ -151,9 +152,8 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--only-ours", action="store_true")
     parser.add_argument("--resume", action="store_true", help="keep the steps that --out has already")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--stock-child", type=Path, help=argparse.SUPPRESS)
-    return parser.parse_args()
+    return parsed(parser, SHORT)
 
 
 def say(line: str) -> None:

@@ -56,7 +56,7 @@ def _own_tuning_store(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 # What many tests share is made once: for all workers, and for later runs while nothing changes that it is made from.
-MADE_FROM = ("saevit_tvm", "relay_patterns", "schedules", "tuning_logs", "pyproject.toml")
+MADE_FROM = ("saevit_tvm", "relay_patterns", "schedules", "tuning_logs", "benchmarks", "pyproject.toml")
 SHARED = ROOT / ".pytest_cache" / "shared"
 
 

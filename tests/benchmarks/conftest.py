@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +16,10 @@ import pytest
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
+def started(script: Path, *args: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, str(script), *args], capture_output=True, text=True, timeout=600, **options)
+
+
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
@@ -23,9 +29,29 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
 @pytest.fixture
 def run(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs a script in a process of its own, its results in the test's folder, or in a file there."""
+    return lambda name, *args, out=".": started(BENCHMARKS / name, *args, "--out", str(tmp_path / out), cwd=tmp_path)
 
-    def call(name: str, *args: str, out: str = ".") -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, str(BENCHMARKS / name), *args, "--out", str(tmp_path / out)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=tmp_path)
 
-    return call
+@pytest.fixture(scope="session")
+def short(made_once: Callable[..., Path]) -> Callable[[str], tuple[subprocess.CompletedProcess[str], Path]]:
+    """A script's short form, run once: its process, and the folder of its results."""
+
+    def run(name: str) -> tuple[subprocess.CompletedProcess[str], Path]:
+        def make(folder: Path) -> None:
+            out = folder / "out"
+            out.mkdir()
+            done = started(BENCHMARKS / f"{name}.py", "--short", "--out", str(out), cwd=out)
+            said = {"args": name, "returncode": done.returncode, "stdout": done.stdout, "stderr": done.stderr}
+            (folder / "done.json").write_text(json.dumps(said))
+
+        folder = made_once(f"short-{name}", make)
+        return subprocess.CompletedProcess(**json.loads((folder / "done.json").read_text())), folder / "out"
+
+    return run
+
+
+@pytest.fixture
+def packed_script() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs what `cuda.py prepare` packed by itself, without this package on the way."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return lambda folder, *args: started(folder / "bench.py", *args, cwd=folder, env=environment)

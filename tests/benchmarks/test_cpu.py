@@ -1,4 +1,4 @@
-"""The comparison: what it keeps, what it skips, what its table says, and one run from start to finish."""
+"""The comparison: what it keeps, what it skips, what its table says, what a failure costs, and the ablation."""
 
 from __future__ import annotations
 
@@ -64,22 +64,6 @@ def test_results_are_written_whole(cpu, tmp_path):
         cpu.write(tmp_path / "cpu", rows, fails)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cpu.json", "cpu.md"]
     assert json.loads((tmp_path / "cpu.json").read_text()) == rows
-
-
-@pytest.mark.slow
-def test_a_comparison_from_start_to_finish(run, tmp_path):
-    options = ("--models", "saevit_micro", "--image-size", "64", "--seconds", "0.2", "--against", "torch,ncnn")
-    done = run("cpu.py", *options, *ONE, "--scenarios", "8x224")
-    assert done.returncode == 0, done.stderr
-    rows = {row["name"]: row for row in json.loads((tmp_path / "cpu.json").read_text())}
-    assert rows["saevit-tvm"]["max_abs_error"] < 2e-5 and rows["torch"]["median_ms"] > 0
-    assert "one picture at a time" in rows["ncnn"]["error"]
-    assert done.stdout.strip() == (tmp_path / "cpu.md").read_text().strip()
-    assert not list(tmp_path.glob("*.part"))
-    # The same again has nothing to do, and loses nothing.
-    again = run("cpu.py", *options, *ONE, "--scenarios", "8x224", "--resume")
-    assert again.returncode == 0 and "compiling" not in again.stderr
-    assert {row["name"]: row for row in json.loads((tmp_path / "cpu.json").read_text())} == rows
 
 
 @pytest.mark.slow

@@ -1,9 +1,8 @@
-"""The comparison on a GPU, tested on a CPU: prepared, unpacked, measured, taken up again, told."""
+"""The comparison on a GPU, without one: what is packed, in which order it is measured, what damage costs."""
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -15,7 +14,6 @@ from typing import Any
 import pytest
 
 from saevit_tvm.backends import nvrtc
-from saevit_tvm.runtime import cuda
 from schedules.gpu.launch import OVERLAPPING
 
 MICRO = ("--models", "saevit_micro", "--image-size", "32", "--batches")
@@ -36,48 +34,6 @@ def packed(run: Callable[..., Any], tmp_path: Path) -> Callable[..., Path]:
     return make
 
 
-def bench(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """The packed script by itself, without this package on the way."""
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    line = [sys.executable, str(folder / "bench.py"), *arguments]
-    return subprocess.run(line, capture_output=True, text=True, timeout=300, cwd=folder, env=environment)
-
-
-@pytest.mark.slow
-def test_prepare_and_measure_on_this_cpu(packed: Callable[..., Path]) -> None:
-    folder = packed("--target", "native", *MICRO, "1,3")
-    mistyped = bench(folder, "measure", "--contenders", "saevit")
-    assert (
-        mistyped.returncode == 2
-        and "there is no saevit; there are saevit-tvm, saevit-tvm-in-turn, torch" in mistyped.stderr
-    )
-    done = bench(folder, "measure", "--contenders", "saevit-tvm,torch")
-    assert done.returncode == 0, done.stderr
-    rows = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
-    ours = {row["step"]["batch"]: row for row in rows if row["step"]["contender"] == "saevit-tvm"}
-    assert ours.keys() == {1, 3} and all(row["deviation"] < 1e-5 for row in ours.values()), rows
-    assert all(row["median_ms"] > 0 for row in rows if row["step"]["contender"] == "torch")
-    assert {row["step"]["limit"] for row in rows if "rate" in row} >= {"copy", "float32"}
-    assert "| saevit_micro | 3 | float32 | saevit-tvm |" in (folder / "results.md").read_text()
-    with (folder / "results.jsonl").open("a") as file:
-        file.write('{"step": {"cont')  # what a kill leaves
-    again = bench(folder, "measure", "--contenders", "saevit-tvm,torch")
-    assert again.returncode == 0 and (folder / "results.jsonl").read_text().splitlines() == [*map(json.dumps, rows)]
-    (folder / "results.jsonl").unlink()
-    if not cuda.available()[0]:
-        manifest = (folder / "manifest.json").read_text()
-        (folder / "manifest.json").write_text(manifest.replace('"kind": "llvm"', '"kind": "cuda"', 1))
-        alone = bench(folder, "measure")
-        assert alone.returncode == 1 and len(alone.stderr.strip().splitlines()) == 1, alone.stderr
-        assert "there is no NVIDIA GPU here" in alone.stderr and not (folder / "results.jsonl").exists()
-        (folder / "manifest.json").write_text(manifest)
-    library = folder / "saevit_micro-b1-float32.so"
-    library.write_bytes(library.read_bytes()[:-1])
-    assert bench(folder, "measure", "--contenders", "saevit-tvm").returncode == 0
-    (row,) = (row for row in map(json.loads, (folder / "results.jsonl").open()) if row["step"].get("batch") == 1)
-    assert "is damaged" in row["error"]
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(nvrtc.missing() is not None, reason=nvrtc.missing() or "")
 def test_what_overlapping_launches_are_worth_can_be_measured(packed: Callable[..., Path]) -> None:
@@ -89,14 +45,14 @@ def test_what_overlapping_launches_are_worth_can_be_measured(packed: Callable[..
     assert overlapping == {"saevit-tvm": artifacts[0]["launches"], "saevit-tvm-in-turn": 0}
 
 
-def test_damaged_results_and_a_full_disk_are_no_traceback(tmp_path: Path) -> None:
+def test_damaged_results_and_a_full_disk_are_no_traceback(packed_script: Callable[..., Any], tmp_path: Path) -> None:
     shutil.copy(Path(__file__).parents[2] / "benchmarks" / "cuda.py", tmp_path / "bench.py")
     (tmp_path / "manifest.json").write_text(json.dumps({"kind": "llvm", "models": {}, "artifacts": []}))
     step = {"contender": "limits"}
     rows = [{"step": {**step, "limit": name}, "rate": 3.0, "unit": "GB/s"} for name in ("copy", "tf32")]
     lines = [json.dumps(rows[0]), '{"step": {"con', "17", json.dumps(rows[1])]
     (tmp_path / "results.jsonl").write_text("\n".join(lines) + "\n")
-    told = bench(tmp_path, "table")
+    told = packed_script(tmp_path, "table")
     assert told.returncode == 0 and told.stdout.startswith("Reached here: copy 3 GB/s, tf32 3 GB/s.\n"), told.stderr
     line = ["sh", "-c", 'ulimit -f 0; exec "$@"', "sh", sys.executable, str(tmp_path / "bench.py"), "table"]
     full = subprocess.run(line, capture_output=True, text=True, timeout=60, cwd=tmp_path)
