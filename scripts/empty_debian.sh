@@ -9,11 +9,12 @@ mirror=$(grep -hoE 'https?://[^ ]+/debian/?( |$)' -r /etc/apt/sources.list /etc/
 if [ ! -x "$root/usr/bin/git" ]; then
     debootstrap --variant=minbase --include=ca-certificates,git,python3 bookworm "$root" "${mirror:-http://deb.debian.org/debian}"
 fi
-cp -a /etc/apt/sources.list.d /etc/apt/apt.conf.d "$root/etc/apt/"
+rm -f "$root/etc/apt/sources.list"
+cp -a /etc/apt/sources.list* /etc/apt/apt.conf.d "$root/etc/apt/"
 for file in /etc/resolv.conf /etc/hosts /etc/pip.conf /etc/xdg/pip; do
-    [ ! -e "$file" ] || { mkdir -p "$root$(dirname "$file")" && cp -rL "$file" "$root$(dirname "$file")/"; }
+    [ ! -e "$file" ] || { mkdir -p "$root$(dirname "$file")" && cp -rL --remove-destination "$file" "$root$(dirname "$file")/"; }
 done
-cp -rL /etc/ssl/certs "$root/etc/ssl/"
+cp -L --remove-destination /etc/ssl/certs/ca-certificates.crt "$root/etc/ssl/certs/"
 
 # A namespace of its own for what is mounted: nothing of it is left, however this ends.
 export root checkout
