@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from tvm import relax
 from tvm.ir.transform import Pass
+from tvm.relax.backend.utils import has_leaking_intermediate_variables
 from tvm.relax.transform import FuseOpsByPattern, FusionPattern, PatternCheckContext
 
 from relay_patterns.ciffn import ciffn
@@ -33,10 +34,15 @@ def layers() -> list[Region]:
 
 
 def fuse_regions(regions: Sequence[Region], accept: Accept) -> Pass:
-    """Group every match that `accept` agrees to into a function of its own, weights inside; larger regions first."""
+    """Group every match that `accept` agrees to into a function of its own, weights inside; larger regions first.
+
+    Nothing inside a match may have a user outside: it would have to be computed twice.
+    """
 
     def fusion(region: Region) -> FusionPattern:
         def check(context: PatternCheckContext) -> bool:
+            if has_leaking_intermediate_variables(context):
+                return False
             reading = region.read(dict(context.annotated_expr.items()))
             return reading is not None and accept(region, reading)
 

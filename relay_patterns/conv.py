@@ -28,7 +28,8 @@ def _read(parts: Parts, activation: str | None) -> Reading | None:
     top, left, bottom, right = (int(pad) for pad in attrs.padding)
     stride, across = (int(step) for step in attrs.strides)
     even = top == left == bottom == right and stride == across and kh == kw
-    if attrs.groups != 1 or list(attrs.dilation) != [1, 1] or not even:
+    offset = bias(parts, "conv")
+    if attrs.groups != 1 or list(attrs.dilation) != [1, 1] or not even or offset is None:
         return None
     shape = {
         **image(parts),
@@ -39,4 +40,4 @@ def _read(parts: Parts, activation: str | None) -> Reading | None:
         "activation": activation,
     }
     weight = np.ascontiguousarray(array(parts["conv.weight"]).transpose(2, 3, 1, 0))
-    return Reading(shape, {"w": weight, "b": bias(parts, "conv", outputs)})
+    return Reading(shape, {"w": weight, "b": offset})

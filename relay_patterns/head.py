@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import numpy as np
 from tvm.relax.dpl import is_const, is_op
 
-from relay_patterns.region import Parts, Reading, Region, add, array, extents, image, wildcard
+from relay_patterns.region import Parts, Reading, Region, add, array, extents, image, per_channel, wildcard
 
 
 def head() -> Region:
@@ -22,11 +21,7 @@ def _read(parts: Parts) -> Reading | None:
     if len(shape) != 4 or axes != [2, 3] or parts["mean"].attrs.keepdims or len(extents(parts["weight"])) != 2:
         return None
     classes = extents(parts["weight"])[1]
-    offset = array(parts["bias"])
-    if offset.size not in (1, classes):
+    offset = per_channel(parts["bias"], classes, rank=2)
+    if offset is None:
         return None
-    weights = {
-        "w": array(parts["weight"]),
-        "b": np.ascontiguousarray(np.broadcast_to(offset.reshape(-1), (classes,))),
-    }
-    return Reading({**image(parts), "k": classes}, weights)
+    return Reading({**image(parts), "k": classes}, {"w": array(parts["weight"]), "b": offset})

@@ -94,7 +94,8 @@ def image(parts: Parts) -> dict[str, Any]:
 def is_pointwise(parts: Parts, name: str) -> bool:
     attrs = parts[f"{name}.call"].attrs
     kernel = extents(parts[f"{name}.weight"])[2:]
-    return kernel == (1, 1) and not any(attrs.padding) and attrs.groups == 1 and list(attrs.strides) == [1, 1]
+    plain = kernel == (1, 1) and not any(attrs.padding) and attrs.groups == 1 and list(attrs.strides) == [1, 1]
+    return plain and bias(parts, name) is not None
 
 
 def is_depthwise_3x3(parts: Parts, name: str) -> bool:
@@ -108,32 +109,35 @@ def is_depthwise_3x3(parts: Parts, name: str) -> bool:
         and list(attrs.padding) == [1, 1, 1, 1]
         and list(attrs.strides) == [1, 1]
         and list(attrs.dilation) == [1, 1]
+        and bias(parts, name) is not None
     )
 
 
 def pointwise_weights(parts: Parts, name: str, prefix: str) -> dict[str, np.ndarray]:
     """[in, out] and [out]."""
-    weight = array(parts[f"{name}.weight"])[:, :, 0, 0]
-    return {f"{prefix}_w": np.ascontiguousarray(weight.T), f"{prefix}_b": bias(parts, name, weight.shape[0])}
+    weight, offset = array(parts[f"{name}.weight"])[:, :, 0, 0], bias(parts, name)
+    assert offset is not None, f"{name} was not seen to be pointwise"
+    return {f"{prefix}_w": np.ascontiguousarray(weight.T), f"{prefix}_b": offset}
 
 
 def depthwise_weights(parts: Parts, name: str, prefix: str) -> dict[str, np.ndarray]:
     """[3, 3, channels] and [channels]."""
-    weight = array(parts[f"{name}.weight"])[:, 0]
-    return {
-        f"{prefix}_w": np.ascontiguousarray(weight.transpose(1, 2, 0)),
-        f"{prefix}_b": bias(parts, name, weight.shape[0]),
-    }
+    weight, offset = array(parts[f"{name}.weight"])[:, 0], bias(parts, name)
+    assert offset is not None, f"{name} was not seen to be depthwise"
+    return {f"{prefix}_w": np.ascontiguousarray(weight.transpose(1, 2, 0)), f"{prefix}_b": offset}
 
 
-def bias(parts: Parts, name: str, channels: int) -> np.ndarray:
-    return np.ascontiguousarray(np.broadcast_to(array(parts[f"{name}.bias"]).reshape(-1), (channels,)))
+def bias(parts: Parts, name: str) -> np.ndarray | None:
+    """What a convolution adds to each of its channels, or None where it adds something else (an embedding, say)."""
+    return per_channel(parts[f"{name}.bias"], extents(parts[f"{name}.weight"])[0])
 
 
-def per_channel(constant: relax.Expr, channels: int) -> np.ndarray | None:
-    """A constant that scales channels, or None when it does something else (varies over positions, say)."""
-    shape = (1, 1, 1, 1, *extents(constant))[-4:]
-    if shape not in ((1, channels, 1, 1), (1, 1, 1, 1)):
+def per_channel(constant: relax.Expr, channels: int, rank: int = 4, axis: int = 1) -> np.ndarray | None:
+    """A constant with one number a channel, by its shape and the channels' axis, or None where it varies otherwise."""
+    shape = extents(constant)
+    whole = (1,) * (rank - len(shape)) + shape
+    wanted = tuple(channels if dim == axis % rank else 1 for dim in range(rank))
+    if whole not in (wanted, (1,) * rank):
         return None
     return np.ascontiguousarray(np.broadcast_to(array(constant).reshape(-1), (channels,)))
 

@@ -14,7 +14,19 @@ from typing import Any
 import numpy as np
 from tvm.relax.dpl import DFPattern, is_const, is_op, is_tuple_get_item, wildcard
 
-from relay_patterns.region import Parts, Reading, Region, Step, add, array, extents, image, multiply, reshaped
+from relay_patterns.region import (
+    Parts,
+    Reading,
+    Region,
+    Step,
+    add,
+    array,
+    extents,
+    image,
+    multiply,
+    per_channel,
+    reshaped,
+)
 
 Part = Callable[..., Any]
 LAST, FIRST = [0, 2, 3, 1], [0, 3, 1, 2]  # channels last, channels first
@@ -162,16 +174,17 @@ def _read(parts: Parts) -> Reading | None:
     sampling, recovery = _sampling(parts), _recovery(parts)
     scale = _scale(parts, width)
     whole_images = (batch, tokens, heads * width) == (n, rows * columns, channels)
-    if not whole_images or sampling is None or recovery is None or scale is None:
+    qkv, projection = _linear_bias(parts, "qkv", 3 * channels), _linear_bias(parts, "pr", channels)
+    if not whole_images or sampling is None or recovery is None or scale is None or qkv is None or projection is None:
         return None
     weights = {
         "ln_g": array(parts["ln_g"]),
         "ln_b": array(parts["ln_b"]),
         **sampling,
         "qkv_w": array(parts["qkv_w"]),
-        "qkv_b": _bias(parts, "qkv_b", 3 * channels),
+        "qkv_b": qkv,
         "pr_w": array(parts["pr_w"]),
-        "pr_b": _bias(parts, "pr_b", channels),
+        "pr_b": projection,
         **recovery,
     }
     shape = {
@@ -194,9 +207,11 @@ def _grid(parts: Parts) -> tuple[int, int]:
     return -(-h // _rate(parts)), -(-w // _rate(parts))
 
 
-def _bias(parts: Parts, name: str, channels: int) -> np.ndarray:
-    bias = array(parts[name]).reshape(-1) if name in parts else np.zeros(1, "float32")
-    return np.broadcast_to(bias, (channels,))
+def _linear_bias(parts: Parts, name: str, channels: int) -> np.ndarray | None:
+    """What a linear layer adds to each of its outputs, or None where it adds something else."""
+    if f"{name}_b" not in parts:
+        return np.zeros(channels, "float32")
+    return per_channel(parts[f"{name}_b"], channels, rank=len(extents(parts[f"{name}_product"])), axis=-1)
 
 
 def _scale(parts: Parts, width: int) -> float | None:
@@ -273,7 +288,8 @@ def _recovery(parts: Parts) -> dict[str, np.ndarray] | None:
         and all(begin == 0 and step == 1 for begin, step in _slice(parts.get("crop")).values())
     )
     weight = array(parts["up_w"])[:, 0].transpose(1, 2, 0)
-    return {"up_w": weight, "up_b": _bias(parts, "up_b", channels)} if fits else None
+    offset = per_channel(parts["up_b"], channels) if "up_b" in parts else np.zeros(channels, "float32")
+    return {"up_w": weight, "up_b": offset} if fits and offset is not None else None
 
 
 def _slice(call: Any) -> dict[int, tuple[int, int]]:

@@ -12,6 +12,7 @@ import tvm
 from tvm import relax
 from tvm.relax.dpl import is_const, is_op, is_tuple_get_item, wildcard
 
+from relay_patterns.region import per_channel
 from saevit_tvm.compiler.passes.rewriting import Matched, Rule, array, constant, rewrite, shape_of
 
 
@@ -46,33 +47,37 @@ def _conv_then_norm(with_bias: bool) -> Rule:
         scale, shift = norm.affine(matched)
         kernel = array(matched[weight]) * scale[:, None, None, None]
         if with_bias:
-            offset = array(matched[bias])
-            if offset.size not in (1, scale.size):
+            offset = per_channel(matched[bias], scale.size)
+            if offset is None:
                 return expr
-            shift = shift + offset.reshape(-1) * scale
+            shift = shift + offset * scale
         return _conv(matched[conv], matched[data], kernel, shift)
 
     return norm.pattern, replace
 
 
-def _norm_then_pointwise_conv() -> Rule:
-    data, weight = wildcard(), is_const()
+def _norm_then_pointwise_conv(with_bias: bool) -> Rule:
+    data, weight, bias = wildcard(), is_const(), is_const()
     norm = _Norm(data)
     conv = is_op("relax.nn.conv2d")(norm.pattern, weight)
 
     def replace(expr: relax.Expr, matched: Matched) -> relax.Expr:
         kernel, attrs = array(matched[weight]), matched[conv].attrs
+        offset = per_channel(matched[bias], kernel.shape[0]) if with_bias else None
+        if with_bias and offset is None:
+            return expr
         # A kernel that sees padding cannot take the shift: the zeros outside the image are not shifted.
         if kernel.shape[2:] != (1, 1) or any(attrs.padding) or attrs.groups != 1 or not norm.foldable(matched):
             return expr
         scale, shift = norm.affine(matched)
-        return _conv(expr, matched[data], kernel * scale[None, :, None, None], kernel[:, :, 0, 0] @ shift)
+        shifted = _plus(kernel[:, :, 0, 0] @ shift, offset)
+        return _conv(matched[conv], matched[data], kernel * scale[None, :, None, None], shifted)
 
-    return conv, replace
+    return (is_op("relax.add")(conv, bias) if with_bias else conv), replace
 
 
-def _norm_then_mean_then_linear() -> Rule:
-    data, weight = wildcard(), is_const()
+def _norm_then_mean_then_linear(with_bias: bool) -> Rule:
+    data, weight, bias = wildcard(), is_const(), is_const()
     norm = _Norm(data)
     mean = is_op("relax.mean")(norm.pattern)
     linear = is_op("relax.matmul")(mean, weight)
@@ -82,12 +87,15 @@ def _norm_then_mean_then_linear() -> Rule:
         axes = sorted(int(axis) for axis in attrs.axis)
         if axes != [2, 3] or attrs.keepdims or matrix.ndim != 2 or not norm.foldable(matched):
             return expr
+        offset = per_channel(matched[bias], matrix.shape[1], rank=2) if with_bias else None
+        if with_bias and offset is None:
+            return expr
         scale, shift = norm.affine(matched)
         pooled = relax.op.mean(matched[data], axis=[2, 3])
         product = relax.op.matmul(pooled, constant(matrix * scale[:, None]))
-        return relax.op.add(product, constant(shift @ matrix))
+        return relax.op.add(product, constant(_plus(shift @ matrix, offset)))
 
-    return linear, replace
+    return (is_op("relax.add")(linear, bias) if with_bias else linear), replace
 
 
 def _norm_alone() -> Rule:
@@ -104,17 +112,9 @@ def _norm_alone() -> Rule:
     return norm.pattern, replace
 
 
-def _two_biases() -> Rule:
-    """What folding leaves behind where there was a bias already: two constants added one after the other."""
-    data, first, second = wildcard(), is_const(), is_const()
-    inner = is_op("relax.add")(data, first) | is_op("relax.add")(first, data)
-    outer = is_op("relax.add")(inner, second) | is_op("relax.add")(second, inner)
-
-    def replace(expr: relax.Expr, matched: Matched) -> relax.Expr:
-        both = array(matched[first]) + array(matched[second])
-        return relax.op.add(matched[data], constant(both))
-
-    return outer, replace
+def _plus(shift: np.ndarray, offset: np.ndarray | None) -> np.ndarray:
+    """The bias that was there joins what folding makes, each rounded to float32 first."""
+    return shift if offset is None else shift.astype("float32") + offset
 
 
 def _conv(like: relax.Call, data: relax.Expr, kernel: np.ndarray, bias: np.ndarray) -> relax.Expr:
@@ -130,8 +130,9 @@ class FoldBatchNorm:
         neighbours = [
             _conv_then_norm(with_bias=True),
             _conv_then_norm(with_bias=False),
-            _norm_then_pointwise_conv(),
-            _norm_then_mean_then_linear(),
-            _two_biases(),
+            _norm_then_pointwise_conv(with_bias=True),
+            _norm_then_pointwise_conv(with_bias=False),
+            _norm_then_mean_then_linear(with_bias=True),
+            _norm_then_mean_then_linear(with_bias=False),
         ]
         return rewrite(rewrite(mod, neighbours), [_norm_alone()])

@@ -27,6 +27,17 @@ using std::max;
 using std::min;
 static inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 
+// Constants of math_constants.h, infinity among them, are numbers by their bits.
+template <typename To, typename From> static inline To of_bits(From from) {
+    static_assert(sizeof(To) == sizeof(From), "bits are bits");
+    To to;
+    memcpy(&to, &from, sizeof to);
+    return to;
+}
+static inline float __int_as_float(int bits) { return of_bits<float>(bits); }
+static inline int __float_as_int(float x) { return of_bits<int>(x); }
+static inline double __longlong_as_double(long long bits) { return of_bits<double>(bits); }
+
 static uint3 threadIdx, blockIdx;
 
 namespace host {
