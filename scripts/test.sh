@@ -6,5 +6,5 @@ EXTRAS="[test]" . scripts/setup.sh
 ruff check .
 ruff format --check .
 mypy
-# Two at a time: most of a test is waiting for a process of its own. A file stays in one worker, for what its tests share.
-python -m pytest -n 2 --dist loadfile "$@"
+# Two at a time, and whoever is done takes over from the other; what tests share is made once for both.
+python -m pytest -n 2 --dist worksteal --durations 10 "$@"

@@ -237,7 +237,7 @@ def test_the_trained_model_classifies_as_rightly_in_bfloat16(
 
 def compiled_from(source: str, manifest: dict[str, Any]) -> Compiled:
     code = DeviceCode(b"", manifest["device_code"], source)
-    return Compiled(None, None, targets.get("cuda-sm_90"), {}, {}, None, code=code)
+    return Compiled(None, None, targets.get("cuda-sm_90"), {}, {}, None, [], [], code, backends.get("cuda"))
 
 
 @needs_emulation
