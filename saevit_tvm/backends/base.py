@@ -1,33 +1,29 @@
 """What a backend is: all that differs between kinds of target, from the phases of the street to the proof of a run.
 
-The methods here are those of a CPU's kind wherever that is what most backends do.
+A method that is not abstract does what most backends do.
 """
 
 from __future__ import annotations
 
 import platform
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from abc import abstractmethod
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import tvm
-from tvm import relax
-from tvm.ir.transform import Pass
 
-from relay_patterns import Reading, Region
-from saevit_tvm.compiler import library, street
-from saevit_tvm.compiler.street import Compiled, Dump, Recipe, TunableKernel
+from saevit_tvm.compiler import library
+from saevit_tvm.compiler.street import Compiled, Phases
 from saevit_tvm.support import cpu
 from saevit_tvm.support.errors import ArtifactError
 from saevit_tvm.targets import Target
 
 Description = Mapping[str, Any]  # TVM's target JSON
-Argument = tuple[str, list[int]]  # dtype and shape of what a kernel is called with
 
 
-class Backend(ABC):
+class Backend(Phases):
     """One kind of target. Stateless: what it needs to know of a target comes as an argument."""
 
     device: str  # TVM's name for what runs the kernels
@@ -38,49 +34,12 @@ class Backend(ABC):
     flavours: tuple[str, ...] = ()  # of an SDK
     driver = ""  # what a board needs besides what we bring, in words
     driver_compiles = False  # whether the driver compiles a kernel when it is first run
-    settings: ClassVar[Mapping[str, Any]] = {}  # TVM's, for the phase `library`
-
-    # The street ---------------------------------------------------------
-
-    @abstractmethod
-    def generates(self, recipe: Recipe) -> Callable[[Region, Reading], bool]:
-        """Whether there are kernels for a region of a shape; what has none is left to the rules."""
-
-    def precision(self, recipe: Recipe) -> list[Pass]:
-        return []
-
-    def layout(self, recipe: Recipe) -> list[Pass]:
-        return []
-
-    @abstractmethod
-    def kernels(self, recipe: Recipe) -> list[Pass]: ...
-
-    @abstractmethod
-    def schedules(self, recipe: Recipe) -> list[Pass]: ...
-
-    def check(self, mod: tvm.IRModule, target: Target) -> None:
-        """Raise CompileError for a scheduled kernel that the device would refuse."""
-
-    def library(self) -> list[Pass]:
-        return street.virtual_machine()
-
-    @abstractmethod
-    def executable(self, mod: tvm.IRModule, target: Target, what: str) -> relax.VMExecutable:
-        """Code for the host and for the device; `what` it is of, for an error."""
-
-    def device_code(self, executable: relax.VMExecutable, target: Target, dump: Dump) -> Any | None:
-        """Kernels compiled by another compiler than TVM's."""
-        return None
-
-    def tunable(self, kernel: TunableKernel) -> bool:
-        return True
 
     def launches(self, compiled: Compiled) -> dict[str, Any]:
         """What the kernels ask of the device, for models of time; an entry of the manifest."""
         return {}
 
     def link(self, compiled: Compiled, path: Path) -> None:
-        """Write the bare library, or what the target has in its place."""
         if compiled.target.output == "objects":
             library.pack_objects(compiled.executable, compiled.target, path)
         else:

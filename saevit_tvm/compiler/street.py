@@ -14,11 +14,12 @@ A backend arranges the phases from `regions` on; one without passes is left out.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 import tvm
 from tvm import relax
@@ -71,33 +72,47 @@ class DeviceCode(Protocol):
     def warnings(self) -> list[str]: ...
 
 
-class Arrangement(Protocol):
+class Phases(ABC):
     """What the street needs of a backend: the passes of its phases, and code at the end."""
 
-    def generates(self, recipe: Recipe) -> Callable[[Region, Reading], bool]: ...
+    settings: ClassVar[Mapping[str, Any]] = {}  # TVM's, for the phase `library`
 
-    def precision(self, recipe: Recipe) -> list[Pass]: ...
+    @abstractmethod
+    def generates(self, recipe: Recipe) -> Callable[[Region, Reading], bool]:
+        """Whether there are kernels for a region of a shape; what has none is left to the rules."""
 
-    def layout(self, recipe: Recipe) -> list[Pass]: ...
+    def precision(self, recipe: Recipe) -> list[Pass]:
+        return []
 
+    def layout(self, recipe: Recipe) -> list[Pass]:
+        return []
+
+    @abstractmethod
     def kernels(self, recipe: Recipe) -> list[Pass]: ...
 
+    @abstractmethod
     def schedules(self, recipe: Recipe) -> list[Pass]: ...
 
-    def check(self, mod: tvm.IRModule, target: Target) -> None: ...
+    def check(self, mod: tvm.IRModule, target: Target) -> None:
+        """Raise CompileError for a scheduled kernel that the device would refuse."""
 
-    def library(self) -> list[Pass]: ...
+    def library(self) -> list[Pass]:
+        return virtual_machine()
 
-    @property
-    def settings(self) -> Mapping[str, Any]: ...
+    @abstractmethod
+    def executable(self, mod: tvm.IRModule, target: Target, what: str) -> relax.VMExecutable:
+        """Code for the host and for the device; `what` it is of, for an error."""
 
-    def executable(self, mod: tvm.IRModule, target: Target, what: str) -> relax.VMExecutable: ...
+    def device_code(self, executable: relax.VMExecutable, target: Target, dump: Dump) -> DeviceCode | None:
+        """Kernels compiled by another compiler than TVM's."""
+        return None
 
-    def device_code(self, executable: relax.VMExecutable, target: Target, dump: Dump) -> DeviceCode | None: ...
+    def tunable(self, kernel: TunableKernel) -> bool:
+        return True
 
-    def tunable(self, kernel: TunableKernel) -> bool: ...
-
-    def link(self, compiled: Compiled, path: Path) -> None: ...
+    @abstractmethod
+    def link(self, compiled: Compiled, path: Path) -> None:
+        """Write the bare library, or what the target has in its place."""
 
 
 class Phase(NamedTuple):
@@ -113,7 +128,7 @@ class Found:
     warnings: list[str] = field(default_factory=list)
 
 
-def street(backend: Arrangement, recipe: Recipe, found: Found) -> list[Phase]:
+def street(backend: Phases, recipe: Recipe, found: Found) -> list[Phase]:
     """All phases up to scheduled kernels, in order; what regions there are is noted in `found` on the way."""
     target = tvm.target.Target(recipe.target.tvm)
     generates = backend.generates(recipe)
@@ -142,7 +157,7 @@ def street(backend: Arrangement, recipe: Recipe, found: Found) -> list[Phase]:
     ]
 
 
-def walked(backend: Arrangement, recipe: Recipe, found: Found, dump: Dump, last: str = "schedules") -> tvm.IRModule:
+def walked(backend: Phases, recipe: Recipe, found: Found, dump: Dump, last: str = "schedules") -> tvm.IRModule:
     """The module after a phase."""
     mod = None
     for phase in street(backend, recipe, found):
@@ -169,7 +184,7 @@ class Compiled:
     warnings: list[str]
     records: list[dict[str, Any]]  # which folders of the store served how many kernels
     code: DeviceCode | None  # of the kernels, where they are not the host's
-    backend: Arrangement
+    backend: Phases
 
     def export(self, path: Path) -> None:
         """Link the bare library, weights inside."""
@@ -185,7 +200,7 @@ class TunableKernel:
     module: tvm.IRModule
 
 
-def compile_model(backend: Arrangement, recipe: Recipe, dump_ir: Path | None = None) -> Compiled:
+def compile_model(backend: Phases, recipe: Recipe, dump_ir: Path | None = None) -> Compiled:
     """The whole street; `dump_ir` is a folder for the module after every phase."""
     dump, found = Dump(dump_ir), Found()
     mod = walked(backend, recipe, found, dump)
@@ -197,15 +212,13 @@ def compile_model(backend: Arrangement, recipe: Recipe, dump_ir: Path | None = N
     return Compiled(executable, mod, recipe.target, counts, found.counts, digest, warnings, used, code, backend)
 
 
-def assembled(
-    backend: Arrangement, scheduled: tvm.IRModule, target: Target, what: str, dump: Dump
-) -> relax.VMExecutable:
+def assembled(backend: Phases, scheduled: tvm.IRModule, target: Target, what: str, dump: Dump) -> relax.VMExecutable:
     """The last phase: scheduled kernels, and the graph that calls them, as an executable."""
     mod = run(scheduled, backend.library(), tvm.target.Target(target.tvm), backend.settings)
     return backend.executable(dump("library", mod), target, what)
 
 
-def kernels_to_tune(backend: Arrangement, recipe: Recipe) -> list[TunableKernel]:
+def kernels_to_tune(backend: Phases, recipe: Recipe) -> list[TunableKernel]:
     """Every distinct kernel that the model needs on the target and that can be tuned, most used first."""
     mod = walked(backend, recipe, Found(), Dump(), last="kernels")
     found = extracted(mod, tvm.target.Target(recipe.target.tvm))
