@@ -1,4 +1,4 @@
-"""Tuning on an NVIDIA GPU, behind the driver of runtime/cuda/emulation, under which kernels do nothing here."""
+"""Tuning on an NVIDIA GPU, behind the driver of emulators/cuda_driver, under which kernels do nothing here."""
 
 from __future__ import annotations
 
