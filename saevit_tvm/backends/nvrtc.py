@@ -6,7 +6,6 @@ NVRTC makes machine code for one architecture or PTX for one; nvFatbin puts many
 from __future__ import annotations
 
 import ctypes
-import os
 import re
 from collections.abc import Container, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from saevit_tvm.runtime import abi
 from saevit_tvm.runtime.cuda.library import wheels
+from saevit_tvm.support.cpu import cores
 from saevit_tvm.support.errors import CompileError, TargetError
 
 INSTALL = "pip install 'saevit-tvm[cuda]'"
@@ -68,7 +68,7 @@ def cuda_runtime() -> dict[str, Path]:
 def compile_all(source: str, architectures: Sequence[str], with_ptx: bool = True) -> tuple[list[Program], bytes]:
     """Machine code for each architecture, and PTX of the last, which is the newest, or b"" where none is wanted."""
     newest = architectures[-1].replace("sm_", "compute_")
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         ptx = pool.submit(_compile, source, newest) if with_ptx else None
         programs = list(pool.map(lambda sm: _machine_code(source, sm), architectures))
         return programs, ptx.result().code if ptx else b""

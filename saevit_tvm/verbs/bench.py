@@ -7,7 +7,6 @@ equally often, and what the machine does meanwhile happens to all of them.
 from __future__ import annotations
 
 import contextlib
-import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +18,7 @@ import numpy as np
 
 from saevit_tvm.proof import parity
 from saevit_tvm.runtime.artifact import check_runnable, read_manifest
-from saevit_tvm.support import workspace
+from saevit_tvm.support import cpu, workspace
 from saevit_tvm.support.errors import ModelError, UsageError
 from saevit_tvm.verbs import peers
 from saevit_tvm.verbs.peers.process import PeerError, PeerProcess, serving
@@ -132,7 +131,7 @@ def prepared(
 
 def check_threads(threads: int | None) -> int:
     """So many, or all there are."""
-    cores = len(os.sched_getaffinity(0))
+    cores = cpu.cores()
     threads = cores if threads is None else threads
     if not 1 <= threads <= cores:
         raise UsageError(f"--threads {threads} is impossible: this process may use {cores} cores.")
@@ -205,7 +204,7 @@ def _convert(runtime: Runtime, model: Path, example: Path) -> None:
     order |= {"model": str(model), "example": str(example)}
     work = runtime.folder.with_suffix(".convert")
     work.mkdir()
-    with PeerProcess(order, len(os.sched_getaffinity(0)), work) as process:
+    with PeerProcess(order, cpu.cores(), work) as process:
         process.reply()
 
 
