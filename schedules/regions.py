@@ -56,9 +56,10 @@ GENERATORS: dict[str, tuple[Any, type]] = {
 }
 
 
-def supported(region: str, shape: Shape, weights: Mapping[str, np.ndarray], isa: Isa) -> bool:
-    """Whether the region has a generator that can do this shape."""
-    return lower(region, shape, weights, isa) is not None
+def supported(region: str, shape: Shape, isa: Isa) -> bool:
+    """Whether the region has a generator that can do this shape; no loop is generated to find out."""
+    module, ready, _ = _generator(region, shape, isa)
+    return module.accepts(ready)
 
 
 def lower(

@@ -45,7 +45,7 @@ class Cpu(Backend):
 
     def generates(self, recipe: Recipe) -> Callable[[Region, Reading], bool]:
         isa = isa_of(recipe.target.tvm)
-        return lambda region, reading: regions.supported(region.name, reading.shape, reading.weights, isa)
+        return lambda region, reading: regions.supported(region.name, reading.shape, isa)
 
     def precision(self, recipe: Recipe) -> list[Pass]:
         return precision(recipe.dtype)

@@ -22,7 +22,7 @@ from tvm import tirx
 from schedules.cpu import depthwise, microkernel
 from schedules.cpu.builder import Buffer, Builder, Expr, cast, copy, fill, lanes_of, maximum, minimum, round_up
 from schedules.cpu.isa import Isa
-from schedules.cpu.lowered import generator
+from schedules.cpu.lowered import any_shape, generator
 from schedules.cpu.math import gelu, gelus
 from schedules.cpu.microkernel import Rows, Tile
 
@@ -332,6 +332,7 @@ class _Kernel:
         return parts, groups // parts
 
 
+accepts = any_shape
 lower = generator(_Kernel, default_tiling)
 
 

@@ -16,7 +16,7 @@ from tvm import tirx
 from schedules.cpu import microkernel
 from schedules.cpu.builder import Buffer, Builder, Expr, copy, fill, integer, lanes_of, minimum
 from schedules.cpu.isa import Isa
-from schedules.cpu.lowered import generator
+from schedules.cpu.lowered import any_shape, generator
 from schedules.cpu.math import gelu
 from schedules.cpu.microkernel import Rows, Tile
 
@@ -175,6 +175,7 @@ class _Kernel:
         microkernel.gemm(b, self.isa, self.tile, a, self.weight, rows, shape.k, finish, some)
 
 
+accepts = any_shape
 lower = generator(_Kernel, default_tiling)
 
 

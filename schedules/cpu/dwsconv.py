@@ -16,7 +16,7 @@ from tvm import tirx
 from schedules.cpu import depthwise, microkernel
 from schedules.cpu.builder import Buffer, Builder, Expr, fill, integer, lanes_of, maximum, minimum
 from schedules.cpu.isa import Isa
-from schedules.cpu.lowered import generator
+from schedules.cpu.lowered import any_shape, generator
 from schedules.cpu.math import gelus
 from schedules.cpu.microkernel import Rows, Tile, pieces
 
@@ -174,6 +174,7 @@ class _Kernel:
         microkernel.gemm(b, self.isa, self.tile, a, self.point_w, b.compute_once("rows", rows), shape.c, finish)
 
 
+accepts = any_shape
 lower = generator(_Kernel, default_tiling)
 
 

@@ -15,7 +15,7 @@ from tvm import tirx
 from schedules.cpu import microkernel
 from schedules.cpu.builder import Buffer, Builder, Expr, lanes_of, splat
 from schedules.cpu.isa import Isa
-from schedules.cpu.lowered import generator
+from schedules.cpu.lowered import any_shape, generator
 from schedules.cpu.microkernel import Rows, Tile, pieces
 
 
@@ -91,6 +91,7 @@ class _Kernel:
         return b.function("head")
 
 
+accepts = any_shape
 lower = generator(_Kernel, default_tiling)
 
 

@@ -76,6 +76,10 @@ def _tiles(shape: SAAShape, isa: Isa, threads: int) -> tuple[list[Tile], ...]:
     )
 
 
+def accepts(shape: SAAShape) -> bool:
+    return shape.c % shape.heads == 0
+
+
 def lower(
     shape: SAAShape,
     weights: dict[str, np.ndarray],
@@ -83,7 +87,7 @@ def lower(
     tiling: Tiling | None = None,
     threads: int = 1,
 ) -> Lowered | None:
-    if shape.c % shape.heads:
+    if not accepts(shape):
         return None
     kernel = _Kernel(shape, isa, tiling or default_tiling(shape, isa, threads), threads)
     func = kernel.function()
