@@ -125,7 +125,7 @@ def short(options: argparse.Namespace) -> int:
         if status := prepare(_parser().parse_args([*SHORT_PREPARE.split(), "--out", str(packed)])):
             return status
         with tarfile.open(packed) as tar:
-            tar.extractall(folder, filter="data")
+            tar.extractall(folder)
         line = [sys.executable, str(folder / "short" / PACKED), *SHORT_MEASURE.split()]
         return subprocess.run(line, check=False).returncode
 

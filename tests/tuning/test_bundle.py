@@ -57,7 +57,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory, module_cli: Callable[...,
     assert told["candidates"] == 12 and told["failed"] == 0 and not list(folder.glob(".saevit*"))
     assert told["bytes"] == (folder / "micro.tar.xz").stat().st_size < 4_000_000
     with tarfile.open(folder / "micro.tar.xz") as tar:
-        tar.extractall(folder, filter="data")
+        tar.extractall(folder)
     return folder / "micro"
 
 
@@ -446,7 +446,7 @@ def test_candidates_for_cuda_hold_machine_code(cli: Callable[..., Any], tmp_path
     done = cli(*line, "--export-candidates", tmp_path / "gpu.tar")
     assert done.returncode == 0, done.stderr
     with tarfile.open(tmp_path / "gpu.tar") as tar:
-        tar.extractall(tmp_path, filter="data")
+        tar.extractall(tmp_path)
     folder = tmp_path / "gpu"
     assert {"libtvm_ffi.so", "libtvm_runtime.so", "libtvm_runtime_cuda.so", "libcudart.so.13"} == {
         each.name for each in (folder / "runtime").iterdir()
