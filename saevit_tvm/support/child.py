@@ -12,8 +12,12 @@ CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000
 
 
 def import_path() -> str:
-    """What a child must have as PYTHONPATH to import what we import, wherever it stands."""
-    return os.pathsep.join(os.path.abspath(entry) for entry in sys.path)  # noqa: PTH100
+    """What a child must have as PYTHONPATH to import what we import, wherever it stands, and whichever Python it is.
+
+    Where this package is installed for editing, it may be found by a hook of this Python's alone.
+    """
+    ours = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))  # noqa: PTH120  (this module imports nothing)
+    return os.pathsep.join(os.path.abspath(entry) for entry in [*sys.path, ours])  # noqa: PTH100
 
 
 def die_with_parent(parent: int | None = None) -> None:
