@@ -10,6 +10,7 @@ import difflib
 import hashlib
 import importlib
 import json
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -43,6 +44,7 @@ class ModelSource:
     recipe: dict[str, Any]
     weights: dict[str, Any]
     weights_digest: str
+    graph_digest: str | None  # with the weights' it names all that an import depends on; None where nothing does
     preprocessing: dict[str, Any]
     labels: tuple[str, ...] | None = None
     regions: dict[str, int] = dataclasses.field(default_factory=dict)
@@ -60,6 +62,12 @@ class ModelSource:
         """The graph that the compiler imports (there is none for .onnx, which is a graph already)."""
         with torch.no_grad():
             return torch.export.export(self.module, (torch.zeros(self.input_shape),), strict=False)
+
+    @property
+    def weight_bytes(self) -> int:
+        if self.onnx is not None:
+            return self.onnx.ByteSize()
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.module.state_dict().values())
 
     @cached_property
     def _session(self) -> Any:
@@ -126,14 +134,16 @@ def _open_registered(
     else:
         checkpoint.apply_to(module)
     blocks = sum(module.depths)
+    recipe = _recipe(name, batch, size, num_classes, features_only)
     return ModelSource(
         name=name,
         module=module,
         input_shape=(batch, 3, *size),
         output_names=tuple(f"stage{i + 1}" for i in range(4)) if features_only else ("logits",),
-        recipe=_recipe(name, batch, size, num_classes, features_only),
+        recipe=recipe,
         weights={"source": "random", "seed": seed} if checkpoint is None else checkpoint.origin,
         weights_digest=weight_files.digest(module),
+        graph_digest=_code_digest(recipe, module),
         preprocessing=_preprocessing(size, checkpoint),
         labels=None if checkpoint is None or features_only else checkpoint.labels(num_classes),
         regions={"saa": blocks, "ciffn": blocks, "dwsconv": blocks},
@@ -237,13 +247,15 @@ def _open_timm(
     custom = {key: list(own[key]) for key in ("mean", "std") if key in own}
     if own.get("interpolation") in ("bilinear", "bicubic"):
         custom["resize"] = own["interpolation"]
+    recipe = _recipe(name, batch, shape[2:], num_classes, features_only)
     return _foreign(
         name=name,
         module=module,
         input_shape=shape,
-        recipe=_recipe(name, batch, shape[2:], num_classes, features_only),
+        recipe=recipe,
         weights={"source": "random", "seed": seed} if checkpoint is None else checkpoint.origin,
         weights_digest=weight_files.digest(module),
+        graph_digest=_code_digest(recipe, module),
         preprocessing=_preprocessing(shape[2:], checkpoint, custom),
     )
 
@@ -266,6 +278,7 @@ def _open_pt2(path: Path, batch: int, size: Size | None) -> ModelSource:
         recipe=_recipe(path.name, shape[0], shape[2:], None, False),
         weights={"source": "file", "file": path.name},
         weights_digest=weight_files.digest_tensors({**program.state_dict, **program.constants}),
+        graph_digest=hashlib.sha256(path.read_bytes()).hexdigest(),
         preprocessing=_preprocessing(shape[2:]),
     )
 
@@ -300,7 +313,7 @@ def _open_onnx(path: Path, batch: int, size: Size | None) -> ModelSource:
     for dim, length in zip(dims, shape, strict=True):
         dim.dim_value = length  # what was left open is fixed now
     del model.graph.value_info[:]
-    content = model.SerializeToString(deterministic=True)
+    digest = hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
     return _foreign(
         name=str(path),
         module=None,
@@ -308,7 +321,8 @@ def _open_onnx(path: Path, batch: int, size: Size | None) -> ModelSource:
         input_shape=shape,
         recipe=_recipe(path.name, shape[0], shape[2:], None, False),
         weights={"source": "file", "file": path.name},
-        weights_digest=f"sha256:{hashlib.sha256(content).hexdigest()}",
+        weights_digest=f"sha256:{digest}",
+        graph_digest=digest,
         preprocessing=_preprocessing(shape[2:]),
     )
 
@@ -373,6 +387,22 @@ def _recipe(name: str, batch: int, size: Size, num_classes: int | None, features
         "num_classes": num_classes,
         "features_only": features_only,
     }
+
+
+def _code_digest(recipe: dict[str, Any], module: nn.Module) -> str | None:
+    """A hash of the code that a module runs: its structure, and every file beside those that define its classes.
+
+    What PyTorch defines is named by PyTorch's version.
+    """
+    total = hashlib.sha256(f"{json.dumps(recipe)}\0{module!r}\0".encode())
+    homes = {type(layer).__module__ for layer in module.modules()}
+    files = [getattr(sys.modules.get(home), "__file__", None) for home in homes if home.partition(".")[0] != "torch"]
+    if None in files:
+        return None
+    for folder in sorted({Path(file).parent for file in files if file}):
+        for file in sorted(folder.glob("*.py")):
+            total.update(f"{file.name}\0".encode() + file.read_bytes())
+    return total.hexdigest()
 
 
 def _preprocessing(

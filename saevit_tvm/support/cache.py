@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from saevit_tvm.support.errors import TargetError
+
+KEPT_BYTES = 1 << 30  # of one kind; what was not asked for longest goes first
+DIGEST = hashlib.sha256().digest_size
 
 
 def cache_folder() -> Path:
@@ -45,3 +49,44 @@ def made_once(name: str) -> Iterator[tuple[Path, Path | None]]:
                 raise
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
+
+
+def load(kind: str, key: str) -> bytes | None:
+    """What was kept under a key; None where that is nothing, or not all of it."""
+    with suppress(OSError, RuntimeError):  # RuntimeError: there is no home folder
+        place = cache_folder() / kind / key
+        kept = place.read_bytes()
+        digest, content = kept[:DIGEST], kept[DIGEST:]
+        if hashlib.sha256(content).digest() == digest:
+            with suppress(OSError):  # a cache that is read only still serves
+                os.utime(place)
+            return content
+    return None
+
+
+def keep(kind: str, key: str, content: bytes) -> None:
+    """Keep it under a key, whole or not at all. A cache is for speed: where it cannot be written, nothing is kept."""
+    if len(content) > KEPT_BYTES - DIGEST:
+        return
+    with suppress(OSError, RuntimeError):
+        folder = cache_folder() / kind
+        folder.mkdir(parents=True, exist_ok=True)
+        fresh = folder / f".{key}.{secrets.token_hex(6)}"
+        try:
+            with fresh.open("wb") as file:
+                file.write(hashlib.sha256(content).digest())
+                file.write(content)
+            fresh.replace(folder / key)
+        finally:
+            fresh.unlink(missing_ok=True)
+        _prune(folder)
+
+
+def _prune(folder: Path) -> None:
+    """Drop the oldest beyond the limit, among them what writers left that were killed."""
+    total = 0
+    stats = {file: file.stat() for file in folder.iterdir()}
+    for file in sorted(stats, key=lambda file: -stats[file].st_mtime):
+        total += stats[file].st_size
+        if total > KEPT_BYTES:
+            file.unlink(missing_ok=True)

@@ -140,9 +140,7 @@ def _compile(source: ModelSource, target: Target, options: BuildOptions) -> Comp
 
 def _estimate(source: ModelSource) -> int:
     """Bytes that the artifact will need at least: its weights, and some code."""
-    if source.onnx is not None:
-        return source.onnx.ByteSize() + 1_000_000
-    return sum(t.numel() * t.element_size() for t in source.module.state_dict().values()) + 1_000_000
+    return source.weight_bytes + 1_000_000
 
 
 # The proof ----------------------------------------------------------

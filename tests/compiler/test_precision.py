@@ -67,7 +67,9 @@ def net() -> tuple[nn.Module, tvm.IRModule]:
     torch.manual_seed(0)
     module = Net().eval()
     exported = torch.export.export(module, (torch.randn(1, 3, 8, 8),), strict=False)
-    return module, lowered(import_model(SimpleNamespace(onnx=None, name="net", exported=lambda: exported)))
+    return module, lowered(
+        import_model(SimpleNamespace(onnx=None, graph_digest=None, name="net", exported=lambda: exported))
+    )
 
 
 def test_sums_and_transcendentals_are_computed_in_float32(net: tuple[nn.Module, tvm.IRModule]) -> None:

@@ -25,7 +25,7 @@ PERMUTE = "relax.permute_dims"
 def module_of(net: nn.Module, size: int = 16, channels: int = 3) -> tvm.IRModule:
     example = (torch.randn(1, channels, size, size),)
     exported = torch.export.export(net.eval(), example, strict=False)
-    return import_model(SimpleNamespace(onnx=None, name="net", exported=lambda: exported))
+    return import_model(SimpleNamespace(onnx=None, graph_digest=None, name="net", exported=lambda: exported))
 
 
 def simplified(mod: tvm.IRModule, *, channels_last: bool = False) -> tvm.IRModule:

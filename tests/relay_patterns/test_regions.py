@@ -39,7 +39,7 @@ def graph(net: nn.Module, size: Size = SIZE, channels: int = 3, *, decompose: bo
     """Imported as the project imports, or by TVM's other mode, which keeps attention whole."""
     exported = exported_program(net, size, channels)
     if decompose:
-        mod = import_model(SimpleNamespace(onnx=None, name="net", exported=lambda: exported))
+        mod = import_model(SimpleNamespace(onnx=None, graph_digest=None, name="net", exported=lambda: exported))
     else:
         mod = from_exported_program(exported, unwrap_unit_return_tuple=True, run_ep_decomposition=False)
     return street.run(mod, street.simplify(), tvm.target.Target(targets.native().tvm))
@@ -233,7 +233,9 @@ def test_relatives_compute_what_pytorch_computes() -> None:
     weights.randomise(net, seed=1)
     exported = exported_program(net, (7, 10), 32, batch=2)
     count = len(net.blocks)
-    source = SimpleNamespace(onnx=None, name="net", exported=lambda: exported, regions={"saa": count})
+    source = SimpleNamespace(
+        onnx=None, graph_digest=None, name="net", exported=lambda: exported, regions={"saa": count}
+    )
     compiled = compile_model(source, targets.native())
     assert compiled.regions["saa"] == {"found": count, "expected": count}
     x = torch.randn(2, 32, 7, 10)

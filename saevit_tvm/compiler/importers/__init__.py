@@ -1,17 +1,63 @@
-"""A model, wherever it came from, as a Relax module with its weights bound as constants."""
+"""A model, wherever it came from, as a Relax module with its weights bound as constants.
+
+Importing a PyTorch model takes seconds, most of them for loading the machinery of torch.export. So what was imported is
+kept in the cache folder, under a hash of all that it depends on.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
+from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import tvm
 
 from saevit_tvm.compiler.importers import onnx, torch
+from saevit_tvm.support import cache
 
 if TYPE_CHECKING:
     from saevit_tvm.models.opening import ModelSource
 
+KIND = "imported"
+PACKAGES = ("apache-tvm", "apache-tvm-ffi", "torch", "numpy", "timm", "onnx")
+
 
 def import_model(source: ModelSource) -> tvm.IRModule:
     """One function `main`: the image in, the outputs out."""
-    return torch.import_exported(source) if source.onnx is None else onnx.import_onnx(source)
+    key = _key(source)
+    found = None if key is None else _kept(key)
+    if found is not None:
+        return found
+    mod = torch.import_exported(source) if source.onnx is None else onnx.import_onnx(source)
+    if key is not None:
+        cache.keep(KIND, key, tvm.ir.save_json(mod).encode())
+    return mod
+
+
+def _kept(key: str) -> tvm.IRModule | None:
+    content = cache.load(KIND, key)
+    if content is not None:
+        with contextlib.suppress(Exception):  # another build of TVM under the same version: import anew
+            return tvm.ir.load_json(content.decode())
+    return None
+
+
+def _key(source: ModelSource) -> str | None:
+    """The name of what is imported: the same for the same content only. None where it is not kept."""
+    if source.graph_digest is None or source.weight_bytes > cache.KEPT_BYTES // 4:
+        return None
+    named = [source.graph_digest, source.weights_digest, source.input_shape, tvm.__version__]
+    total = hashlib.sha256(json.dumps([*named, *map(_version, PACKAGES)]).encode())
+    for file in sorted(Path(__file__).parent.glob("*.py")):
+        total.update(file.read_bytes())
+    return total.hexdigest()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
