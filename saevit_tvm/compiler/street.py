@@ -27,6 +27,7 @@ from tvm.ir.transform import Pass
 from tvm.relax import transform
 
 from relay_patterns import Reading, Region, blocks, fuse_regions, layers, missed, read_composite
+from saevit_tvm.compiler import parsing
 from saevit_tvm.compiler.importers import import_model
 from saevit_tvm.compiler.legalize import OPERATORS
 from saevit_tvm.compiler.passes import FoldBatchNorm, RemoveNoOps
@@ -34,6 +35,8 @@ from saevit_tvm.compiler.passes import FoldBatchNorm, RemoveNoOps
 if TYPE_CHECKING:
     from saevit_tvm.models.opening import ModelSource
     from saevit_tvm.targets import Target
+
+parsing.make_quick()
 
 
 class Records(Protocol):
