@@ -211,7 +211,7 @@ def _fill(folder: Path, target: Any, options: argparse.Namespace) -> None:
     from saevit_tvm.measure import offline
     from saevit_tvm.models import saevit
     from saevit_tvm.tuning.bundle import runtime_libraries
-    from schedules.gpu.devices import limits_of
+    from schedules.machines.gpus import limits_of
 
     for source, name in ((__file__, PACKED), (saevit.__file__, "saevit.py"), (offline.__file__, "offline.py")):
         shutil.copy(source, folder / name)
@@ -251,7 +251,7 @@ def _in_turn() -> Iterator[None]:
     """The setting in which kernels are built to be launched one after the other."""
     from dataclasses import replace
 
-    from schedules.gpu.devices import CUDA_LIMITS
+    from schedules.machines.gpus import CUDA_LIMITS
 
     before = dict(CUDA_LIMITS)
     CUDA_LIMITS.update({sm: replace(limits, overlaps=False) for sm, limits in before.items()})

@@ -54,7 +54,7 @@ def main() -> None:
     options = parsed(parser, SHORT, kept=False)
     os.environ["TVM_NUM_THREADS"] = str(options.threads)
     from saevit_tvm.targets import native
-    from schedules.cpu.isa import isa_of
+    from schedules.machines.cpus import isa_of
 
     target = json.loads(options.target) if options.target else native().tvm
     bench = Bench(target, isa_of(target), options.threads, options.seconds, json.loads(options.tiling))
@@ -79,8 +79,10 @@ def _line(row: dict[str, Any]) -> str:
 
 def cases(model: str, image_size: int = 224) -> list[Case]:
     """Every kernel of the network, largest map first."""
-    from schedules.cpu import ciffn, conv, dwsconv, head
+    from schedules.cpu.fused import ciffn, dwsconv, head
+    from schedules.cpu.primitives.conv import ConvShape
     from schedules.saa_shape import SAAShape
+    from schedules.spec import Epilogue
 
     dims, depths = DIMS[model]
     rng = np.random.RandomState(0)
@@ -90,15 +92,16 @@ def cases(model: str, image_size: int = 224) -> list[Case]:
         made = {key: (rng.randn(*size) / max(size[0], 1) ** 0.5).astype(np.float32) for key, size in weights.items()}
         found.append(Case(name, family, shape, made, calls))
 
-    def down(name: str, size: int, c: int, k: int, act: str) -> None:
-        add(name, "conv", conv.ConvShape(1, size, size, c, k, 3, 2, 1, act), 1, w=(3, 3, c, k), b=(k,))
+    def down(name: str, size: int, c: int, k: int, *steps: str) -> None:
+        shape = ConvShape(1, size, size, c, k, (3, 3), (2, 2), (1, 1, 1, 1), epilogue=Epilogue(("bias", *steps)))
+        add(name, "conv", shape, 1, w=(3, 3, c, k), b=(k,))
 
     down("stem1", image_size, 3, dims[0] // 2, "gelu")
-    down("stem2", image_size // 2, dims[0] // 2, dims[0], "none")
+    down("stem2", image_size // 2, dims[0] // 2, dims[0])
     size = image_size // 4
     for stage, (c, depth, rate) in enumerate(zip(dims, depths, RATES, strict=True), 1):
         if stage > 1:
-            down(f"down{stage}", size, dims[stage - 2], c, "none")
+            down(f"down{stage}", size, dims[stage - 2], c)
             size //= 2
         e, heads = 4 * c, c // HEAD_WIDTH
         shape = dwsconv.DWSConvShape(1, size, size, c)
@@ -132,28 +135,30 @@ class Bench:
     def row(self, case: Case) -> dict[str, Any]:
         """What is known of a kernel once it is built, checked and timed."""
         import dataclasses
-        import importlib
 
         import tvm
 
-        family = importlib.import_module(f"schedules.cpu.{case.family}")
-        tiling = family.default_tiling(case.shape, self.isa, self.threads)
+        from schedules.cpu.generator import lowered
+        from schedules.cpu.registry import GENERATORS
+
+        family = next(each for each in GENERATORS if case.family == each.OP)
+        tiling = family.default_for(case.shape, self.isa, self.threads)
         known = {key: value for key, value in self.tiling.items() if hasattr(tiling, key)}
         began = time.perf_counter()
         chosen = dataclasses.replace(tiling, **known)
-        lowered = family.lower(case.shape, case.weights, self.isa, chosen, threads=self.threads)
-        kernel = self.build(lowered.func)
+        func, packed = lowered(family.loops(case.shape, self.isa, chosen, self.threads), case.weights)
+        kernel = self.build(func)
         built = time.perf_counter() - began
         shape = case.shape
         x = np.random.RandomState(1).randn(shape.n, shape.h, shape.w, shape.c).astype(np.float32)
-        expected = family.reference(x, case.weights, case.shape)
+        expected = family.reference_for(shape, {"x": x, **case.weights})
         out = tvm.runtime.tensor(np.zeros(expected.shape, np.float32))
-        arguments = [*map(tvm.runtime.tensor, (x, *lowered.constants)), out]
+        arguments = [*map(tvm.runtime.tensor, (x, *packed)), out]
         kernel(*arguments)
         error = np.abs(out.numpy() - expected).max() / max(1.0, np.abs(expected).max())
         seconds, peak_seconds = self._alternate(lambda: kernel(*arguments), self.peak)
         peak = self.threads * self.peak_flops / peak_seconds
-        rate = lowered.flops / seconds
+        rate = shape.flops / seconds
         row = {"kernel": case.name, "calls": case.calls, "ms": 1e3 * seconds, "build_seconds": built}
         row |= {"gflops": rate / 1e9, "peak_gflops": peak / 1e9, "share": rate / peak}
         return row | {"error": float(error)}

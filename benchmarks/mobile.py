@@ -34,7 +34,7 @@ from saevit_tvm.verbs import peers
 from saevit_tvm.verbs.build import BuildOptions, build
 from saevit_tvm.verbs.peers.process import PeerProcess
 from schedules.dtypes import TOLERANCE
-from schedules.gpu.devices import GPUS
+from schedules.machines.gpus import GPUS
 
 OURS = "saevit-tvm"
 SHORT = f"--models saevit_micro --image-size 32 --gpus mali-g610 --dtypes float32 --runtimes {OURS}"

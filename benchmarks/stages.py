@@ -13,14 +13,16 @@ from typing import Any, TypeVar
 import numpy as np
 import tvm
 
-from relay_patterns import Region, blocks, fuse_regions, layers
+from relay_patterns import find_blocks, find_primitives
 from saevit_tvm import backends
 from saevit_tvm.backends import cpu
 from saevit_tvm.compiler import library, street
 from saevit_tvm.compiler.importers import import_model
+from saevit_tvm.compiler.passes import DeclareKernels
+from saevit_tvm.compiler.passes.declare_kernels import Find
 from saevit_tvm.runtime.engine import configure_thread_pool
 from saevit_tvm.tuning.records import open_records
-from schedules.cpu.isa import isa_of, threads_of
+from schedules.machines.cpus import isa_of, threads_of
 
 Name = TypeVar("Name")
 
@@ -34,15 +36,14 @@ def compiled(
     source: Any,
     target: Any,
     *,
-    regions: Sequence[Region] = (),
+    finders: Sequence[Find] = (),
     database: Any | None = None,
 ) -> Any:
-    """The street of `saevit_tvm.compiler.street`, with only these regions and only these records."""
+    """The street of `saevit_tvm.compiler.street`, with only these kernels and only these records."""
     tvm_target = tvm.target.Target(target.tvm)
     mod = street.run(import_model(source), street.simplify(), tvm_target)
-    if regions:
-        generates = cpu.Cpu().generates(street.Recipe(source, target))
-        mod = street.run(mod, [fuse_regions(regions, generates)], tvm_target)
+    accepts = cpu.Cpu().accepts(street.Recipe(source, target))
+    mod = street.run(mod, [DeclareKernels(find, accepts) for find in finders], tvm_target)
     schedules = cpu.schedules(database, isa_of(target.tvm), threads_of(target.tvm))
     for passes in (cpu.layout(), cpu.kernels(), schedules, street.virtual_machine()):
         mod = street.run(mod, passes, tvm_target)
@@ -57,8 +58,10 @@ def _shipped(source: Any, target: Any) -> Any:
 STAGES: dict[str, Callable[[Any, Any], Any]] = {
     "plain TVM": plain,
     "+ BatchNorm folded, channels last, loops vectorised by rule": compiled,
-    "+ each convolution on the generated microkernel": lambda s, t: compiled(s, t, regions=layers()),
-    "+ SAA, CIFFN, DWSConv as one kernel each": lambda s, t: compiled(s, t, regions=[*blocks(), *layers()]),
+    "+ each convolution, and what follows it, on the generated microkernel": lambda s, t: compiled(
+        s, t, finders=[find_primitives]
+    ),
+    "+ SAA, CIFFN, DWSConv as one kernel each": lambda s, t: compiled(s, t, finders=[find_blocks, find_primitives]),
     "+ tuned tilings, as built by default": _shipped,
 }
 

@@ -1,68 +1,73 @@
-"""Regions of the imported graph that become one call each, in the order in which they are looked for."""
+"""What of the imported graph becomes one kernel each: blocks first, then primitives with all that follows them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 from tvm import relax
-from tvm.ir.transform import Pass
-from tvm.relax.backend.utils import has_leaking_intermediate_variables
-from tvm.relax.transform import FuseOpsByPattern, FusionPattern, PatternCheckContext
 
 from relay_patterns.ciffn import ciffn
-from relay_patterns.conv import conv, conv_gelu
 from relay_patterns.dwsconv import dwsconv
+from relay_patterns.graph import Graph
 from relay_patterns.head import head
 from relay_patterns.near_miss import first_difference
+from relay_patterns.primitives import PRIMITIVES
 from relay_patterns.region import Reading, Region
 from relay_patterns.saa import saa
+from schedules.spec import KernelSpec
 
-__all__ = ["Reading", "Region", "blocks", "fuse_regions", "layers", "missed", "read_composite"]
+__all__ = ["Accepts", "Reading", "Region", "blocks", "find_blocks", "find_primitives", "missed"]
 
-PREFIX = "saevit."
-Accept = Callable[[Region, Reading], bool]
+Accepts = Callable[[KernelSpec], bool]  # whether there is a kernel for a spec
+Found = dict[relax.Var, Reading]  # by the variable that has the result
+Finder = Callable[[relax.Var], Iterator[tuple[relax.Var, Reading]]]
 
 
 def blocks() -> list[Region]:
-    """The blocks of the network."""
-    return [*saa(), ciffn(), dwsconv()]
+    """The blocks that are looked for, larger ones first."""
+    return [*saa(), ciffn(), dwsconv(), head()]
 
 
-def layers() -> list[Region]:
-    """What is between and behind the blocks, and what is left of a block that was not found."""
-    return [conv_gelu(), conv(), head()]
+def find_blocks(func: relax.Function, accepts: Accepts) -> Found:
+    """Every match of a block that `accepts` agrees to."""
+    graph = Graph(func)
+
+    def read(region: Region, var: relax.Var) -> Iterator[tuple[relax.Var, Reading]]:
+        is_call = graph.call(var) is not None
+        matched = region.pattern.extract_matched_expr(graph.values[var], graph.values) if is_call else None
+        if matched is not None:
+            parts = {part: matched[each] for part, each in region.parts.items() if each in matched}
+            reading = region.read(parts)
+            if reading is not None:
+                yield var, reading._replace(inputs=tuple(map(graph.variable, reading.inputs)))
+
+    return _found(graph, [partial(read, region) for region in blocks()], accepts)
 
 
-def fuse_regions(regions: Sequence[Region], accept: Accept) -> Pass:
-    """Group every match that `accept` agrees to into a function of its own, weights inside; larger regions first.
+def find_primitives(func: relax.Function, accepts: Accepts) -> Found:
+    """Every primitive that `accepts` agrees to, with as much of what follows it as it agrees to.
 
-    Nothing inside a match may have a user outside: it would have to be computed twice.
+    The last ones come first: where two could take what adds them up, it is the one that is computed later.
     """
-
-    def fusion(region: Region) -> FusionPattern:
-        def check(context: PatternCheckContext) -> bool:
-            if has_leaking_intermediate_variables(context):
-                return False
-            reading = region.read(dict(context.annotated_expr.items()))
-            return reading is not None and accept(region, reading)
-
-        return FusionPattern(PREFIX + region.variant, region.pattern, region.parts, check)
-
-    return FuseOpsByPattern([fusion(region) for region in regions], bind_constants=True)
+    graph = Graph(func)
+    graph.order.reverse()
+    return _found(graph, [partial(primitive, graph) for primitive in PRIMITIVES], accepts)
 
 
-def read_composite(func: relax.Function) -> tuple[Region, Reading] | None:
-    """The region that a grouped function is, with its shape and weights; None for any other function."""
-    name = str(func.attrs["Composite"]) if func.attrs and "Composite" in func.attrs else ""
-    if not name.startswith(PREFIX):
-        return None
-    region = next(region for region in [*blocks(), *layers()] if name == PREFIX + region.variant)
-    result = func.body.body
-    values = relax.analysis.get_var2val(func)
-    matched = region.pattern.extract_matched_expr(values.get(result, result), values)
-    reading = region.read({part: matched[pattern] for part, pattern in region.parts.items() if pattern in matched})
-    assert reading is not None, f"{name} was read once and cannot be read again"
-    return region, reading
+def _found(graph: Graph, finders: Sequence[Finder], accepts: Accepts) -> Found:
+    """The first finder takes what it can of the whole graph, then the next; nothing is taken twice."""
+    found: Found = {}
+    taken: set[relax.Var] = set()
+    for finder in finders:
+        for var in graph.order:
+            for result, reading in finder(var) if var not in taken else ():
+                inner = graph.between(reading.inputs, result)
+                if inner is not None and not (inner | {result}) & taken and accepts(reading.spec):
+                    found[result] = reading
+                    taken |= inner | {result}
+                    break
+    return found
 
 
 def missed(func: relax.Function, name: str) -> str | None:

@@ -17,12 +17,12 @@ from relay_patterns.region import (
     depthwise_weights,
     extents,
     gelu,
-    image,
     is_depthwise_3x3,
     is_pointwise,
     multiply,
     per_channel,
     pointwise_weights,
+    reading,
     wildcard,
 )
 
@@ -58,7 +58,7 @@ def ciffn() -> Region:
         Step("relax.nn.conv2d", project.pattern),
         Step("relax.add", block),
     )
-    return Region("ciffn", "ciffn", block, parts, _read, steps)
+    return Region("ciffn", block, parts, _read, steps)
 
 
 def _read(parts: Parts) -> Reading | None:
@@ -78,4 +78,4 @@ def _read(parts: Parts) -> Reading | None:
         "g": gain,
         **pointwise_weights(parts, "project", "pr"),
     }
-    return Reading({**image(parts), "e": hidden}, weights)
+    return reading("ciffn", {"x": parts["x"]}, weights, extents(parts["x"]))

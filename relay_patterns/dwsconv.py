@@ -10,11 +10,12 @@ from relay_patterns.region import (
     Step,
     add,
     depthwise_weights,
+    extents,
     gelu,
-    image,
     is_depthwise_3x3,
     is_pointwise,
     pointwise_weights,
+    reading,
     wildcard,
 )
 
@@ -32,7 +33,7 @@ def dwsconv() -> Region:
         Step("relax.nn.conv2d", pointwise.pattern),
         Step("relax.add", block),
     )
-    return Region("dwsconv", "dwsconv", block, parts, _read, steps)
+    return Region("dwsconv", block, parts, _read, steps)
 
 
 def _read(parts: Parts) -> Reading | None:
@@ -42,4 +43,4 @@ def _read(parts: Parts) -> Reading | None:
         **depthwise_weights(parts, "depthwise", "dw"),
         **pointwise_weights(parts, "pointwise", "pw"),
     }
-    return Reading(image(parts), weights)
+    return reading("dwsconv", {"x": parts["x"]}, weights, extents(parts["x"]))

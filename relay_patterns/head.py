@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tvm.relax.dpl import is_const, is_op
 
-from relay_patterns.region import Parts, Reading, Region, add, array, extents, image, per_channel, wildcard
+from relay_patterns.region import Parts, Reading, Region, add, array, extents, per_channel, reading, wildcard
 
 
 def head() -> Region:
@@ -12,7 +12,7 @@ def head() -> Region:
     mean = is_op("relax.mean")(x)
     product = is_op("relax.matmul")(mean, weight)
     scores = add(product, offset)
-    return Region("head", "head", scores, {"x": x, "mean": mean, "weight": weight, "bias": offset}, _read)
+    return Region("head", scores, {"x": x, "mean": mean, "weight": weight, "bias": offset}, _read)
 
 
 def _read(parts: Parts) -> Reading | None:
@@ -24,4 +24,5 @@ def _read(parts: Parts) -> Reading | None:
     offset = per_channel(parts["bias"], classes, rank=2)
     if offset is None:
         return None
-    return Reading({**image(parts), "k": classes}, {"w": array(parts["weight"]), "b": offset})
+    weights = {"w": array(parts["weight"]), "b": offset}
+    return reading("head", {"x": parts["x"]}, weights, (shape[0], classes))

@@ -1,12 +1,12 @@
 """What a region is: a pattern over the imported graph, and how to read a match of it.
 
-Matching goes by structure, never by name. A match is *read* into a static shape and weights in their natural layout;
+Matching goes by structure, never by name. A match is *read* into a spec and weights in their natural layout;
 `read` declines what has the form of the region but not its algebra (a convolution that is not depthwise, say).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,14 +14,43 @@ import numpy as np
 from tvm import relax
 from tvm.relax.dpl import DFPattern, is_const, is_op, wildcard
 
+from schedules.spec import KernelSpec, Tensor
+
 Parts = Mapping[str, relax.Expr]
 
 
 class Reading(NamedTuple):
-    """A match, as a kernel wants it: extents and numbers by name, weights by name."""
+    """A match: what is to be computed, of which values of the graph, and with which weights."""
 
-    shape: dict[str, Any]
+    spec: KernelSpec
+    inputs: tuple[relax.Expr, ...]
     weights: dict[str, np.ndarray]
+    result: Callable[[relax.Expr], relax.Expr] | None = None  # the value in the graph, from what the kernel gives
+
+
+def reading(
+    op: str,
+    inputs: Mapping[str, relax.Expr],
+    weights: Mapping[str, np.ndarray],
+    out: Sequence[int],
+    attrs: Mapping[str, Any] | None = None,
+    epilogue: Sequence[str] = (),
+    layout: str = "NCHW",
+) -> Reading:
+    """A match in logical form: float32, and images, which have as many axes as `layout`, as PyTorch lays them out."""
+
+    def tensor(name: str, shape: Sequence[int]) -> Tensor:
+        return Tensor(name, tuple(shape), layout=layout if len(shape) == len(layout) else "")
+
+    spec = KernelSpec.of(
+        op,
+        [tensor(name, extents(expr)) for name, expr in inputs.items()],
+        [Tensor(name, tuple(weight.shape)) for name, weight in weights.items()],
+        [tensor("out", out)],
+        attrs,
+        epilogue,
+    )
+    return Reading(spec, tuple(inputs.values()), {name: np.ascontiguousarray(each) for name, each in weights.items()})
 
 
 class Step(NamedTuple):
@@ -33,13 +62,12 @@ class Step(NamedTuple):
 
 @dataclass(frozen=True)
 class Region:
-    """One fused region. `parts["x"]` is its only input that is not a weight; `steps` tells how far a near miss went.
+    """One fused block; `steps` tells how far a near miss went.
 
     Regions of one name are variants: written differently, computed by the same kernel.
     """
 
     name: str
-    variant: str
     pattern: DFPattern
     parts: dict[str, DFPattern]
     read: Callable[[Parts], Reading | None]
@@ -73,6 +101,18 @@ def reshaped(data: DFPattern) -> DFPattern:
     return is_op("relax.reshape")(data, wildcard()) | data
 
 
+def softmax(scores: DFPattern, infinity: DFPattern) -> tuple[DFPattern, DFPattern]:
+    """A softmax, and a safe one, which differs where all scores are minus infinity: where nothing masks, none are."""
+    plain = is_op("relax.nn.softmax")(scores)
+    finite = _as_type(is_op("relax.logical_not")(is_op("relax.equal")(scores, infinity)))
+    no_share = is_op("relax.logical_not")(_as_type(is_op("relax.max")(finite)))
+    return plain, is_op("relax.where")(no_share, is_const(), plain)
+
+
+def _as_type(data: DFPattern) -> DFPattern:
+    return is_op("relax.astype")(data) | data
+
+
 def gelu(data: DFPattern) -> DFPattern:
     return is_op("relax.nn.gelu")(data)
 
@@ -83,12 +123,6 @@ def array(constant: relax.Expr) -> np.ndarray:
 
 def extents(expr: relax.Expr) -> tuple[int, ...]:
     return tuple(int(extent) for extent in expr.ty.shape)
-
-
-def image(parts: Parts) -> dict[str, Any]:
-    """The extents of the region's input, which arrives as PyTorch lays images out."""
-    n, c, h, w = extents(parts["x"])
-    return {"n": n, "h": h, "w": w, "c": c}
 
 
 def is_pointwise(parts: Parts, name: str) -> bool:
@@ -153,12 +187,13 @@ __all__ = [
     "depthwise_weights",
     "extents",
     "gelu",
-    "image",
     "is_depthwise_3x3",
     "is_pointwise",
     "multiply",
     "per_channel",
     "pointwise_weights",
+    "reading",
     "reshaped",
+    "softmax",
     "wildcard",
 ]

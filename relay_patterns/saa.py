@@ -22,10 +22,11 @@ from relay_patterns.region import (
     add,
     array,
     extents,
-    image,
     multiply,
     per_channel,
+    reading,
     reshaped,
+    softmax,
 )
 
 Part = Callable[..., Any]
@@ -86,8 +87,7 @@ def _region(sample: Part | None) -> Region:
         whole = step.biased("up_b", raised)
         spread = step.slice("crop", whole) | whole
     block = step.op("block", "relax.add", x, step("spread", spread))
-    variant = "saa" + (sample.__name__ if sample else "")
-    return Region("saa", variant, block, step.parts, _read, tuple(step.steps))
+    return Region("saa", block, step.parts, _read, tuple(step.steps))
 
 
 def _weighted_windows(step: _Steps, normal: DFPattern) -> DFPattern:
@@ -126,23 +126,12 @@ def _attention(step: _Steps, tokens: DFPattern) -> DFPattern:
     step.step("relax.matmul", scores | whole)
     scaled = step.scaled("scale", reshaped(scores))
     step.step("relax.multiply", scaled | whole)
-    share = _softmax(step, reshaped(scaled))
+    plain, safe = softmax(reshaped(scaled), step("infinity", is_const()))
+    step("attention", plain)
+    share = safe | plain
     step.step("relax.nn.softmax", share | whole)
     mixed = step.step("relax.matmul", is_op("relax.matmul")(reshaped(share), reshaped(value)) | whole)
     return step.linear("pr", step.permute("joined", reshaped(mixed)) | whole)
-
-
-def _softmax(step: _Steps, scores: DFPattern) -> DFPattern:
-    """Perhaps a safe one, which differs where all scores are minus infinity: those that nothing masks never are."""
-    plain = step("attention", is_op("relax.nn.softmax")(scores))
-    infinite = is_op("relax.equal")(scores, step("infinity", is_const()))
-    finite = _as_type(is_op("relax.logical_not")(infinite))
-    no_share = is_op("relax.logical_not")(_as_type(is_op("relax.max")(finite)))
-    return is_op("relax.where")(no_share, is_const(), plain) | plain
-
-
-def _as_type(data: DFPattern) -> DFPattern:
-    return is_op("relax.astype")(data) | data
 
 
 def _apart(step: _Steps, qkv: DFPattern) -> tuple[list[DFPattern], list[DFPattern]]:
@@ -187,14 +176,13 @@ def _read(parts: Parts) -> Reading | None:
         "pr_b": projection,
         **recovery,
     }
-    shape = {
-        **image(parts),
+    attrs = {
         "heads": heads,
         "r": _rate(parts),
         "eps": float(parts["norm"].attrs.epsilon),
         "scale": scale,
     }
-    return Reading(shape, {name: np.ascontiguousarray(weight) for name, weight in weights.items()})
+    return reading("saa", {"x": parts["x"]}, weights, extents(parts["x"]), attrs)
 
 
 def _rate(parts: Parts) -> int:

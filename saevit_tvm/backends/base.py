@@ -52,7 +52,7 @@ class Backend(Phases):
         """The tilings of a declared kernel; None for any other, which has MetaSchedule's own space."""
 
     @abstractmethod
-    def with_loops(self, declared: tvm.IRModule, target: Description) -> tvm.IRModule:
+    def with_loops(self, kernel: tvm.IRModule, target: Description) -> tvm.IRModule:
         """A declared kernel by itself as its loops."""
 
     @abstractmethod

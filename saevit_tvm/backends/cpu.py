@@ -1,15 +1,14 @@
 """CPUs: declared kernels become loops for the target's vectors, and LLVM makes machine code of them.
 
-regions     what a generator has loops for
+regions     what a generator makes loops for
 precision   with float16, casts where what lies in memory is smaller than what is computed in
-layout      channels last; a region becomes one call of a declared kernel
+layout      channels last, from the first declared kernel to the last
 kernels     the rest is legalised and fused as TVM does it
 schedules   the best record, the generator's default, or a rule; weights are packed as the loops want them
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -19,21 +18,22 @@ from tvm.ir.transform import Pass
 from tvm.relax import transform
 from tvm.s_tir.meta_schedule.space_generator import PostOrderApply, ScheduleFn
 
-from relay_patterns import Reading, Region
+from relay_patterns import Accepts
 from saevit_tvm.backends.base import Backend, Description
 from saevit_tvm.compiler import library, street
 from saevit_tvm.compiler.passes import (
     ApplyRecords,
-    DeclareRegions,
-    ExpandRegions,
+    ExpandKernels,
+    LayOutKernels,
     LowerPrecision,
     RemoveNoOps,
     ScheduleTheRest,
 )
 from saevit_tvm.compiler.street import Recipe
 from saevit_tvm.targets import Target
-from schedules import regions
-from schedules.cpu.isa import Isa, isa_of, threads_of
+from schedules.cpu import registry
+from schedules.kernels import declared
+from schedules.machines.cpus import Isa, isa_of, threads_of
 
 CHANNELS_LAST = {"relax.nn.conv2d": ["NHWC", "HWIO"]}
 
@@ -43,15 +43,15 @@ class Cpu(Backend):
     numbers = (1,)
     flavours = ("static", "shared")
 
-    def generates(self, recipe: Recipe) -> Callable[[Region, Reading], bool]:
+    def accepts(self, recipe: Recipe) -> Accepts:
         isa = isa_of(recipe.target.tvm)
-        return lambda region, reading: regions.supported(region.name, reading.shape, isa)
+        return lambda spec: registry.generator(spec.laid_out("NHWC"), isa) is not None
 
     def precision(self, recipe: Recipe) -> list[Pass]:
         return precision(recipe.dtype)
 
     def layout(self, recipe: Recipe) -> list[Pass]:
-        return layout(recipe.dtype)
+        return layout()
 
     def kernels(self, recipe: Recipe) -> list[Pass]:
         return kernels()
@@ -65,13 +65,13 @@ class Cpu(Backend):
             return relax.build(mod, tvm.target.Target(target.tvm), relax_pipeline=None)
 
     def space(self, kernel: tvm.IRModule, target: Description) -> Any | None:
-        if regions.declared(kernel["main"]) is None:
+        if declared(kernel["main"]) is None:
             return None
         isa = isa_of(target)
-        return ScheduleFn(lambda schedule: regions.tilings(schedule.mod, isa), [], [], {})
+        return ScheduleFn(lambda schedule: registry.tilings(schedule.mod, isa), [], [], {})
 
-    def with_loops(self, declared: tvm.IRModule, target: Description) -> tvm.IRModule:
-        return regions.expanded(declared, isa_of(target), threads_of(target))
+    def with_loops(self, kernel: tvm.IRModule, target: Description) -> tvm.IRModule:
+        return registry.expanded(kernel, isa_of(target), threads_of(target))
 
     def generating(self, module: tvm.IRModule, target: Description) -> AbstractContextManager[None]:
         return library.generating_code(module)
@@ -91,9 +91,9 @@ def precision(dtype: str) -> list[Pass]:
     return [] if dtype == "float32" else [LowerPrecision(dtype), RemoveNoOps(), transform.DeadCodeElimination()]
 
 
-def layout(dtype: str = "float32") -> list[Pass]:
+def layout() -> list[Pass]:
     return [
-        DeclareRegions(dtype),
+        LayOutKernels(),
         transform.ConvertLayout(CHANNELS_LAST),
         transform.Normalize(),
         RemoveNoOps(),
@@ -114,7 +114,7 @@ def schedules(database: Any | None, isa: Isa, threads: int) -> list[Pass]:
         transform.SplitLayoutRewritePreproc(),
         transform.FoldConstant(),
         transform.DeadCodeElimination(),
-        ExpandRegions(isa, threads),
+        ExpandKernels(isa, threads),
         ScheduleTheRest(),
     ]
 

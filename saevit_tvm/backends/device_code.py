@@ -15,7 +15,7 @@ from typing import Any
 from saevit_tvm.backends import fatbin, nvrtc
 from saevit_tvm.emulators.cuda import kernels_in
 from saevit_tvm.support.errors import CompileError
-from schedules.gpu.nvidia import ARCHITECTURES, REGISTER_UNIT, WARP
+from schedules.machines.nvidia import ARCHITECTURES, REGISTER_UNIT, WARP
 
 _ENTRY = re.compile(r"\.entry (\w+)\(")
 # In PTX: a product of two matrices on tensor cores; waiting for the kernel before; what may not come earlier.

@@ -21,9 +21,9 @@ from tvm.ir import Call
 from tvm.ir.expr import Expr, TensorLoad
 
 from saevit_tvm.support.errors import CompileError
-from schedules.gpu.devices import Limits
-from schedules.gpu.fragments import product
 from schedules.gpu.launch import INDICES
+from schedules.gpu.primitives.fragments import product
+from schedules.machines.gpus import Limits
 
 REGISTER = 4  # bytes
 MOST_POINTS = 1 << 22  # of a condition's variables, beyond which it is taken to hold

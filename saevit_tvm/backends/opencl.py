@@ -20,7 +20,7 @@ from saevit_tvm.compiler import library
 from saevit_tvm.runtime import opencl
 from saevit_tvm.runtime.opencl import plugin
 from saevit_tvm.targets import Target
-from schedules.gpu.devices import Limits, limits_of
+from schedules.machines.gpus import Limits, limits_of
 
 _SOURCE_HOOK = "tvm_callback_opencl_postproc"  # what TVM calls with every kernel's source
 _READ_OF_IMAGE = re.compile(r"\bread_image[fh]\((\w+),")

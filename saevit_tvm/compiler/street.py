@@ -2,7 +2,7 @@
 
     import      the model as one Relax function, weights as constants
     simplify    inference only: BatchNorm folded, constants folded, nothing that moves no data
-    regions     SAA, CIFFN, DWSConv (and convolutions, and the head) become one call each
+    regions     blocks, then primitives with all that follows them, become one call each: a spec in logical form
     precision   casts where what lies in memory is smaller than what is computed in
     layout      as the target likes it: channels last on a CPU
     kernels     operators become loops, neighbours become one kernel; here tuning takes the kernels that it searches
@@ -26,11 +26,12 @@ from tvm import relax
 from tvm.ir.transform import Pass
 from tvm.relax import transform
 
-from relay_patterns import Reading, Region, blocks, fuse_regions, layers, missed, read_composite
+from relay_patterns import Accepts, find_blocks, find_primitives, missed
 from saevit_tvm.compiler import parsing
 from saevit_tvm.compiler.importers import import_model
 from saevit_tvm.compiler.legalize import OPERATORS
-from saevit_tvm.compiler.passes import FoldBatchNorm, RemoveNoOps
+from saevit_tvm.compiler.passes import DeclareKernels, FoldBatchNorm, KeepTokens, RemoveNoOps
+from saevit_tvm.compiler.passes.kernel_calls import read
 
 if TYPE_CHECKING:
     from saevit_tvm.models.opening import ModelSource
@@ -81,8 +82,8 @@ class Phases(ABC):
     settings: ClassVar[Mapping[str, Any]] = {}  # TVM's, for the phase `library`
 
     @abstractmethod
-    def generates(self, recipe: Recipe) -> Callable[[Region, Reading], bool]:
-        """Whether there are kernels for a region of a shape; what has none is left to the rules."""
+    def accepts(self, recipe: Recipe) -> Accepts:
+        """Whether there are kernels for a spec in logical form; what has none is left to the rules."""
 
     def precision(self, recipe: Recipe) -> list[Pass]:
         return []
@@ -134,12 +135,12 @@ class Found:
 def street(backend: Phases, recipe: Recipe, found: Found) -> list[Phase]:
     """All phases up to scheduled kernels, in order; what regions there are is noted in `found` on the way."""
     target = tvm.target.Target(recipe.target.tvm)
-    generates = backend.generates(recipe)
+    accepts = backend.accepts(recipe)
 
     def regions(mod: tvm.IRModule) -> tvm.IRModule:
-        mod = run(mod, [fuse_regions(blocks(), generates)], target)
+        mod = run(mod, [DeclareKernels(find_blocks, accepts)], target)
         _count_regions(mod, recipe.source.regions, found)
-        return run(mod, [fuse_regions(layers(), generates)], target)
+        return run(mod, [KeepTokens(), RemoveNoOps(), DeclareKernels(find_primitives, accepts)], target)
 
     def schedules(mod: tvm.IRModule) -> tvm.IRModule:
         mod = run(mod, backend.schedules(recipe), target)
@@ -267,6 +268,8 @@ def operators() -> list[Pass]:
         transform.FoldConstant(),
         transform.FuseOps(),
         transform.FuseTIR(),
+        # Reshapes move nothing. Here, because TVM cannot look at loops that have no block, as generators make them.
+        transform.RewriteDataflowReshape(),
         transform.DeadCodeElimination(),
     ]
 
@@ -274,7 +277,6 @@ def operators() -> list[Pass]:
 def memory_plan(capture: bool = False) -> list[Pass]:
     """Calls of kernels on a few storages, which all tensors of an inference share; `capture` as a CUDA graph."""
     return [
-        transform.RewriteDataflowReshape(),
         transform.ToNonDataflow(),
         transform.RemovePurityChecking(),
         transform.CallTIRRewrite(),
@@ -314,13 +316,19 @@ def count_kernels(mod: tvm.IRModule) -> dict[str, int]:
 
 
 def _count_regions(mod: tvm.IRModule, expected: dict[str, int], found: Found) -> None:
-    composites = [read_composite(func) for func in mod.functions.values() if isinstance(func, relax.Function)]
-    names = Counter(composite[0].name for composite in composites if composite)
+    names = calls_of_kernels(mod)
     found.counts |= {name: {"found": names[name], "expected": count} for name, count in expected.items()}
     for name, count in found.counts.items():
         if count["found"] < count["expected"]:
             why = missed(mod["main"], name) or f"nothing in the graph begins like {name}"
             found.warnings.append(f"{count['found']} of {count['expected']} {name} regions were found: {why}.")
+
+
+def calls_of_kernels(mod: tvm.IRModule) -> Counter[str]:
+    """How often `main` calls declared kernels of each kind."""
+    calls = relax.analysis.get_var2val(mod["main"]).values()
+    found = [read(mod, call) for call in calls if isinstance(call, relax.Call)]
+    return Counter(each.spec.op for each in found if each is not None)
 
 
 class Dump:

@@ -23,8 +23,8 @@ from saevit_tvm.support import process
 from saevit_tvm.support.cpu import cores
 from saevit_tvm.support.errors import TargetError
 from saevit_tvm.targets import Target
-from schedules.cpu.isa import threads_of
 from schedules.dtypes import dlpack
+from schedules.machines.cpus import threads_of
 
 # Nanoseconds an instruction, about those of a Cortex-A72 at 1.8 GHz that is never kept waiting: a vector operation
 # and a load or store each cycle, two or three of anything else. A parallel loop costs what waking threads does.

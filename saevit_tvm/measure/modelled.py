@@ -14,7 +14,7 @@ from typing import Any
 
 from saevit_tvm.runtime.artifact import read_manifest
 from saevit_tvm.support.errors import ArtifactError
-from schedules.gpu.devices import CUDA_GPUS, GPU, GPUS
+from schedules.machines.gpus import CUDA_GPUS, GPU, GPUS
 
 KIND = "modelled from the compiled kernels and the GPUs' public figures: not a time"
 SUMS = ("float_ops", "bytes", "bytes_loaded", "bytes_stored")

@@ -41,7 +41,7 @@ def build(module_json: str, target_json: str, library: str, linker: list[str]) -
     from tvm.s_tir.transform import RemoveWeightLayoutRewriteBlock
     from tvm.support import cc
 
-    from schedules.regions import declared
+    from schedules.kernels import declared
 
     target = json.loads(target_json)
     backend = backends.get(target["kind"])

@@ -30,6 +30,25 @@ def _linux(name: str, summary: str, features: tuple[str, ...], emulator: str, **
     )
 
 
+def _android(name: str, summary: str, features: tuple[str, ...], emulator: str, **tvm: Any) -> Target:
+    """A phone.
+
+    Zig has no libraries of Android's, so what little of a libc kernels call comes along; only TVM's own symbol is
+    left open. Pages of 16 KB are what newer phones have.
+    """
+    return Target(
+        name=name,
+        summary=summary,
+        tvm={"kind": "llvm", "mtriple": "aarch64-linux-android"} | tvm,
+        arch="aarch64",
+        features=features,
+        dtypes=dtypes_with(features),
+        emulator=emulator,
+        linkers=("zig",),
+        link_flags=("-nostdlib", "-rtlib=compiler-rt", "-s", "-Wl,-z,max-page-size=16384"),
+    )
+
+
 _FOUR_CORES = {"num-cores": 4}
 
 ARM_TARGETS = (
@@ -38,18 +57,7 @@ ARM_TARGETS = (
     _linux("rpi5", "Raspberry Pi 5 (Cortex-A76)", V8_2, "cortex-a76", mcpu="cortex-a76", **_FOUR_CORES),
     _linux("graviton3", "AWS Graviton3 (Neoverse V1)", V8_4_SVE, "max", mcpu="neoverse-v1"),
     _linux("jetson-orin-cpu", "the CPU of a Jetson Orin (Cortex-A78AE)", V8_2, "cortex-a76", mcpu="cortex-a78ae"),
-    Target(
-        name="android-arm64",
-        summary="any 64-bit ARM Android (armv8-a)",
-        tvm={"kind": "llvm", "mtriple": "aarch64-linux-android", "mattr": ["+neon"]},
-        arch="aarch64",
-        features=V8,
-        emulator="cortex-a53",
-        linkers=("zig",),
-        # Zig has no libraries of Android's, so what little of a libc kernels call comes along; only TVM's own symbol
-        # is left open. Pages of 16 KB are what newer phones have.
-        link_flags=("-nostdlib", "-rtlib=compiler-rt", "-s", "-Wl,-z,max-page-size=16384"),
-    ),
+    _android("android-arm64", "any 64-bit ARM Android (armv8-a)", V8, "cortex-a53", mattr=["+neon"]),
     Target(
         name="apple-silicon",
         summary="Macs with an M1 or later: object files, to be linked on a Mac",

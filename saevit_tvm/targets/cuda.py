@@ -1,6 +1,6 @@
 """NVIDIA GPUs: machine code for one architecture or for many, and PTX of the newest for those to come.
 
-What a kernel may take for granted of each is in `schedules/gpu/nvidia.py`.
+What a kernel may take for granted of each is in `schedules/machines/nvidia.py`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 from saevit_tvm.targets.arm import ARM_TARGETS
 from saevit_tvm.targets.base import Target
-from schedules.gpu.nvidia import ARCHITECTURES, WARP, Architecture
+from schedules.machines.nvidia import ARCHITECTURES, WARP, Architecture
 
 # What the target "cuda" is compiled for. Machine code runs on later architectures of the same generation only.
 EVERYWHERE = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100")

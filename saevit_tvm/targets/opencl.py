@@ -1,6 +1,6 @@
 """Devices behind an OpenCL driver: the kernels are OpenCL C, which the driver compiles; the host part is a CPU's.
 
-Which GPUs there are, and what a kernel may take for granted of each, is in `schedules/gpu/devices.py`. `mali` and
+Which GPUs there are, and what a kernel may take for granted of each, is in `schedules/machines/gpus.py`. `mali` and
 `adreno` take for granted what all of their family have; a device that has more runs it all the same.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 from saevit_tvm.runtime.opencl.driver import devices
 from saevit_tvm.targets.arm import ARM_TARGETS
 from saevit_tvm.targets.base import Target
-from schedules.gpu.devices import GPU, GPUS, LIMITS
+from schedules.machines.gpus import GPU, GPUS, LIMITS
 
 GENERIC = "generic-opencl"
 DTYPES = ("float32", "float16")

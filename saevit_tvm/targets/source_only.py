@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from saevit_tvm.targets.opencl import OpenCLTarget
-from schedules.gpu.devices import GENERIC
+from schedules.machines.gpus import GENERIC
 
 
 def _written(name: str, what: str, arch: str, triple: str) -> OpenCLTarget:

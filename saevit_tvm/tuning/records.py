@@ -83,8 +83,10 @@ class Records:
 
     def _fitted(self, module: IRModule, schedule: Any, source: Source) -> Any:
         """A tiling found for another number of threads has its work divided among the target's."""
-        from schedules.cpu.isa import isa_of, threads_of
-        from schedules.regions import chosen_tiling, cut_for, declared
+        from schedules.cpu.registry import cut_for
+        from schedules.kernels import declared
+        from schedules.machines.cpus import isa_of, threads_of
+        from schedules.registry import chosen_tiling
 
         wanted = threads_of(self._target.tvm)
         if not source.near or threads_of(source.store.tvm or {}) == wanted or not declared(module["main"]):
@@ -147,7 +149,7 @@ def near(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 
 def _distance(source: Source, target: Target) -> tuple[Any, ...]:
     """Sorts: measured before modelled, exact before near; of these the same CPU, the closest number of cores."""
-    from schedules.cpu.isa import threads_of
+    from schedules.machines.cpus import threads_of
 
     tvm = source.store.tvm or {}
     other_cpu = tvm.get("mcpu") != target.tvm.get("mcpu")

@@ -21,10 +21,12 @@ def plain(value: Any) -> Any:
 
 
 def module_key(module: Any) -> str:
-    """The structural hash: equal for equal kernels, whatever they are called and whoever asks."""
+    """Equal for equal kernels, whatever they are called: the text of the spec, or the structural hash without one."""
     from tvm.s_tir.meta_schedule.utils import shash2hex
 
-    return shash2hex(module)
+    from schedules.kernels import key
+
+    return key(module) or shash2hex(module)
 
 
 def as_text(module: Any) -> str:
@@ -63,7 +65,7 @@ def apply(workload: Any, trace: list[Any]) -> Any | None:
     from tvm.s_tir import Schedule
     from tvm.s_tir.schedule import Trace
 
-    from schedules.regions import outdated
+    from schedules.registry import outdated
 
     schedule = Schedule(workload.mod, error_render_level="none")
     try:

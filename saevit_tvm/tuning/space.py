@@ -15,7 +15,7 @@ from tvm.ir.utils import derived_object
 from tvm.s_tir.meta_schedule.feature_extractor import PerStoreFeature, PyFeatureExtractor
 
 from saevit_tvm import backends
-from schedules.regions import chosen_tiling, declared
+from schedules.kernels import declared, noted
 
 if TYPE_CHECKING:
     from saevit_tvm.compiler.street import TunableKernel
@@ -43,11 +43,10 @@ class Features(PyFeatureExtractor):
 
 
 def _vector(func: tvm.tirx.PrimFunc, length: int) -> np.ndarray:
-    """Shape and tiling, as logarithms because they multiply, in a row as long as the other kernels' are."""
-    found, tiling = declared(func), chosen_tiling(func) or {}
-    assert found is not None
-    numbers = [value for _, value in sorted(found.shape.items()) if isinstance(value, int | float)]
-    numbers += [value for _, value in sorted(tiling.items())]
+    """Spec and tiling, as logarithms because they multiply, in a row as long as the other kernels' are."""
+    spec = declared(func)
+    assert spec is not None
+    numbers = [*spec.numbers, *(value for _, value in sorted((noted(func) or {}).items()))]
     row = np.zeros((1, length), "float64")
-    row[0, : len(numbers)] = [math.log2(1 + abs(number)) for number in numbers]
+    row[0, : len(numbers)] = [math.log2(1 + abs(number)) for number in numbers[:length]]
     return row

@@ -13,7 +13,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from itertools import islice
 from pathlib import Path
@@ -21,6 +21,7 @@ from typing import Any
 
 import tuning_logs
 from saevit_tvm.targets import Target
+from saevit_tvm.tuning import convert
 from saevit_tvm.tuning.log import Damage, Line, Log, encode
 
 FORMAT = 1
@@ -31,7 +32,7 @@ MODELLED = "-model"  # ends the fingerprint of a folder whose times were compute
 
 @dataclass(frozen=True)
 class Workload:
-    """A kernel: `key` is its structural hash, `module` the kernel itself, packed."""
+    """A kernel: `key` is the text of its spec, or a structural hash without one; `module` the kernel itself, packed."""
 
     key: str
     name: str
@@ -133,6 +134,7 @@ class Store:
         self.models: dict[str, Model] = {}
         self.pruned: dict[str, dict[str, str | None]] = {}
         self.unreadable = 0
+        self._converted: dict[str, str] = {}  # today's keys of workloads of version 0.1.0
         self.refresh()
 
     @property
@@ -159,12 +161,27 @@ class Store:
 
     def refresh(self) -> None:
         """Take in what this and other processes added."""
-        for record in self.log.new_records():
-            taken = parse(record)
-            if taken is None:
-                self.unreadable += 1
-            else:
-                self._take(taken)
+        taken = [parse(record) for record in self.log.new_records()]
+        self.unreadable += taken.count(None)
+        for record in sorted(filter(None, taken), key=lambda record: not isinstance(record, Workload)):
+            self._take(self._as_today(record))
+
+    def _as_today(self, record: Any) -> Any:
+        """A record of version 0.1.0 under the keys of this one; any other as it is. Workloads come first."""
+        if isinstance(record, Workload):
+            found = convert.kernel(record.module) if record.key.startswith("0x") else None
+            if found is None:
+                return record
+            self._converted[record.key], module = found
+            return replace(record, key=self._converted[record.key], module=module)
+        if isinstance(record, Model):
+            return replace(record, kernels={self._converted.get(key, key): n for key, n in record.kernels.items()})
+        key = self._converted.get(record.workload)
+        if key is None:
+            return record
+        if isinstance(record, Pruned):
+            return replace(record, workload=key)
+        return replace(record, workload=key, candidate=convert.candidate(key, record.trace) or record.candidate)
 
     def _take(self, record: Any) -> None:
         if isinstance(record, Workload):
@@ -289,7 +306,7 @@ class Store:
                 self.pruned.setdefault(trial.workload, {})[trial.candidate] = trial.failure
 
             def stays(record: dict[str, Any] | None) -> bool:
-                parsed = parse(record) if record else None
+                parsed = self._as_today(parse(record)) if record and parse(record) else None
                 return parsed.identity in kept if isinstance(parsed, Trial) else not isinstance(parsed, Pruned)
 
             def change(lines: list[Line]) -> Iterator[bytes]:
@@ -307,6 +324,7 @@ class Store:
         def change(lines: list[Line]) -> Iterator[bytes]:
             for line, record in lines:
                 parsed = None if record is None else parse(record)
+                parsed = parsed and self._as_today(parsed)
                 orphan = isinstance(parsed, Trial) and parsed.workload not in self.workloads
                 if parsed is None or orphan:
                     aside.append(line)

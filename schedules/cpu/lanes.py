@@ -16,10 +16,13 @@ _LOWEST = -125.0
 Combine = Callable[[Expr, Expr], Expr]
 
 
-def exp2(b: Builder, x: Expr) -> Expr:
-    """2^x for x <= 0, as a softmax needs it; what is smaller than 2^-125 counts as that."""
+def exp2(b: Builder, x: Expr, strict: bool = False) -> Expr:
+    """2^x for x <= 0, as a softmax needs it; what is smaller than 2^-125 counts as that.
+
+    If `strict`, it counts as 0, and NaN stays NaN.
+    """
     lanes = lanes_of(x)
-    x = b.bind("x", tirx.max(x, splat(_LOWEST, lanes)))
+    x = b.bind("x", x if strict else tirx.max(x, splat(_LOWEST, lanes)))
     integer = "int32" if lanes == 1 else f"int32x{lanes}"
     # Its bits, and back: TVM would simplify (x + 1) - 1 as if there were no rounding.
     bits = b.bind("bits", tirx.reinterpret(integer, x + splat(_ROUND, lanes)))
@@ -30,7 +33,8 @@ def exp2(b: Builder, x: Expr) -> Expr:
         power = b.bind("power", power * part + splat(coefficient, lanes))
     shift = tirx.const(23, "int32") if lanes == 1 else tirx.Broadcast(tirx.const(23, "int32"), lanes)
     exponent = tirx.shift_left(bits, shift)
-    return b.bind("exp2", tirx.reinterpret(power.ty.dtype, tirx.reinterpret(integer, power) + exponent))
+    result = b.bind("exp2", tirx.reinterpret(power.ty.dtype, tirx.reinterpret(integer, power) + exponent))
+    return b.bind("exp2", tirx.Select(x < splat(_LOWEST, lanes), splat(0.0, lanes), result)) if strict else result
 
 
 def across(b: Builder, vectors: Sequence[Expr], combine: Combine) -> Expr:
@@ -65,6 +69,18 @@ def transposed(b: Builder, vectors: Sequence[Expr]) -> list[Expr]:
 def lane(vector: Expr, index: int, lanes: int) -> Expr:
     """One lane in every lane of another vector; where the CPU multiplies by a lane, LLVM makes no vector of it."""
     return splat(tirx.Shuffle([vector], [tirx.const(index, "int32")]), lanes)
+
+
+def largest(a: Expr, b: Expr) -> Expr:
+    """The larger numbers of two vectors, and NaN where one of them is; TIR's maximum would drop one of a pair."""
+    return tirx.Select(tirx.Or(b > a, tirx.isnan(b)), b, a)
+
+
+def without_first(b: Builder, vector: Expr, count: int) -> Expr:
+    """Zeros in the first lanes of a vector."""
+    lanes = lanes_of(vector)
+    chosen = [lane + (lanes if lane < count else 0) for lane in range(lanes)]
+    return _pick(b, [vector, splat(0.0, lanes)], chosen)
 
 
 def power_of_two(count: int) -> int:

@@ -90,14 +90,16 @@ def gelus(b: Builder, values: list[Expr]) -> list[Expr]:
 
 
 def exp(b: Builder, x: Expr) -> Expr:
-    """e^x; arguments beyond what float32 can hold are clamped."""
+    """e^x: infinity from 88 on, a tiny number where it is next to nothing, and NaN stays NaN."""
     lanes = lanes_of(x)
-    x = tirx.max(tirx.min(x, b.splat(88.0, lanes)), b.splat(-87.0, lanes))
-    x = b.bind("x", x)
+    wide = x > b.splat(88.0, lanes)
+    # In this order: of a pair that is not comparable, minimum and maximum give the second one.
+    x = b.bind("x", tirx.max(b.splat(-87.0, lanes), tirx.min(b.splat(88.0, lanes), x)))
     whole = b.bind("whole", tirx.floor(x * b.splat(1 / math.log(2), lanes) + b.splat(0.5, lanes)))
     part = b.bind("part", x - whole * b.splat(_LN2_HIGH, lanes) - whole * b.splat(_LN2_LOW, lanes))
     part = polynomial(b, _EXP, part)
     integer = "int32" if lanes == 1 else f"int32x{lanes}"
     shift = tirx.const(23, "int32") if lanes == 1 else tirx.Broadcast(tirx.const(23, "int32"), lanes)
     exponent = tirx.shift_left(tirx.Cast(integer, whole), shift)
-    return b.bind("exp", tirx.reinterpret(part.ty.dtype, tirx.reinterpret(integer, part) + exponent))
+    power = tirx.reinterpret(part.ty.dtype, tirx.reinterpret(integer, part) + exponent)
+    return b.bind("exp", tirx.Select(wide, b.splat(math.inf, lanes), power))

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from schedules.cpu.builder import Buffer, Builder, Expr, minimum, splat
-from schedules.cpu.isa import Isa
 from schedules.cpu.lanes import lane
+from schedules.machines.cpus import Isa
 
 PART = 64  # steps of the depth whose sum may stay in float16: its error grows as their square root
 
@@ -85,12 +85,10 @@ def _cost(isa: Isa, tile: Tile, rows: int, columns: int) -> float:
 
 
 def _cycles(isa: Isa, tile: Tile) -> float:
-    """Of a step of the depth: bound by multiply-adds, by loads, or by the latency of one accumulator."""
-    multiplies = tile.rows * tile.vectors
-    if isa.by_lane:  # small cores do one thing at a time; two vectors of B load as one
-        return max(multiplies + tile.rows / isa.lanes + tile.vectors / 2, 8) / 2
-    loads = tile.rows + tile.vectors
-    return max(multiplies / 2, loads / 2, 4) + 0.02 * loads
+    """Of a step of the depth."""
+    # Where a multiply-add takes a lane, neighbours along the depth load as one, and so do two vectors of B.
+    loads = tile.rows / isa.lanes + tile.vectors / 2 if isa.by_lane else tile.rows + tile.vectors
+    return isa.core.cycles(tile.rows * tile.vectors, loads)
 
 
 def gemm(

@@ -1,7 +1,7 @@
 """What a GPU kernel is here: a body in TVMScript between its work-groups and work-items, over flat buffers.
 
-A region becomes a list of launches. A launch starts as a *declaration*, without loops, on which tuning and records
-note a tiling; last, its kernel writes the loops. Images stay channels first, so that neighbouring work-items,
+A spec of the graph becomes a list of launches. A launch starts as a *declaration*, without loops, on which tuning and
+records note a tiling; last, its kernel writes the loops. Images stay channels first, so that neighbouring work-items,
 which are neighbouring positions, read neighbouring numbers.
 """
 
@@ -21,9 +21,14 @@ from tvm.script import from_source
 from tvm.script import tirx as script
 
 from schedules.dtypes import DTYPES
-from schedules.gpu.devices import Limits
+from schedules.kernels import OPAQUE
+from schedules.machines.gpus import Limits
+from schedules.spec import Epilogue, KernelSpec, Tensor
 
-OPAQUE = 8  # TVM's code for an operator that nothing may be fused into
+PREFIX = "gpu_"  # of what the spec of a kernel says is computed: the same names mean other kernels on a CPU
+EPILOGUE = "epilogue"  # the field of kernels that have one
+Weights = Mapping[str, np.ndarray]  # constants by name
+
 TEXEL = 4  # numbers that one read of an image gives
 INDICES = 16  # registers that a work-item needs for positions, addresses and what is under way
 
@@ -214,19 +219,22 @@ class Kernel(ABC):
         attributes = {"tirx.kernel_launch_params": [OVERLAPPING]} if limits.overlaps else {}
         return _parsed(self._signature(attributes) + indent("\n".join([*lines, text]), "    "))
 
-    def declared(self, attributes: Mapping[str, str], block: str) -> tirx.PrimFunc:
-        """The kernel without loops: one block that reads and writes everything."""
-        whole = [
-            f"{name}_[{', '.join(f'0:{extent}' for extent in buffer.extents)}]"
-            for name, buffer in self._parameters.items()
-        ]
-        inner = [f"T.reads({', '.join(whole[:-1])})", f"T.writes({whole[-1]})", "T.evaluate(0)"]
-        root = nest('with T.sblock("root"):', "T.reads()", "T.writes()", nest(f'with T.sblock("{block}"):', *inner))
-        return _parsed(self._signature(attributes) + indent(root, "    "))
-
     @property
-    def shape(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)  # type: ignore[call-overload]
+    def spec(self) -> KernelSpec:
+        """The kernel as data: the fields that are not at their default are its attributes."""
+        found = dataclasses.fields(self)  # type: ignore[arg-type]
+        values = {each.name: getattr(self, each.name) for each in found if getattr(self, each.name) != each.default}
+        epilogue = getattr(self, EPILOGUE, Epilogue()).steps
+        values.pop(EPILOGUE, None)
+        inputs = [Tensor(name, buffer.extents, buffer.dtype) for name, buffer in self.reads.items()]
+        out = Tensor("out", self.out.extents, self.out.dtype)
+        return KernelSpec.of(PREFIX + self.NAME, inputs, (), [out], values, epilogue)
+
+    @classmethod
+    def of(cls, spec: KernelSpec) -> Kernel:
+        """The kernel that a spec describes."""
+        epilogue = {EPILOGUE: spec.epilogue} if hasattr(cls, EPILOGUE) else {}
+        return cls(**dict(spec.attrs), **epilogue)
 
     @property
     def _parameters(self) -> dict[str, Buffer]:
@@ -242,7 +250,7 @@ class Kernel(ABC):
 
 @dataclass(frozen=True)
 class Launch:
-    """A kernel and the values that it is called with, by the names that they have in the region."""
+    """A kernel and the values that it is called with, by the names that they have in the spec of the graph."""
 
     kernel: Kernel
     reads: tuple[str, ...]
@@ -252,10 +260,15 @@ class Launch:
     def name(self) -> str:
         return self.kernel.NAME
 
+    @property
+    def buffers(self) -> list[tuple[str, Buffer]]:
+        """What it reads, by the names of the region."""
+        return list(zip(self.reads, self.kernel.reads.values(), strict=True))
+
 
 @dataclass(frozen=True)
 class Launches:
-    """The launches of a region, in order; the first reads "x", the last writes "out". Constants by name."""
+    """The launches of a spec, in order; the first reads "x", the last writes "out". Constants by name."""
 
     launches: list[Launch]
     constants: dict[str, np.ndarray]
@@ -275,8 +288,3 @@ def nest(header: str, *parts: str) -> str:
 def blocks(work: int, size: int) -> int:
     """How many pieces of a size cover the work."""
     return -(-work // size)
-
-
-def gelu(value: str) -> str:
-    """GELU by the device's own error function, which is one for float32."""
-    return f"{value} * (T.float32(0.5) + T.float32(0.5) * T.erf({value} * T.float32({0.5**0.5!r})))"

@@ -12,9 +12,9 @@ from tvm.s_tir import dlight
 
 from saevit_tvm.backends.launches import check_launches
 from saevit_tvm.support.errors import CompileError
-from schedules.gpu.conv import Conv
-from schedules.gpu.devices import GENERIC, LIMITS, Limits
 from schedules.gpu.fallback import fallback_rules
+from schedules.gpu.primitives.conv import Conv
+from schedules.machines.gpus import GENERIC, LIMITS, Limits
 
 
 @pytest.fixture(scope="module")

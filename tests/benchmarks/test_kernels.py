@@ -7,7 +7,7 @@ import re
 import pytest
 import tvm
 
-from schedules.cpu.isa import isa_of
+from schedules.machines.cpus import isa_of
 
 X86 = {"kind": "llvm", "mtriple": "x86_64-linux-gnu"}
 RPI5 = {"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": "cortex-a76"}

@@ -248,8 +248,8 @@ def imaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import tvm
 
     from saevit_tvm.backends.opencl import generating_kernels
-    from schedules.gpu.conv import Conv, Tiling
-    from schedules.gpu.devices import LIMITS
+    from schedules.gpu.primitives.conv import Conv, Tiling
+    from schedules.machines.gpus import LIMITS
 
     tiling = dataclasses.asdict(Tiling(lanes=4, channels=4, columns=8, rows=4, staged=0, image=1))
     limits = LIMITS["adreno"]

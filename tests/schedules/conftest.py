@@ -12,7 +12,7 @@ import pytest
 import tvm
 
 from saevit_tvm.targets import native
-from schedules.cpu.isa import Isa, isa_of
+from schedules.machines.cpus import Isa, isa_of
 
 
 def compile_for(func: Any, target: dict[str, Any]) -> Any:

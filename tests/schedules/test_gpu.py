@@ -23,21 +23,32 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from saevit_tvm.runtime import opencl
+from schedules.activations import ACTIVATIONS, reference
 from schedules.dtypes import stored_as
-from schedules.gpu.conv import Conv
-from schedules.gpu.declare import declare, kernel_of
-from schedules.gpu.depthwise import Depthwise
-from schedules.gpu.devices import CUDA_LIMITS, GENERIC, GPUS, LIMITS, Limits
-from schedules.gpu.fragments import ARITHMETICS
+from schedules.gpu.epilogue import BIAS_GELU, BIAS_RESIDUAL
+from schedules.gpu.fused.saa import Attend, Recover, Sample
+from schedules.gpu.fused.saa_batch import BatchSample, Mix, Normalise, Spread
 from schedules.gpu.launch import Launches
-from schedules.gpu.regions import lower
-from schedules.gpu.saa import Attend, Sample
-from schedules.gpu.saa_batch import BatchSample, Mix, Normalise, Spread
+from schedules.gpu.plan import accepts, plan
+from schedules.gpu.primitives.cast import Cast
+from schedules.gpu.primitives.conv import Conv
+from schedules.gpu.primitives.depthwise import Depthwise
+from schedules.gpu.primitives.fragments import ARITHMETICS
+from schedules.gpu.primitives.head import Head
+from schedules.gpu.primitives.linear import Linear
+from schedules.gpu.primitives.reduce import CommonPart
+from schedules.gpu.primitives.tensor import TensorConv
+from schedules.gpu.registry import KERNELS, chosen_tiling, declare, expand, kernel_of, tilings
+from schedules.kernels import tiled
+from schedules.machines.gpus import CUDA_LIMITS, GENERIC, GPUS, LIMITS, Limits
+from schedules.spec import Epilogue, KernelSpec, Tensor
 
 # As on Adreno: local memory that is worth using, tiles for many registers. But PoCL has no arithmetic in float16.
 LOCAL = dataclasses.replace(LIMITS["adreno"], half=False)
 # The same kernels for a driver that has neither float16 nor tensor cores.
 NVIDIA = dataclasses.replace(CUDA_LIMITS["sm_80"], half=False, tensor_cores=())
+RESIDUAL_RELU = Epilogue(("bias", "add residual", "relu"))
+SAME = (1, 1, 1, 1)  # what a 3x3 kernel pads
 TARGET = {"kind": "opencl", "host": {"kind": "llvm"}}
 TOLERANCE = {"float32": 2e-5, "float16": 5e-3}
 on_a_device = pytest.mark.skipif(not opencl.available()[0], reason=opencl.available()[1])
@@ -51,6 +62,18 @@ def weights(**shapes: tuple[int, ...]) -> dict[str, np.ndarray]:
 
 def image(*shape: int) -> np.ndarray:
     return np.random.RandomState(1).standard_normal(shape).astype("float32") + 0.5
+
+
+def logical(
+    op: str, x: tuple[int, ...], given: dict[str, np.ndarray], out: tuple[int, ...] = (), steps: str = "", **attrs: Any
+) -> KernelSpec:
+    """A spec as a pattern writes it; the result is like x where nothing else is said, and operands are like it."""
+    epilogue = Epilogue(tuple(step for step in steps.split(", ") if step))
+    layout = "" if op == "linear" else "NCHW"
+    constants = [Tensor(name, value.shape) for name, value in given.items()]
+    result = Tensor("out", out or x, layout=layout if len(out or x) == 4 else "")
+    others = [dataclasses.replace(result, name=name) for name in epilogue.operands]
+    return KernelSpec.of(op, [Tensor("x", x, layout=layout), *others], constants, [result], attrs, epilogue.steps)
 
 
 def compiled(lowered: Launches, limits: Limits, chance: random.Random | None = None) -> Any:
@@ -71,7 +94,12 @@ def compiled(lowered: Launches, limits: Limits, chance: random.Random | None = N
 
 
 def compute(
-    lowered: Launches, x: np.ndarray, folder: Path, limits: Limits, chance: random.Random | None = None
+    lowered: Launches,
+    x: np.ndarray,
+    folder: Path,
+    limits: Limits,
+    chance: random.Random | None = None,
+    **operands: np.ndarray,
 ) -> np.ndarray:
     """Run the launches one after the other on the first OpenCL device."""
     import tvm
@@ -82,7 +110,10 @@ def compute(
     compiled(lowered, limits, chance).export_library(str(path))
     module = tvm.runtime.load_module(str(path))
     values: dict[str, Any] = {name: tvm.runtime.tensor(value, device) for name, value in lowered.constants.items()}
-    values["x"] = tvm.runtime.tensor(x.astype(lowered.launches[0].kernel.reads["x"].dtype), device)
+    first = lowered.launches[0]
+    types = {name: buffer.dtype for name, buffer in zip(first.reads, first.kernel.reads.values(), strict=True)}
+    for name, value in {"x": x, **operands}.items():
+        values[name] = tvm.runtime.tensor(value.astype(types[name]), device)
     for i, launch in enumerate(lowered.launches):
         # It starts as NaN, so that gaps show.
         out = launch.kernel.out
@@ -92,8 +123,7 @@ def compute(
 
 
 def agree(
-    region: str,
-    shape: dict[str, Any],
+    spec: KernelSpec,
     given: dict[str, np.ndarray],
     x: np.ndarray,
     expected: torch.Tensor,
@@ -101,10 +131,11 @@ def agree(
     limits: Limits = GENERIC,
     dtype: str = "float32",
     chance: random.Random | None = None,
+    **operands: np.ndarray,
 ) -> Launches:
-    lowered = lower(region, shape, given, limits, dtype)
-    assert lowered is not None
-    within(TOLERANCE[dtype], compute(lowered, x, folder, limits, chance), expected)
+    lowered = plan(spec, given, limits, dtype)
+    assert lowered is not None and accepts(spec, limits)
+    within(TOLERANCE[dtype], compute(lowered, x, folder, limits, chance, **operands), expected)
     return lowered
 
 
@@ -171,7 +202,7 @@ def pointwise(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torc
     ],
 )
 def test_saa(n: int, h: int, w: int, c: int, heads: int, r: int, by_position: bool, dtype: str, folder: Path) -> None:
-    lowered = agree("saa", *saa_case(n, h, w, c, heads, r, by_position), folder, dtype=dtype)
+    lowered = agree(*saa_case(n, h, w, c, heads, r, by_position), folder, dtype=dtype)
     assert len(lowered.launches) == (3 if r > 1 else 2)
 
 
@@ -200,7 +231,7 @@ def test_saa_of_a_batch(
     dtype: str,
     folder: Path,
 ) -> None:
-    lowered = agree("saa", *saa_case(n, h, w, c, heads, r, by_position), folder, limits, dtype)
+    lowered = agree(*saa_case(n, h, w, c, heads, r, by_position), folder, limits, dtype)
     assert names(lowered) == in_batch(r, "conv")
 
 
@@ -219,11 +250,12 @@ def test_few_images_take_few_launches() -> None:
     for limits, dtype in ((GENERIC, "float32"), *((CUDA_LIMITS["sm_90"], dtype) for dtype in ARITHMETICS)):
         for r, few in ((2, ["saa_sample", "saa_attend", "saa_recover"]), (1, ["saa_attend", "saa_recover"])):
             for n, expected in ((1, few), (3, few), (4, in_batch(r, "tensor_conv" if limits.tensor_cores else "conv"))):
-                shape, given, _, _ = saa_case(n, 8, 8, 32, 2, r, False)
-                lowered = lower("saa", shape, given, limits, dtype)
+                spec, given, _, _ = saa_case(n, 8, 8, 32, 2, r, False)
+                lowered = plan(spec, given, limits, dtype)
                 assert lowered is not None and names(lowered) == expected
                 assert {launch.kernel.out.dtype for launch in lowered.launches} == {stored_as(dtype)}
-    assert lower("saa", shape | {"heads": 3}, given, GENERIC) is None
+    uneven, given = saa_weights(1, 8, 8, 32, 3, 2, False)
+    assert plan(uneven, given, GENERIC) is None and not accepts(uneven, GENERIC)
 
 
 @st.composite
@@ -244,7 +276,7 @@ def any_batch(draw: st.DrawFn) -> tuple[Any, ...]:
 )
 def test_any_batch(case: tuple[Any, ...], limits: Limits, dtype: str, seed: int, folder: Path) -> None:
     """With any of the tilings."""
-    agree("saa", *saa_case(*case), folder, limits, dtype, random.Random(seed))
+    agree(*saa_case(*case), folder, limits, dtype, random.Random(seed))
 
 
 @settings(max_examples=40, deadline=None)
@@ -254,37 +286,38 @@ def test_a_batch_fits_where_one_image_does(case: tuple[Any, ...], larger: int, n
     """The model is cut into regions by what fits, and that must not depend on the batch."""
     _, h, w, c, heads, r, by_position = case
     limits = (LIMITS | CUDA_LIMITS)[name]
-    shape, given = saa_weights(1, larger * h, w, c, heads, r, by_position)
-    if lower("saa", shape, given, limits) is not None:
+    spec, _ = saa_weights(1, larger * h, w, c, heads, r, by_position)
+    if accepts(spec, limits):
+        batch, given = saa_weights(8, larger * h, w, c, heads, r, by_position)
         for dtype in ("float32", "float16"):
-            assert lower("saa", shape | {"n": 8}, given, limits, dtype) is not None
+            assert plan(batch, given, limits, dtype) is not None
 
 
 @on_a_device
 def test_a_softmax_of_large_numbers_is_safe(folder: Path) -> None:
     """Saliencies and scores of hundreds below and above zero, in partly filled windows too."""
-    shape, given, x, _ = saa_case(1, 7, 5, 16, 2, 3, False)
+    spec, given, x, _ = saa_case(1, 7, 5, 16, 2, 3, False)
     given["sal_w"] *= 100.0
     given["qkv_w"] *= 20.0
     expected = saa(torch.from_numpy(x).double(), doubles(given), 2, 3, 1e-5, 0.25)
-    lowered = lower("saa", shape, given, GENERIC)
+    lowered = plan(spec, given, GENERIC)
     assert lowered is not None
     # A rounding of a score of hundreds is a visible part of its power: this is about safety, not precision.
     within(1e-2, compute(lowered, x, folder, GENERIC), expected)
 
 
 def saa_case(n: int, h: int, w: int, c: int, heads: int, r: int, by_position: bool) -> tuple[Any, ...]:
-    """Its shape, its weights, an image, and what PyTorch makes of it."""
-    shape, given = saa_weights(n, h, w, c, heads, r, by_position)
+    """Its spec, its weights, an image, and what PyTorch makes of it."""
+    spec, given = saa_weights(n, h, w, c, heads, r, by_position)
     x = image(n, c, h, w)
-    return shape, given, x, saa(torch.from_numpy(x).double(), doubles(given), heads, r, 1e-5, 0.25)
+    return spec, given, x, saa(torch.from_numpy(x).double(), doubles(given), heads, r, 1e-5, 0.25)
 
 
 def saa_weights(n: int, h: int, w: int, c: int, heads: int, r: int, by_position: bool) -> tuple[Any, ...]:
     given = weights(ln_g=(c,), ln_b=(c,), qkv_w=(c, 3 * c), qkv_b=(3 * c,), pr_w=(c, c), pr_b=(c,))
     if r > 1:
         given |= weights(sal_w=(3, 3, c), sal_b=(r, r) if by_position else (1,), up_w=(r, r, c), up_b=(c,))
-    return {"n": n, "h": h, "w": w, "c": c, "heads": heads, "r": r, "eps": 1e-5, "scale": 0.25}, given
+    return logical("saa", (n, c, h, w), given, heads=heads, r=r, eps=1e-5, scale=0.25), given
 
 
 @on_a_device
@@ -300,7 +333,7 @@ def saa_weights(n: int, h: int, w: int, c: int, heads: int, r: int, by_position:
     ids=["generic", "local memory", "half", "images", "images of half"],
 )
 def test_ciffn(n: int, h: int, w: int, c: int, e: int, limits: Limits, dtype: str, folder: Path) -> None:
-    agree("ciffn", *ciffn_case(n, h, w, c, e), folder, limits, dtype)
+    agree(*ciffn_case(n, h, w, c, e), folder, limits, dtype)
 
 
 def ciffn_case(n: int, h: int, w: int, c: int, e: int) -> tuple[Any, ...]:
@@ -311,7 +344,7 @@ def ciffn_case(n: int, h: int, w: int, c: int, e: int) -> tuple[Any, ...]:
     common = F.gelu(pointwise(z, exact["dec_w"][:, None], exact["dec_b"]))
     z = z + exact["g"][:, None, None] * (z - common)
     expected = torch.from_numpy(x).double() + pointwise(z, exact["pr_w"], exact["pr_b"])
-    return {"n": n, "h": h, "w": w, "c": c, "e": e}, given, x, expected
+    return logical("ciffn", x.shape, given), given, x, expected
 
 
 @on_a_device
@@ -322,38 +355,176 @@ def test_dwsconv(limits: Limits, h: int, w: int, folder: Path) -> None:
     x, exact = image(n, c, h, w), doubles(given)
     expected = torch.from_numpy(x).double()
     expected = expected + pointwise(depthwise(expected, exact), exact["pw_w"], exact["pw_b"])
-    agree("dwsconv", {"n": n, "h": h, "w": w, "c": c}, given, x, expected, folder, limits)
+    agree(logical("dwsconv", x.shape, given), given, x, expected, folder, limits)
+
+
+def finished(spec: KernelSpec, out: torch.Tensor, given: dict[str, np.ndarray], **operands: np.ndarray) -> torch.Tensor:
+    """The epilogue of a spec, in float64."""
+    bias = {"b": given["b"][:, None, None] if spec.x.layout else given["b"]} if "b" in given else {}
+    return torch.from_numpy(reference(spec.epilogue.steps, out.numpy(), {**bias, **operands}))
+
+
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """How a convolution goes over an image; padding is above, left, below, right."""
+
+    kernel: tuple[int, int] = (3, 3)
+    strides: tuple[int, int] = (1, 1)
+    padding: tuple[int, int, int, int] = SAME
+    dilation: tuple[int, int] = (1, 1)
+
+    def attrs(self) -> dict[str, Any]:
+        return {name: value for name, value in dataclasses.asdict(self).items() if name != "kernel"}
+
+    def over(self, x: np.ndarray, weight: torch.Tensor) -> torch.Tensor:
+        """In float64; the weight as PyTorch has it."""
+        above, left, below, right = self.padding
+        padded = F.pad(torch.from_numpy(x).double(), (left, right, above, below))
+        return F.conv2d(padded, weight, None, self.strides, 0, self.dilation, x.shape[1] // weight.shape[1])
+
+
+POINT = Window((1, 1), padding=(0, 0, 0, 0))
 
 
 @on_a_device
 @pytest.mark.parametrize(
-    ("n", "h", "w", "c", "k", "kernel", "stride", "padding", "activation", "limits"),
+    ("x", "k", "window", "steps", "limits", "dtype"),
     [
-        (1, 33, 18, 3, 10, 3, 2, 1, "gelu", GENERIC),
-        (2, 12, 12, 8, 16, 3, 1, 0, None, LOCAL),
-        (1, 8, 8, 6, 7, 1, 2, 0, None, GENERIC),
+        ((1, 3, 33, 18), 10, Window(strides=(2, 2)), "bias, gelu", GENERIC, "float32"),
+        ((2, 8, 12, 12), 16, Window(padding=(0, 0, 0, 0)), "bias", LOCAL, "float32"),
+        ((1, 6, 8, 8), 7, dataclasses.replace(POINT, strides=(2, 2)), "bias", GENERIC, "float32"),
+        # As ResNet ends a block, and what there is besides: steps in any order, no bias, a gate.
+        ((2, 8, 6, 6), 12, POINT, "bias, add residual, relu", GENERIC, "float32"),
+        ((1, 8, 7, 5), 8, Window(), "bias, relu, add residual", LOCAL, "float32"),
+        ((1, 12, 8, 8), 16, POINT, "silu, multiply gate, bias, add residual", NVIDIA, "float32"),
+        ((1, 5, 6, 7), 9, Window(), "", GENERIC, "float32"),
+        ((2, 16, 4, 8), 8, POINT, "relu6, add residual", GENERIC, "float16"),
+        # Kernels that are not square, uneven edges and steps, and gaps.
+        ((1, 4, 9, 11), 8, Window((1, 7), (1, 2), (0, 3, 0, 2)), "bias, tanh", GENERIC, "float32"),
+        ((1, 4, 12, 10), 8, Window((3, 2), (2, 1), (0, 1, 3, 0), (3, 2)), "bias, sigmoid", LOCAL, "float32"),
     ],
 )
-def test_conv(
-    n: int,
-    h: int,
-    w: int,
-    c: int,
-    k: int,
-    kernel: int,
-    stride: int,
-    padding: int,
-    activation: str | None,
-    limits: Limits,
-    folder: Path,
-) -> None:
-    shape = {"n": n, "h": h, "w": w, "c": c, "k": k}
-    shape |= {"kernel": kernel, "stride": stride, "padding": padding, "activation": activation}
-    given = weights(w=(kernel, kernel, c, k), b=(k,))
-    x, exact = image(n, c, h, w), doubles(given)
-    expected = F.conv2d(torch.from_numpy(x).double(), exact["w"].permute(3, 2, 0, 1), exact["b"], stride, padding)
-    expected = F.gelu(expected) if activation else expected
-    agree("conv", shape, given, x, expected, folder, limits)
+def test_conv(x: tuple[int, ...], k: int, window: Window, steps: str, limits: Limits, dtype: str, folder: Path) -> None:
+    given = weights(w=(*window.kernel, x[1], k), **({"b": (k,)} if "bias" in steps else {}))
+    out = window.over(image(*x), torch.from_numpy(given["w"]).double().permute(3, 2, 0, 1))
+    spec = logical("conv", x, given, tuple(out.shape), steps, **window.attrs())
+    operands = {name: image(*out.shape)[::-1] for name in spec.epilogue.operands}
+    agree(spec, given, image(*x), finished(spec, out, given, **operands), folder, limits, dtype, **operands)
+
+
+@on_a_device
+@pytest.mark.parametrize(
+    ("x", "window", "steps", "limits", "dtype"),
+    [
+        ((2, 5, 12, 16), Window((5, 5), (2, 2), (2, 2, 2, 2)), "bias, relu6", GENERIC, "float32"),
+        ((1, 4, 16, 24), Window((5, 5), (2, 2), (2, 2, 2, 2)), "bias, silu", NVIDIA, "float32"),  # loads of four
+        (
+            (1, 4, 14, 14),
+            Window(strides=(2, 2), padding=(0, 0, 1, 1)),
+            "bias, relu",
+            NVIDIA,
+            "float32",
+        ),  # as TensorFlow pads
+        ((1, 3, 9, 8), Window((7, 7), padding=(3, 3, 3, 3)), "bias", GENERIC, "float32"),
+        ((1, 6, 8, 12), Window(dilation=(2, 3), padding=(2, 3, 2, 3)), "add residual, relu", NVIDIA, "float32"),
+        ((2, 3, 7, 9), Window((2, 4), (1, 3), (1, 0, 0, 5)), "", LOCAL, "float32"),
+        ((1, 4, 6, 6), Window((1, 1), (2, 2), (0, 0, 0, 0)), "bias, multiply gate", GENERIC, "float16"),
+    ],
+)
+def test_depthwise(x: tuple[int, ...], window: Window, steps: str, limits: Limits, dtype: str, folder: Path) -> None:
+    given = weights(w=(*window.kernel, x[1]), **({"b": (x[1],)} if "bias" in steps else {}))
+    out = window.over(image(*x), torch.from_numpy(given["w"]).double().permute(2, 0, 1)[:, None])
+    spec = logical("depthwise", x, given, tuple(out.shape), steps, **window.attrs())
+    operands = {name: image(*out.shape)[::-1] for name in spec.epilogue.operands}
+    expected = finished(spec, out, given, **operands)
+    for chance in (None, random.Random(0), random.Random(1)):
+        agree(spec, given, image(*x), expected, folder, limits, dtype, chance, **operands)
+
+
+@on_a_device
+@pytest.mark.parametrize(
+    ("x", "k", "steps", "limits", "dtype"),
+    [
+        ((1, 49, 32), 64, "bias, gelu", GENERIC, "float32"),  # the last tile has one token
+        ((2, 5, 24), 20, "bias, add residual", LOCAL, "float32"),
+        ((3, 7, 9), 7, "gelu", GENERIC, "float32"),  # nothing is a multiple of four
+        ((1, 32), 10, "bias", NVIDIA, "float32"),  # a single token
+        ((197, 48), 24, "bias, silu, multiply gate", NVIDIA, "float32"),
+        ((1, 13, 64), 32, "bias, gelu", GENERIC, "float16"),
+        ((2, 9, 48), 16, "bias, gelu", dataclasses.replace(LOCAL, texels=0), "float16"),
+    ],
+)
+def test_linear(x: tuple[int, ...], k: int, steps: str, limits: Limits, dtype: str, folder: Path) -> None:
+    given = weights(w=(x[-1], k), **({"b": (k,)} if "bias" in steps else {}))
+    out = torch.from_numpy(image(*x)).double() @ torch.from_numpy(given["w"]).double()
+    spec = logical("linear", x, given, tuple(out.shape), steps)
+    operands = {name: image(*out.shape)[::-1] for name in spec.epilogue.operands}
+    expected = finished(spec, out, given, **operands)
+    for chance in (None, random.Random(0), random.Random(1)):
+        agree(spec, given, image(*x), expected, folder, limits, dtype, chance, **operands)
+
+
+@on_a_device
+def test_what_is_no_number_stays_none(folder: Path) -> None:
+    """No activation makes a number of it, as the larger of it and zero may be on a device; nor what is infinite."""
+    given = weights(w=(1, 1, 4, 4), b=(4,))
+    x = image(1, 4, 4, 4)
+    x[0, 0, 0], x[0, 0, 1], x[0, 0, 2] = np.nan, np.inf, -np.inf
+    out = POINT.over(x, torch.from_numpy(given["w"]).double().permute(3, 2, 0, 1))
+    for activation in ACTIVATIONS:
+        spec = logical("conv", x.shape, given, tuple(out.shape), f"bias, {activation}")
+        lowered = plan(spec, given, GENERIC)
+        assert lowered is not None
+        with np.errstate(all="ignore"):
+            expected = finished(spec, out, given).numpy()
+        np.testing.assert_allclose(compute(lowered, x, folder, GENERIC), expected, 1e-5, 1e-5)
+
+
+def test_what_there_are_no_kernels_for_is_declined() -> None:
+    given = weights(w=(3, 3, 8, 16), b=(16,))
+
+    def conv(steps: str = "bias", out: tuple[int, ...] = (1, 16, 6, 6), **attrs: Any) -> KernelSpec:
+        return logical("conv", (1, 8, 6, 6), given, out, steps, **{"padding": SAME, **attrs})
+
+    fine = conv("bias, add residual, relu")
+    assert accepts(fine, GENERIC)
+    small = dataclasses.replace(fine.inputs[1], shape=(1, 16, 1, 1))
+    grouped = dataclasses.replace(conv(groups=2), weights=(Tensor("w", (3, 3, 4, 16)), Tensor("b", (16,))))
+    for spec in (
+        conv("bias, softplus"),  # an activation that nobody knows
+        conv("bias, divide residual"),
+        dataclasses.replace(fine, inputs=(fine.x, small)),  # a number a channel
+        dataclasses.replace(fine, inputs=(fine.x,)),
+        grouped,
+        dataclasses.replace(fine, op="convolution"),
+        dataclasses.replace(fine, inputs=(fine.x.laid_out("NHWC"), fine.inputs[1])),
+        dataclasses.replace(fine, inputs=(dataclasses.replace(fine.x, strides=(1, 8, 48, 8)), fine.inputs[1])),
+        conv(out=(1, 16, 5, 6)),  # which is not what comes out
+        logical("depthwise", (1, 8, 20, 20), weights(w=(13, 13, 8)), padding=(6, 6, 6, 6)),
+        logical("linear", (1, 7, 9), weights(w=(8, 4)), (1, 7, 4)),
+        logical("head", (1, 8, 3, 3), weights(w=(8, 4), b=(4,)), (1, 4), "relu"),
+    ):
+        assert not accepts(spec, GENERIC) and plan(spec, {}, GENERIC) is None
+
+
+def test_equal_kernels_are_equal_whatever_the_graph_calls_its_values() -> None:
+    given = weights(w=(1, 1, 8, 8), b=(8,))
+    specs = [logical("conv", (1, 8, 6, 6), given, steps=f"bias, add {name}") for name in ("residual", "acc", "dx")]
+    planned = [plan(spec, given, GENERIC) for spec in specs]
+    assert len({lowered.launches[0].kernel for lowered in planned if lowered}) == 1
+    assert [lowered.launches[0].reads[-1] for lowered in planned if lowered] == ["residual", "acc", "dx"]
+
+
+def test_the_first_kernel_says_how_it_reads_the_input() -> None:
+    """A picture of float32 is read as it is, where a convolution or a linear layer begins."""
+    conv = logical("conv", (1, 8, 6, 6), weights(w=(1, 1, 8, 8), b=(8,)), steps="bias")
+    linear = logical("linear", (1, 6, 8), weights(w=(8, 8), b=(8,)), steps="bias")
+    depthwise = logical("depthwise", (1, 8, 6, 6), weights(w=(3, 3, 8), b=(8,)), steps="bias", padding=SAME)
+    for spec, dtype in ((conv, "float32"), (linear, "float32"), (depthwise, "float16")):
+        given = {each.name: np.zeros(each.shape, "float32") for each in spec.weights}
+        lowered = plan(spec, given, LIMITS["mali"], "float16", "float32")
+        assert lowered is not None and lowered.launches[0].kernel.reads["x"].dtype == dtype
+        assert lowered.launches[-1].kernel.out.dtype == lowered.constants["w"].dtype == "float16"
 
 
 @on_a_device
@@ -362,16 +533,16 @@ def test_head(folder: Path) -> None:
     given = weights(w=(c, k), b=(k,))
     x, exact = image(n, c, h, w), doubles(given)
     expected = torch.from_numpy(x).double().mean((2, 3)) @ exact["w"] + exact["b"]
-    agree("head", {"n": n, "h": h, "w": w, "c": c, "k": k}, given, x, expected, folder)
+    agree(logical("head", x.shape, given, (n, k)), given, x, expected, folder)
 
 
 @on_a_device
 @pytest.mark.parametrize("seed", range(2))
 def test_tilings_compute_the_same(seed: int, folder: Path) -> None:
     chance = random.Random(seed)
-    agree("saa", *saa_case(1, 10, 18, 24, 3, 4, True), folder, chance=chance)
-    agree("saa", *saa_case(1, 5, 4, 24, 3, 1, False), folder, chance=chance)
-    agree("ciffn", *ciffn_case(1, 8, 9, 16, 64), folder, LOCAL, chance=chance)
+    agree(*saa_case(1, 10, 18, 24, 3, 4, True), folder, chance=chance)
+    agree(*saa_case(1, 5, 4, 24, 3, 1, False), folder, chance=chance)
+    agree(*ciffn_case(1, 8, 9, 16, 64), folder, LOCAL, chance=chance)
 
 
 # Arithmetic in float16 ------------------------------------------------------------
@@ -394,7 +565,7 @@ def as_loops(kernel: Any, limits: Limits, inputs: list[np.ndarray]) -> np.ndarra
 
 def test_a_convolution_in_float16() -> None:
     """Long sums are the danger: of 512 products, all of one sign."""
-    kernel = Conv(1, 4, 4, 512, 8, activation="gelu", dtype="float16", given="float16")
+    kernel = Conv(1, 4, 4, 512, 8, epilogue=BIAS_GELU, dtype="float16", given="float16")
     x, w, b = np.abs(image(1, 512, 4, 4)), np.abs(weights(w=(512, 8))["w"]), weights(b=(8,))["b"]
     exact = F.gelu(pointwise(*(torch.from_numpy(value).double() for value in (x, w, b))))
     within(5e-3, as_loops(kernel, LIMITS["mali"], [x, w, b]), exact)
@@ -402,17 +573,30 @@ def test_a_convolution_in_float16() -> None:
 
 @pytest.mark.parametrize(("limits", "w"), [(LIMITS["mali"], 9), (CUDA_LIMITS["sm_80"], 12)], ids=["mali", "nvidia"])
 def test_a_depthwise_convolution_in_float16(limits: Limits, w: int) -> None:
-    kernel = Depthwise(1, 4, 7, w, "float16")
+    kernel = Depthwise(1, 4, 7, w, padding=SAME, epilogue=BIAS_GELU, dtype="float16")
     given = weights(dw_w=(3, 3, 4), dw_b=(4,))
     x = image(1, 4, 7, w)
     exact = depthwise(torch.from_numpy(x).double(), doubles(given))
     within(5e-3, as_loops(kernel, limits, [x, *given.values()]), exact)
 
 
+@pytest.mark.parametrize(("c", "steps"), [(512, ("bias", "gelu")), (36, ("bias", "add residual", "relu"))])
+def test_a_linear_layer_in_float16(c: int, steps: tuple[str, ...]) -> None:
+    kernel = Linear((2, 5), c, 8, Epilogue(steps), "float16", "float16")
+    given = weights(w=(c, 8), b=(8,), residual=(2, 5, 8))
+    x = np.abs(image(2, 5, c))
+    out = reference(steps, x.astype("float64") @ np.abs(given["w"]), given)
+    values = [x, np.abs(given["w"]), given["b"], given["residual"]][: len(kernel.reads)]
+    within(5e-3, as_loops(kernel, LIMITS["mali"], values), torch.from_numpy(out))
+
+
 def test_wide_loads_of_a_depthwise_convolution() -> None:
     """Where a work-item has registers for it, it loads and stores as many neighbours as always lie together."""
     for width, lanes in ((56, 4), (14, 2), (7, 1)):
-        assert [Depthwise(1, 4, 28, width).default(limits).wide for limits in (NVIDIA, GENERIC)] == [lanes, 1]
+        assert [Depthwise(1, 4, 28, width, padding=SAME).default(limits).wide for limits in (NVIDIA, GENERIC)] == [
+            lanes,
+            1,
+        ]
 
 
 # What differs between devices, and why --------------------------------------------
@@ -420,15 +604,9 @@ def test_wide_loads_of_a_depthwise_convolution() -> None:
 
 def source(name: str, dtype: str, side: int = 24) -> str:
     """The OpenCL C of a CIFFN and of the first two kernels of an SAA for a device."""
-    c, e = 16, 64
-    given = weights(ex_w=(c, e), ex_b=(e,), dw_w=(3, 3, e), dw_b=(e,), dec_w=(e,), dec_b=(1,), g=(e,))
-    given |= weights(pr_w=(e, c), pr_b=(c,))
-    ciffn = lower("ciffn", {"n": 1, "h": side, "w": side, "c": c, "e": e}, given, LIMITS[name], dtype)
-    assert ciffn is not None
-    given = weights(ln_g=(c,), ln_b=(c,), qkv_w=(c, 3 * c), qkv_b=(3 * c,), pr_w=(c, c), pr_b=(c,))
-    shape = {"n": 1, "h": 7, "w": 7, "c": c, "heads": 1, "r": 1, "eps": 1e-5, "scale": 0.25}
-    saa = lower("saa", shape, given, LIMITS[name], dtype)
-    assert saa is not None
+    ciffn = plan(*ciffn_case(1, side, side, 16, 64)[:2], LIMITS[name], dtype)
+    saa = plan(*saa_weights(1, 7, 7, 16, 1, 1, False), LIMITS[name], dtype)
+    assert ciffn is not None and saa is not None
     both = Launches([*ciffn.launches, *saa.launches], {})
     return str(compiled(both, LIMITS[name]).mod.imports[0].inspect_source())
 
@@ -519,9 +697,14 @@ def test_clang_compiles_the_arithmetic(name: str, sources: dict[tuple[str, str],
 def kernels() -> list[Any]:
     return [
         Conv(1, 56, 56, 48, 192, dtype="float16", given="float16"),
-        Conv(1, 224, 224, 3, 24, kernel=3, stride=2, padding=1, activation="gelu"),
-        Conv(1, 7, 7, 1280, 320, residual=True, rank_one=True),
-        Depthwise(1, 192, 56, 56),
+        Conv(1, 224, 224, 3, 24, kernel=(3, 3), strides=(2, 2), padding=SAME, epilogue=BIAS_GELU),
+        Conv(1, 7, 7, 1280, 320, epilogue=BIAS_RESIDUAL, rank_one=True),
+        Depthwise(1, 192, 56, 56, padding=SAME, epilogue=BIAS_GELU),
+        Depthwise(1, 96, 28, 28, (5, 5), (2, 2), (2, 2, 2, 2), epilogue=RESIDUAL_RELU),
+        Depthwise(1, 8, 12, 12, (7, 7), padding=(3, 3, 3, 3), epilogue=Epilogue(), dtype="float16"),
+        Conv(1, 14, 14, 64, 64, (3, 1), padding=(1, 0, 1, 0), epilogue=RESIDUAL_RELU),
+        Linear((1, 197), 192, 768, BIAS_GELU),
+        Linear((2, 49), 90, 30, RESIDUAL_RELU, "float16", "float16"),
         Sample(1, 28, 28, 96, 6, 4),
         Attend(1, 7, 7, 320, 20, 1),
         Attend(1, 56, 56, 48, 3, 8),
@@ -561,12 +744,9 @@ def test_every_tiling_offered_fits_the_device(name: str) -> None:
     ids=["small work-groups", "little local memory", "many tokens", "few registers", "small register file"],
 )
 def test_saa_declines_what_does_not_fit(limits: Limits, size: int) -> None:
-    c = 16
-    given = weights(ln_g=(c,), ln_b=(c,), qkv_w=(c, 3 * c), qkv_b=(3 * c,), pr_w=(c, c), pr_b=(c,))
-    given |= weights(sal_w=(3, 3, c), sal_b=(1,), up_w=(8, 8, c), up_b=(c,))
-    shape = {"n": 1, "h": size, "w": size, "c": c, "heads": 1, "r": 8, "eps": 1e-5, "scale": 0.25}
-    assert lower("saa", shape, given, GENERIC) is not None or size == 256
-    assert lower("saa", shape, given, limits) is None
+    spec, given = saa_weights(1, size, size, 16, 1, 8, False)
+    assert plan(spec, given, GENERIC) is not None or size == 256
+    assert plan(spec, given, limits) is None and not accepts(spec, limits)
 
 
 def test_families_promise_what_all_of_them_have() -> None:
@@ -577,8 +757,34 @@ def test_families_promise_what_all_of_them_have() -> None:
 
 
 def test_a_declaration_says_what_it_declares() -> None:
-    for kernel in kernels():
-        assert kernel_of(declare(kernel)) == kernel
+    more = [
+        TensorConv(2, 7, 7, 48, 40, epilogue=BIAS_RESIDUAL, dtype="tf32"),
+        CommonPart(1, 64, 7, 7),
+        Head(1, 7, 7, 64, 10),
+        Cast((1, 3, 8, 8), "float32", "float16"),
+        Recover(1, 28, 28, 96, 6, 4, eps=1e-6, scale=0.1),
+    ]
+    assert {type(kernel) for kernel in [*kernels(), *more]} == set(KERNELS.values())
+    for kernel in [*kernels(), *more]:
+        func = declare(kernel)
+        assert [buffer.name for buffer in func.params] == [*kernel.reads, "out"]
+        assert [tuple(map(int, buffer.shape)) for buffer in func.params][-1] == kernel.out.extents
+        assert [str(buffer.dtype) for buffer in func.params][:-1] == [each.dtype for each in kernel.reads.values()]
+        assert kernel_of(func) == kernel and KernelSpec.parse(kernel.spec.text) == kernel.spec
+
+
+def test_a_tiling_is_noted_by_its_numbers() -> None:
+    import tvm
+
+    conv = Conv(1, 14, 14, 48, 96)
+    mod = tvm.IRModule({"main": declare(conv)})
+    assert chosen_tiling(mod["main"]) is None
+    for schedule, tiling in zip(tilings(mod, GENERIC)[:3], conv.tilings(GENERIC), strict=False):
+        func, numbers = schedule.mod["main"], dataclasses.asdict(tiling)
+        assert chosen_tiling(func) == numbers
+        tvm.ir.assert_structural_equal(expand(func, GENERIC), conv.generated(GENERIC, numbers))
+    # Of another kernel, or of one that has other knobs by now.
+    assert chosen_tiling(tiled(mod, {"group": 64}).mod["main"]) is None
 
 
 def test_no_kernel_is_a_reshape() -> None:

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 
-from schedules.cpu import ciffn, conv, dwsconv, head
-from schedules.cpu.ciffn import CIFFNShape
-from schedules.cpu.conv import ConvShape
-from schedules.cpu.dwsconv import DWSConvShape
-from schedules.cpu.head import HeadShape
-from schedules.cpu.isa import NEON, Isa, isa_of
+from schedules.cpu.fused.ciffn import CIFFN, CIFFNShape
+from schedules.cpu.fused.dwsconv import DWSConv, DWSConvShape
+from schedules.cpu.fused.head import Head, HeadShape
+from schedules.cpu.generator import Generator, lowered
+from schedules.cpu.primitives.conv import Conv, ConvShape
+from schedules.machines.cpus import NEON, Isa, isa_of
+from schedules.spec import Epilogue
 
 Call = Callable[..., np.ndarray]
 TOLERANCE = 1e-5
+ONE = (1, 1, 1, 1)
+GELU = Epilogue(("bias", "gelu"))
+FAMILIES: dict[type, Generator] = {CIFFNShape: CIFFN(), DWSConvShape: DWSConv(), ConvShape: Conv(), HeadShape: Head()}
 
 
 def normal(*size: int, seed: int = 0) -> np.ndarray:
@@ -36,18 +39,31 @@ def weights_of(shape: Any) -> dict[str, np.ndarray]:
     if isinstance(shape, DWSConvShape):
         return {"dw_w": normal(3, 3, c), "dw_b": normal(c), "pw_w": normal(c, c), "pw_b": normal(c, seed=1)}
     if isinstance(shape, ConvShape):
-        return {"w": normal(shape.kernel, shape.kernel, c, shape.k), "b": normal(shape.k)}
+        return {"w": normal(*shape.kernel, c, shape.k), "b": normal(shape.k)}
     return {"w": normal(c, shape.k), "b": normal(shape.k)}
 
 
-def error(call: Call, isa: Isa, family: ModuleType, shape: Any, threads: int = 1, **knobs: int) -> float:
-    weights = weights_of(shape)
+def computed(
+    call: Call,
+    isa: Isa,
+    shape: Any,
+    x: np.ndarray,
+    weights: dict[str, np.ndarray],
+    threads: int = 1,
+    **knobs: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """What the kernel makes, and what it should."""
+    family = FAMILIES[type(shape)]
+    tiling = dataclasses.replace(family.default_for(shape, isa, threads), **knobs)
+    expected = family.reference_for(shape, {"x": x, **weights})
+    func, packed = lowered(family.loops(shape, isa, tiling, threads), weights)
+    return call(func, [x, *packed], expected.shape), expected
+
+
+def error(call: Call, isa: Isa, shape: Any, threads: int = 1, **knobs: int) -> float:
     image = shape.image if isinstance(shape, ConvShape) else (shape.n, shape.h, shape.w, shape.c)
     x = 2 * np.random.RandomState(7).standard_normal(image).astype(np.float32)
-    tiling = dataclasses.replace(family.default_tiling(shape, isa, threads), **knobs)
-    expected = family.reference(x, weights, shape)
-    lowered = family.lower(shape, weights, isa, tiling, threads)
-    found = call(lowered.func, [x, *lowered.constants], expected.shape)
+    found, expected = computed(call, isa, shape, x, weights_of(shape), threads, **knobs)
     return float(np.abs(found - expected).max() / max(1.0, np.abs(expected).max()))
 
 
@@ -64,7 +80,7 @@ def error(call: Call, isa: Isa, family: ModuleType, shape: Any, threads: int = 1
     ],
 )
 def test_ciffn(call: Call, here: Isa, shape: CIFFNShape, threads: int, knobs: dict[str, int]) -> None:
-    assert error(call, here, ciffn, shape, threads, **knobs) < TOLERANCE
+    assert error(call, here, shape, threads, **knobs) < TOLERANCE
 
 
 @pytest.mark.parametrize(
@@ -77,23 +93,31 @@ def test_ciffn(call: Call, here: Isa, shape: CIFFNShape, threads: int, knobs: di
     ],
 )
 def test_dwsconv(call: Call, here: Isa, shape: DWSConvShape, threads: int, knobs: dict[str, int]) -> None:
-    assert error(call, here, dwsconv, shape, threads, **knobs) < TOLERANCE
+    assert error(call, here, shape, threads, **knobs) < TOLERANCE
 
 
 @pytest.mark.parametrize(
     ("shape", "threads", "knobs"),
     [
-        (ConvShape(1, 32, 32, 3, 24, 3, 2, 1, "gelu"), 1, {"chunk": 5}),
-        (ConvShape(2, 11, 9, 5, 13, 3, 2, 1, "none"), 2, {}),
-        (ConvShape(2, 12, 13, 3, 24, 3, 2, 1, "gelu", channels_first=True), 2, {"chunk": 4}),
-        (ConvShape(1, 14, 14, 16, 80, 3, 2, 1), 2, {"groups": 2, "bands": 1}),  # columns split between tasks
-        (ConvShape(1, 13, 9, 4, 50, 5, 1, 2), 4, {"groups": 2, "bands": 2}),  # the last panel is narrow
-        (ConvShape(1, 8, 8, 16, 24, 1, 1, 0), 1, {}),
-        (ConvShape(1, 3, 3, 2, 3, 3, 1, 0), 1, {}),
+        (ConvShape(1, 32, 32, 3, 24, (3, 3), (2, 2), ONE, epilogue=GELU), 1, {"chunk": 5}),
+        (ConvShape(2, 11, 9, 5, 13, (3, 3), (2, 2), ONE), 2, {}),
+        (ConvShape(2, 12, 13, 3, 24, (3, 3), (2, 2), ONE, epilogue=GELU, channels_first=True), 2, {"chunk": 4}),
+        (
+            ConvShape(1, 14, 14, 16, 80, (3, 3), (2, 2), ONE),
+            2,
+            {"groups": 2, "bands": 1},
+        ),  # columns split between tasks
+        (
+            ConvShape(1, 13, 9, 4, 50, (5, 5), padding=(2, 2, 2, 2)),
+            4,
+            {"groups": 2, "bands": 2},
+        ),  # the last panel is narrow
+        (ConvShape(1, 8, 8, 16, 24), 1, {}),
+        (ConvShape(1, 3, 3, 2, 3, (3, 3)), 1, {}),
     ],
 )
 def test_conv(call: Call, here: Isa, shape: ConvShape, threads: int, knobs: dict[str, int]) -> None:
-    assert error(call, here, conv, shape, threads, **knobs) < TOLERANCE
+    assert error(call, here, shape, threads, **knobs) < TOLERANCE
 
 
 @pytest.mark.parametrize(
@@ -101,22 +125,22 @@ def test_conv(call: Call, here: Isa, shape: ConvShape, threads: int, knobs: dict
     [(HeadShape(1, 7, 7, 64, 100), 2), (HeadShape(5, 3, 4, 21, 10), 1), (HeadShape(2, 1, 1, 3, 1), 2)],
 )
 def test_head(call: Call, here: Isa, shape: HeadShape, threads: int) -> None:
-    assert error(call, here, head, shape, threads) < TOLERANCE
+    assert error(call, here, shape, threads) < TOLERANCE
 
 
 @pytest.mark.parametrize(
-    ("family", "shape"),
+    "shape",
     [
-        (ciffn, CIFFNShape(1, 9, 10, 22, 44)),  # neither x's channels nor a block of the expanded are whole vectors
-        (dwsconv, DWSConvShape(1, 9, 15, 23)),
-        (conv, ConvShape(1, 11, 9, 5, 13, 3, 2, 1, "gelu")),
-        (conv, ConvShape(1, 13, 9, 4, 50, 5, 1, 2)),
-        (head, HeadShape(5, 3, 4, 21, 10)),
+        CIFFNShape(1, 9, 10, 22, 44),  # neither x's channels nor a block of the expanded are whole vectors
+        DWSConvShape(1, 9, 15, 23),
+        ConvShape(1, 11, 9, 5, 13, (3, 3), (2, 2), ONE, epilogue=GELU),
+        ConvShape(1, 13, 9, 4, 50, (5, 5), padding=(2, 2, 2, 2)),
+        HeadShape(5, 3, 4, 21, 10),
     ],
 )
-def test_neon_multiplies_by_lanes(call: Call, family: ModuleType, shape: Any) -> None:
+def test_neon_multiplies_by_lanes(call: Call, shape: Any) -> None:
     """LLVM makes code for this CPU of NEON's vectors, too."""
-    assert error(call, NEON, family, shape, threads=2) < TOLERANCE
+    assert error(call, NEON, shape, threads=2) < TOLERANCE
 
 
 def test_zeros_around_the_image_are_not_the_bias(call: Call, here: Isa) -> None:
@@ -124,25 +148,25 @@ def test_zeros_around_the_image_are_not_the_bias(call: Call, here: Isa) -> None:
     shape = CIFFNShape(1, 3, 3, 8, 32)
     weights = weights_of(shape)
     weights["ex_b"] = np.full(32, 5.0, np.float32)
-    x = np.zeros((1, 3, 3, 8), np.float32)
-    lowered = ciffn.lower(shape, weights, here)
-    found = call(lowered.func, [x, *lowered.constants], x.shape)
-    np.testing.assert_allclose(found, ciffn.reference(x, weights, shape), atol=1e-5)
+    found, expected = computed(call, here, shape, np.zeros((1, 3, 3, 8), np.float32), weights)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
     assert np.abs(found[0, 0, 0] - found[0, 1, 1]).max() > 0.1
 
 
-@pytest.mark.parametrize("family", [ciffn, conv, dwsconv, head])
-def test_every_tiling_on_offer_is_right(call: Call, here: Isa, family: ModuleType) -> None:
-    shapes = {
-        ciffn: CIFFNShape(1, 6, 5, 16, 48),
-        conv: ConvShape(1, 9, 9, 8, 40, 3, 2, 1),
-        dwsconv: DWSConvShape(1, 8, 8, 24),
-        head: HeadShape(1, 2, 2, 16, 70),
-    }
-    offered = family.tilings(shapes[family], here)
+@pytest.mark.parametrize(
+    "shape",
+    [
+        CIFFNShape(1, 6, 5, 16, 48),
+        ConvShape(1, 9, 9, 8, 40, (3, 3), (2, 2), ONE),
+        DWSConvShape(1, 8, 8, 24),
+        HeadShape(1, 2, 2, 16, 70),
+    ],
+)
+def test_every_tiling_on_offer_is_right(call: Call, here: Isa, shape: Any) -> None:
+    offered = FAMILIES[type(shape)].tilings_for(shape, here)
     assert len(offered) == len(set(offered)) >= 4
     for tiling in np.random.RandomState(0).permutation(len(offered))[:2]:
-        assert error(call, here, family, shapes[family], **dataclasses.asdict(offered[tiling])) < TOLERANCE
+        assert error(call, here, shape, **dataclasses.asdict(offered[tiling])) < TOLERANCE
 
 
 @pytest.mark.parametrize(
@@ -155,6 +179,6 @@ def test_every_tiling_on_offer_is_right(call: Call, here: Isa, family: ModuleTyp
 def test_the_same_generator_serves_other_vectors(
     assembly: Callable[..., str], target: dict[str, Any], multiply: str
 ) -> None:
-    shape = DWSConvShape(1, 4, 8, 32)
-    lowered = dwsconv.lower(shape, weights_of(shape), isa_of(target))
-    assert assembly(lowered.func, target).count(multiply) > 100
+    shape, isa = DWSConvShape(1, 4, 8, 32), isa_of(target)
+    func = DWSConv().loops(shape, isa, DWSConv().default_for(shape, isa, 1), 1).function()
+    assert assembly(func, target).count(multiply) > 100

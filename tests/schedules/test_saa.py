@@ -8,14 +8,19 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import tvm
+from tvm import tirx
 
-from schedules.cpu import isa, saa
-from schedules.cpu.isa import Isa
+from schedules.cpu.fused.saa import SAA, Tiling
+from schedules.cpu.generator import lowered
+from schedules.machines import cpus
+from schedules.machines.cpus import Isa, isa_of
 from schedules.saa_shape import SAAShape
+from schedules.spec import KernelSpec, Tensor
 
 AVX512 = {"kind": "llvm", "mtriple": "x86_64-linux-gnu", "mcpu": "znver4"}
 NEON = {"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": "cortex-a76"}
 TOLERANCE = 1e-5
+FAMILY = SAA()
 
 Call = Callable[..., np.ndarray]
 
@@ -53,20 +58,29 @@ def computed(
     shape: SAAShape,
     x: np.ndarray,
     weights: dict[str, np.ndarray],
-    tiling: saa.Tiling | None = None,
+    tiling: Tiling | None = None,
     threads: int = 1,
 ) -> np.ndarray:
-    lowered = saa.lower(shape, weights, vectors, tiling, threads)
-    assert lowered is not None
-    return call(lowered.func, [x, *lowered.constants], x.shape)
+    tiling = tiling or FAMILY.default_for(shape, vectors, threads)
+    func, packed = lowered(FAMILY.loops(shape, vectors, tiling, threads), weights)
+    return call(func, [x, *packed], x.shape)
+
+
+def kernel(shape: SAAShape, vectors: Isa, threads: int = 1, seed: int = 0) -> tuple[tirx.PrimFunc, list[np.ndarray]]:
+    loops = FAMILY.loops(shape, vectors, FAMILY.default_for(shape, vectors, threads), threads)
+    return lowered(loops, random_weights(shape, seed))
+
+
+def expected_of(shape: SAAShape, x: np.ndarray, weights: dict[str, np.ndarray]) -> np.ndarray:
+    return FAMILY.reference_for(shape, {"x": x, **weights})
 
 
 def error(
-    call: Call, vectors: Isa, shape: SAAShape, tiling: saa.Tiling | None = None, threads: int = 1, mean: float = 0.0
+    call: Call, vectors: Isa, shape: SAAShape, tiling: Tiling | None = None, threads: int = 1, mean: float = 0.0
 ) -> float:
     """The largest, relative to the largest value."""
     weights, x = random_weights(shape), random_input(shape, mean)
-    expected = saa.reference(x, weights, shape)
+    expected = expected_of(shape, x, weights)
     result = computed(call, vectors, shape, x, weights, tiling, threads)
     return float(np.abs(result - expected).max() / np.abs(expected).max())
 
@@ -105,7 +119,7 @@ def test_odd_shapes(call: Call, here: Isa, shape: SAAShape, threads: int) -> Non
     assert error(call, here, shape, threads=threads) < TOLERANCE
 
 
-@pytest.mark.parametrize("vectors", [isa.AVX512, isa.NEON], ids=lambda vectors: vectors.name)
+@pytest.mark.parametrize("vectors", [cpus.AVX512, cpus.NEON], ids=lambda vectors: vectors.name)
 def test_vectors_of_every_width_compute_the_same(call: Call, vectors: Isa) -> None:
     """LLVM splits vectors that are too wide for this CPU, so the code for other CPUs can be run here."""
     assert error(call, vectors, SAAShape(1, 8, 12, 48, 3, 4)) < TOLERANCE
@@ -125,29 +139,32 @@ def test_a_softmax_of_large_numbers_is_safe(call: Call, here: Isa, rate: int) ->
     weights["qkv_b"][16:32] += 50.0
     if rate > 1:
         weights["sal_w"] *= 300.0
-    result, expected = computed(call, here, shape, x, weights), saa.reference(x, weights, shape)
+    result, expected = computed(call, here, shape, x, weights), expected_of(shape, x, weights)
     # A rounding of a score of thousands is a visible part of its power: this is about safety, not precision.
     assert np.abs(result - expected).max() < 1e-2 * np.abs(expected).max()
 
 
 def test_heads_that_do_not_divide_the_channels_are_declined() -> None:
-    shape = SAAShape(1, 4, 4, 32, 3, 1)
-    assert saa.lower(shape, random_weights(shape), isa.AVX2) is None
+    x = Tensor("x", (1, 4, 4, 32), layout="NHWC")
+    attrs = {"r": 1, "eps": 1e-5, "scale": 0.25}
+    accepted = [
+        FAMILY.accepts(KernelSpec.of("saa", [x], [], [x], attrs | {"heads": heads}), cpus.AVX2) for heads in (2, 3)
+    ]
+    assert accepted == [True, False]
 
 
 @pytest.mark.parametrize("rate", [1, 2])
 def test_equal_shapes_share_one_function(rate: int) -> None:
     shape = SAAShape(1, 8, 8, 32, 2, rate)
-    first, second = (saa.lower(shape, random_weights(shape, seed), isa.AVX2) for seed in (0, 1))
-    assert first is not None and second is not None
-    tvm.ir.assert_structural_equal(first.func, second.func)
-    assert not np.array_equal(first.constants[-1], second.constants[-1])
+    (first, packed), (second, others) = (kernel(shape, cpus.AVX2, seed=seed) for seed in (0, 1))
+    tvm.ir.assert_structural_equal(first, second)
+    assert not np.array_equal(packed[-1], others[-1])
 
 
 def test_offered_tilings_are_right(call: Call, here: Isa) -> None:
     shape = SAAShape(1, 8, 12, 48, 3, 4)
-    offered = saa.tilings(shape, here)
-    assert offered[0] == saa.default_tiling(shape, here)
+    offered = FAMILY.tilings_for(shape, here)
+    assert offered[0] == FAMILY.default_for(shape, here, 1)
     assert len(offered) == len(set(offered)) > 20
     assert error(call, here, shape, offered[-1]) < TOLERANCE
 
@@ -159,6 +176,5 @@ def test_offered_tilings_are_right(call: Call, here: Isa) -> None:
 )
 def test_other_cpus_get_their_vectors(assembly: Callable[..., str], target: dict[str, str], multiply_add: str) -> None:
     shape = SAAShape(1, 6, 6, 32, 2, 2)
-    lowered = saa.lower(shape, random_weights(shape), isa.isa_of(target), threads=2)
-    assert lowered is not None
-    assert len(re.findall(multiply_add, assembly(lowered.func, target))) > 100
+    func, _ = kernel(shape, isa_of(target), threads=2)
+    assert len(re.findall(multiply_add, assembly(func, target))) > 100

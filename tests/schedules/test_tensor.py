@@ -24,34 +24,44 @@ from torch.nn import functional as F
 
 from saevit_tvm.backends import nvrtc
 from saevit_tvm.emulators import cuda as emulated
+from schedules.activations import ACTIVATIONS, reference
 from schedules.dtypes import stored_as
-from schedules.gpu.conv import Conv, Convolution
-from schedules.gpu.declare import declare, kernel_of
-from schedules.gpu.devices import CUDA_LIMITS, LIMITS
-from schedules.gpu.fragments import ARITHMETICS
-from schedules.gpu.tensor import TensorConv, Tiling, convolution
+from schedules.gpu.epilogue import BIAS_GELU, BIAS_RESIDUAL
+from schedules.gpu.primitives.conv import Conv, Convolution
+from schedules.gpu.primitives.fragments import ARITHMETICS
+from schedules.gpu.primitives.tensor import TensorConv, Tiling, convolution
+from schedules.gpu.registry import declare, kernel_of
+from schedules.machines.gpus import CUDA_LIMITS, LIMITS
+from schedules.spec import Epilogue
 
 LIMITS_90 = CUDA_LIMITS["sm_90"]
-# Of the largest result: half a unit in the last place of what is stored, and sums in another order.
+# Of the largest result, or of one: half a unit in the last place of what is stored, and sums in another order.
 ROUNDING = {"float16": 6e-4, "bfloat16": 4.5e-3, "tf32": 4e-6}
 HALF = {"dtype": "float16", "given": "float16"}
 SAME = {dtype: {"dtype": dtype, "given": stored_as(dtype)} for dtype in ARITHMETICS}
+RELU_LAST = Epilogue(("bias", "add residual", "relu"))
 emulation = pytest.mark.skipif(emulated.missing() is not None, reason=emulated.missing() or "")
 needs_compiler = pytest.mark.skipif(nvrtc.missing() is not None, reason=nvrtc.missing() or "")
 
 
+THREE_BY_THREE = {"kernel": (3, 3), "strides": (2, 2), "padding": (1, 1, 1, 1)}
+
+
 def cases(dtype: str) -> list[tuple[TensorConv, Tiling | None]]:
-    same = SAME[dtype]
+    same, common = SAME[dtype], {"rank_one": True, "common": True}
+    residual = {"epilogue": BIAS_RESIDUAL}
     return [
-        (TensorConv(2, 7, 7, 48, 40, rank_one=True, residual=True, **same), None),  # 49 positions: no two lie together
-        (TensorConv(3, 5, 4, 33, 17, activation="gelu", **same), None),  # nothing is a multiple of 16
-        (TensorConv(1, 4, 4, 320, 96, residual=True, **same), Tiling(3, 1, 2, 1, 64)),
+        (TensorConv(2, 7, 7, 48, 40, rank_one=True, **residual, **same), None),  # 49 positions: no two lie together
+        (TensorConv(3, 5, 4, 33, 17, epilogue=BIAS_GELU, **same), None),  # nothing is a multiple of 16
+        (TensorConv(1, 4, 4, 320, 96, **residual, **same), Tiling(3, 1, 2, 1, 64)),
         (TensorConv(17, 4, 2, 24, 100, rank_one=True, **same), Tiling(4, 2, 1, 4, 16)),
-        (TensorConv(2, 9, 8, 3, 24, 3, 2, 1, "gelu", dtype=dtype, given="float32"), None),
-        (TensorConv(3, 7, 7, 20, 32, 3, 2, 1, residual=False, **same), Tiling(2, 2, 1, 2, 32)),
-        (TensorConv(2, 8, 8, 32, 18, 1, 2, 0, **same), None),
-        (TensorConv(1, 7, 7, 200, 48, rank_one=True, common=True, residual=True, **same), None),  # some share columns
-        (TensorConv(3, 7, 6, 96, 20, rank_one=True, common=True, **same), Tiling(1, 4, 1, 4, 32)),  # some have several
+        (TensorConv(2, 9, 8, 3, 24, epilogue=BIAS_GELU, dtype=dtype, given="float32", **THREE_BY_THREE), None),
+        (TensorConv(3, 7, 7, 20, 32, **THREE_BY_THREE, **same), Tiling(2, 2, 1, 2, 32)),
+        (TensorConv(2, 8, 8, 32, 18, strides=(2, 2), **same), None),
+        (TensorConv(1, 7, 7, 200, 48, **common, **residual, **same), None),  # some share columns
+        (TensorConv(3, 7, 6, 96, 20, **common, **same), Tiling(1, 4, 1, 4, 32)),  # some have several
+        (TensorConv(2, 6, 9, 20, 24, (3, 1), (1, 2), (0, 1, 2, 0), (2, 1), RELU_LAST, **same), None),
+        (TensorConv(1, 8, 8, 32, 16, epilogue=Epilogue(("silu", "multiply gate")), **same), None),
     ]
 
 
@@ -60,7 +70,7 @@ def inputs(kernel: Convolution) -> list[np.ndarray]:
     stream, short = np.random.RandomState(0), "bfloat16" if kernel.dtype == "bfloat16" else "float16"
     found = []
     for name, buffer in kernel.reads.items():
-        size = kernel.c**-0.5 / kernel.kernel if name in ("w", "dec_w") else 1.0
+        size = (kernel.c * kernel.taps) ** -0.5 if name in ("w", "dec_w") else 1.0
         found.append((stream.standard_normal(buffer.extents) * size).astype(short).astype(buffer.dtype))
     return found
 
@@ -68,15 +78,17 @@ def inputs(kernel: Convolution) -> list[np.ndarray]:
 def expected(kernel: Convolution, values: list[np.ndarray]) -> np.ndarray:
     exact = (torch.from_numpy(value.astype("float64")) for value in values)
     given = dict(zip(kernel.reads, exact, strict=True))
-    weight = given["w"].reshape(kernel.kernel, kernel.kernel, kernel.c, kernel.k).permute(3, 2, 0, 1)
-    out = F.conv2d(given["x"], weight, given["b"], kernel.stride, kernel.padding)
+    weight = given["w"].reshape(*kernel.kernel, kernel.c, kernel.k).permute(3, 2, 0, 1)
+    above, left, below, right = kernel.padding
+    padded = F.pad(given["x"], (left, right, above, below))
+    out = F.conv2d(padded, weight, None, kernel.strides, 0, kernel.dilation)
     if kernel.common:
         common = F.gelu((given["x"] * given["dec_w"][:, None, None]).sum(1, keepdim=True) + given["dec_b"])
     if kernel.rank_one:
         by_position = common if kernel.common else given["by_position"]
         out = out - by_position * given["by_channel"][:, None, None]
-    out = F.gelu(out) if kernel.activation else out
-    return (out + given["residual"] if kernel.residual else out).numpy()
+    operands = {name: value[:, None, None] if name == "b" else value for name, value in given.items()}
+    return reference(kernel.epilogue.steps, out.numpy(), {name: value.numpy() for name, value in operands.items()})
 
 
 def source_of(kernels: Sequence[tuple[Convolution, Tiling | None]], sm: str = "sm_90") -> str:
@@ -121,7 +133,7 @@ def agree(kernels: list[tuple[TensorConv, Tiling | None]], folder: Path) -> None
     for i, (kernel, tiling) in enumerate(kernels):
         values = inputs(kernel)
         out, wanted = library.run(f"k{i}", kernel, tiling, values), expected(kernel, values)
-        error = np.abs(out.astype("float64") - wanted).max() / np.abs(wanted).max()
+        error = np.abs(out.astype("float64") - wanted).max() / max(1.0, np.abs(wanted).max())
         assert error < ROUNDING[kernel.dtype], (kernel, tiling, error)
 
 
@@ -138,7 +150,7 @@ def test_convolutions(dtype: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("dtype", "allowed"), [("float32", 2e-6), ("float16", 4e-3), ("bfloat16", 4.5e-3)])
 def test_a_plain_convolution_sums_the_common_part_up_too(dtype: str, allowed: float, tmp_path: Path) -> None:
     shape = {"rank_one": True, "common": True, "dtype": dtype, "given": dtype}
-    kernels = [Conv(2, 7, 7, 40, 32, residual=True, **shape), Conv(1, 4, 8, 24, 12, **shape)]
+    kernels = [Conv(2, 7, 7, 40, 32, epilogue=BIAS_RESIDUAL, **shape), Conv(1, 4, 8, 24, 12, **shape)]
     library = Kernels(source_of([(kernel, None) for kernel in kernels]), tmp_path)
     for name, kernel in zip(("k0", "k1"), kernels, strict=True):
         values = inputs(kernel)
@@ -149,19 +161,19 @@ def test_a_plain_convolution_sums_the_common_part_up_too(dtype: str, allowed: fl
 @st.composite
 def any_kernel(draw: st.DrawFn) -> tuple[TensorConv, Tiling]:
     size = st.integers(1, 9)
-    kernel, stride, padding = draw(st.sampled_from([(1, 1, 0), (1, 1, 0), (3, 2, 1), (3, 1, 1), (2, 2, 0)]))
+    kernel, strides, sides = draw(st.sampled_from([(1, 1, 0), (1, 1, 0), (3, 2, 1), (3, 1, 1), (2, 2, 0)]))
     dtype, rank_one = draw(st.sampled_from(sorted(ARITHMETICS))), draw(st.booleans())
+    steps = st.sampled_from(["bias", "add residual", "multiply gate", *ACTIVATIONS])
     found = TensorConv(
         n=draw(st.integers(1, 5)),
         h=max(kernel, draw(size)),
         w=max(kernel, draw(size)),
         c=draw(st.integers(1, 70)),
         k=draw(st.integers(1, 70)),
-        kernel=kernel,
-        stride=stride,
-        padding=padding,
-        activation=draw(st.sampled_from([None, "gelu"])),
-        residual=draw(st.booleans()),
+        kernel=(kernel, kernel),
+        strides=(strides, strides),
+        padding=(sides,) * 4,
+        epilogue=Epilogue(tuple(draw(st.lists(steps, max_size=3, unique=True)))),
         rank_one=rank_one,
         common=rank_one and kernel == 1 and draw(st.booleans()),
         dtype=dtype,
@@ -200,7 +212,7 @@ def test_tf32_is_rounded_and_not_cut_off(tmp_path: Path) -> None:
 )
 @settings(max_examples=60, deadline=None)
 def test_no_shape_is_unschedulable(n: int, size: int, c: int, k: int, taps: int) -> None:
-    shape = {"n": n, "h": size, "w": size, "c": c, "k": k, "kernel": taps, "padding": taps // 2}
+    shape = {"n": n, "h": size, "w": size, "c": c, "k": k, "kernel": (taps, taps), "padding": (taps // 2,) * 4}
     for same in SAME.values():
         kernel = convolution(LIMITS_90, **shape, **same)
         assert kernel.default(LIMITS_90) is not None
@@ -256,9 +268,9 @@ def test_nvidias_compiler_makes_tensor_instructions(dtype: str) -> None:
     from saevit_tvm.backends.device_code import compile_kernels
 
     oldest = "sm_75" if dtype == "float16" else "sm_80"
-    wide = TensorConv(64, 14, 14, 192, 768, activation="gelu", **SAME[dtype])
+    wide = TensorConv(64, 14, 14, 192, 768, epilogue=BIAS_GELU, **SAME[dtype])
     # By itself the compiler spills a few numbers of this one in float16, for a fifth block on a multiprocessor.
-    deep = TensorConv(64, 7, 7, 1280, 320, residual=True, rank_one=True, **SAME[dtype])
+    deep = TensorConv(64, 7, 7, 1280, 320, epilogue=BIAS_RESIDUAL, rank_one=True, **SAME[dtype])
     source = source_of([(wide, None), (deep, None), cases(dtype)[0], cases(dtype)[4]], oldest)
     kernels = compile_kernels(source, (oldest, "sm_90", "sm_100")).report["kernels"]
     assert len(kernels) == 4

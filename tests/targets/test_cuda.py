@@ -28,9 +28,9 @@ from saevit_tvm.runtime.cuda import errors
 from saevit_tvm.support.errors import ArtifactError, CompileError, ParityError, TargetError, UsageError
 from saevit_tvm.verbs import build as build_verb
 from saevit_tvm.verbs.build import BuildOptions, build
-from schedules.gpu.devices import limits_of
 from schedules.gpu.launch import OVERLAPPING
-from schedules.gpu.nvidia import ARCHITECTURES, CHIPS
+from schedules.machines.gpus import limits_of
+from schedules.machines.nvidia import ARCHITECTURES, CHIPS
 
 lacking = nvrtc.missing()
 needs_compiler = pytest.mark.skipif(lacking is not None, reason=lacking or "")

@@ -120,8 +120,8 @@ def test_images_are_read_where_they_are(dtype: str, watched: Callable[..., str],
     import tvm
 
     from saevit_tvm.backends.opencl import generating_kernels
-    from schedules.gpu.conv import Conv
-    from schedules.gpu.devices import LIMITS
+    from schedules.gpu.primitives.conv import Conv
+    from schedules.machines.gpus import LIMITS
 
     limits = dataclasses.replace(LIMITS["adreno"], half=False)
     kernel, n, c, k, side = Conv(2, 9, 9, 6, 12, dtype=dtype, given=dtype), 2, 6, 12, 9

@@ -17,7 +17,7 @@ import saevit_tvm
 from saevit_tvm import backends, targets
 from saevit_tvm.runtime import artifact, opencl
 from saevit_tvm.support.errors import ArtifactError, TargetError
-from schedules.gpu.devices import GPU, GPUS
+from schedules.machines.gpus import GPU, GPUS
 
 TARGET = "generic-opencl"
 pytestmark = pytest.mark.skipif(not opencl.available()[0], reason=opencl.available()[1])

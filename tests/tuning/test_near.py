@@ -16,8 +16,10 @@ from saevit_tvm.models.opening import open_model
 from saevit_tvm.tuning import replay
 from saevit_tvm.tuning.session import versions
 from saevit_tvm.tuning.store import Model, Store, Trial, Workload, fingerprints, now, shipped_root
-from schedules.cpu.isa import isa_of
-from schedules.regions import chosen_tiling, cut_for, declared, tilings
+from schedules.cpu.registry import cut_for, tilings
+from schedules.kernels import declared
+from schedules.machines.cpus import isa_of
+from schedules.registry import chosen_tiling
 
 pytestmark = pytest.mark.slow
 

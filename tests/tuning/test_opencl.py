@@ -13,7 +13,7 @@ import pytest
 from saevit_tvm import targets
 from saevit_tvm.runtime import opencl
 from saevit_tvm.tuning.store import Store
-from schedules.regions import chosen_tiling
+from schedules.registry import chosen_tiling
 
 TARGET = "generic-opencl"
 
@@ -61,9 +61,9 @@ def test_every_proposal_is_a_kernel_of_its_own(dtype: str) -> None:
     from saevit_tvm.tuning.guide import CostModel
     from saevit_tvm.tuning.space import Features, space_for
     from saevit_tvm.tuning.task import Task
-    from schedules.gpu.conv import Conv
-    from schedules.gpu.declare import declare
-    from schedules.gpu.devices import limits_of
+    from schedules.gpu.primitives.conv import Conv
+    from schedules.gpu.registry import declare
+    from schedules.machines.gpus import limits_of
 
     target, conv = targets.get("adreno-650"), Conv(1, 14, 14, 48, 96, dtype=dtype, given=dtype)
     kernel = TunableKernel("conv", 1, tvm.IRModule({"main": declare(conv).with_attr("global_symbol", "main")}))

@@ -51,7 +51,7 @@ def _key(source: ModelSource) -> str | None:
         return None
     named = [source.graph_digest, source.weights_digest, source.input_shape, tvm.__version__]
     total = hashlib.sha256(json.dumps([*named, *map(_version, PACKAGES)]).encode())
-    for file in sorted(Path(__file__).parent.glob("*.py")):
+    for file in sorted(Path(__file__).parent.rglob("*.py")):
         total.update(file.read_bytes())
     return total.hexdigest()
 

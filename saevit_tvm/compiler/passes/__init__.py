@@ -1,9 +1,11 @@
 """Passes of our own, one file a concern. Each turns an IRModule into an equivalent one."""
 
-from saevit_tvm.compiler.passes.declare_regions import DeclareRegions
-from saevit_tvm.compiler.passes.expand_regions import ExpandRegions
+from saevit_tvm.compiler.passes.declare_kernels import DeclareKernels
+from saevit_tvm.compiler.passes.expand_kernels import ExpandKernels
 from saevit_tvm.compiler.passes.fold_batch_norm import FoldBatchNorm
-from saevit_tvm.compiler.passes.launch_regions import ExpandLaunches, LaunchRegions
+from saevit_tvm.compiler.passes.keep_tokens import KeepTokens
+from saevit_tvm.compiler.passes.launch_kernels import ExpandLaunches, LaunchKernels
+from saevit_tvm.compiler.passes.lay_out_kernels import LayOutKernels
 from saevit_tvm.compiler.passes.precision import LowerPrecision
 from saevit_tvm.compiler.passes.remove_no_ops import RemoveNoOps
 from saevit_tvm.compiler.passes.schedule import ApplyRecords, BindTheRest, ScheduleTheRest
@@ -11,11 +13,13 @@ from saevit_tvm.compiler.passes.schedule import ApplyRecords, BindTheRest, Sched
 __all__ = [
     "ApplyRecords",
     "BindTheRest",
-    "DeclareRegions",
+    "DeclareKernels",
+    "ExpandKernels",
     "ExpandLaunches",
-    "ExpandRegions",
     "FoldBatchNorm",
-    "LaunchRegions",
+    "KeepTokens",
+    "LaunchKernels",
+    "LayOutKernels",
     "LowerPrecision",
     "RemoveNoOps",
     "ScheduleTheRest",

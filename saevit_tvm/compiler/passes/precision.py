@@ -1,6 +1,6 @@
 """Half precision: what lies in memory is of the smaller type, and what asks for more bits is computed in float32.
 
-* A region reads and gives the smaller type. What is between is its kernel's affair.
+* A declared kernel reads and gives the smaller type. What is between is its own affair.
 * Operators that only move numbers, or whose sums can be kept in float32, work in the smaller type.
 * All others (normalisation, softmax, means, transcendental functions) are computed in float32.
 
@@ -9,10 +9,14 @@ The input and the outputs of the model stay float32: casts to and from the small
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import tvm
 from tvm import relax
 
+from saevit_tvm.compiler.passes.kernel_calls import called, read, without_declarations
 from saevit_tvm.compiler.passes.rewriting import array, constant
+from schedules.spec import FLOAT, KernelSpec, Tensor
 
 # Sums of products: operands of the smaller type, accumulated in float32.
 PRODUCTS = {"relax.matmul", "relax.nn.conv2d"}
@@ -24,7 +28,7 @@ NARROW = {
         *("concat", "stack", "split", "strided_slice", "take"),
     ]
 }
-WIDE = "float32"
+WIDE = FLOAT
 
 
 @tvm.ir.transform.module_pass(opt_level=0, name="LowerPrecision")
@@ -43,8 +47,8 @@ class LowerPrecision:
 @relax.expr_functor.mutator
 class _Rewriter(relax.PyExprMutator):
     def __init__(self, mod: tvm.IRModule, dtype: str) -> None:
-        super().__init__(mod)
-        self._dtype = dtype
+        super().__init__(without_declarations(mod))
+        self._mod, self._dtype = mod, dtype
         self._casts: dict[tuple[relax.Var, str], relax.Expr] = {}
 
     def visit_var_binding_(self, binding: relax.VarBinding) -> None:
@@ -56,8 +60,9 @@ class _Rewriter(relax.PyExprMutator):
         return self.set_var_remap(binding.var, result)
 
     def visit_call_(self, call: relax.Call) -> relax.Expr:
-        if isinstance(call.op, tvm.ir.GlobalVar):
-            return self._as(self.builder_.emit(self._computed(call, WIDE)), self._dtype)
+        if found := read(self._mod, call):
+            inputs = [self._as(self.visit_expr(data), self._dtype) for data in found.inputs]
+            return called(self.builder_, _storing(found.spec, self._dtype), inputs, found.weights)
         narrow = call.op.name in NARROW | PRODUCTS
         return self._computed(call, self._dtype if narrow else WIDE)
 
@@ -84,6 +89,15 @@ class _Rewriter(relax.PyExprMutator):
         if (value, dtype) not in self._casts:
             self._casts[value, dtype] = self.builder_.emit(relax.op.astype(value, dtype))
         return self._casts[value, dtype]
+
+
+def _storing(spec: KernelSpec, dtype: str) -> KernelSpec:
+    """The same kernel between values of another type."""
+
+    def stored(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return tuple(replace(each, dtype=dtype) if each.dtype == FLOAT else each for each in tensors)
+
+    return replace(spec, inputs=stored(spec.inputs), outputs=stored(spec.outputs))
 
 
 def _items(value: relax.Expr) -> list[relax.Expr]:

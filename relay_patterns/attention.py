@@ -1,0 +1,99 @@
+"""Attention of any model: softmax(scale * query key + mask) value, however reshapes, scales and masks are written."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import tvm
+from tvm import relax
+from tvm.relax.dpl import is_const, is_op, wildcard
+
+from relay_patterns.graph import Graph
+from relay_patterns.region import Parts, Reading, add, array, extents, multiply, reading, reshaped, softmax
+
+SWAPPED = [0, 2, 1, 3]  # heads and tokens
+
+
+class _Pattern:
+    def __init__(self) -> None:
+        self.parts = {name: wildcard() for name in ("query", "turned", "value", "mask")}
+        self.parts |= {name: is_const() for name in ("query_scale", "key_scale", "scale", "infinity")}
+        parts = self.parts
+        left = multiply(parts["query"], parts["query_scale"]) | parts["query"]
+        right = multiply(parts["turned"], parts["key_scale"]) | parts["turned"]
+        scores = is_op("relax.matmul")(reshaped(left), reshaped(right))
+        scaled = multiply(reshaped(scores), parts["scale"]) | reshaped(scores)
+        masked = add(scaled, parts["mask"]) | scaled
+        plain, safe = softmax(reshaped(masked), parts["infinity"])
+        parts |= {"scores": scores, "share": plain}
+        self.pattern = is_op("relax.matmul")(reshaped(safe | plain), reshaped(parts["value"]))
+
+
+_ATTENTION = _Pattern()
+
+
+def attention(graph: Graph, var: relax.Var) -> Iterator[tuple[relax.Var, Reading]]:
+    call = graph.call(var)
+    if call is None or call.op != tvm.ir.Op.get("relax.matmul"):
+        return
+    matched = _ATTENTION.pattern.extract_matched_expr(call, graph.values)
+    if matched is not None:
+        parts = {name: matched[part] for name, part in _ATTENTION.parts.items() if part in matched}
+        found = _read(graph, parts, var)
+        if found is not None:
+            yield var, found
+
+
+def _read(graph: Graph, parts: Parts, var: relax.Var) -> Reading | None:
+    """Query by token, key turned, value by token: of three axes (heads alone) or of four (images and heads)."""
+    *lead, tokens, width = extents(parts["query"])
+    *_, keys = extents(parts["turned"])
+    *_, valued = extents(parts["value"])
+    scale, share = _scale(parts), parts["share"]
+    fits = (
+        len(lead) in (1, 2)
+        and extents(parts["turned"]) == (*lead, width, keys)
+        and extents(parts["value"]) == (*lead, keys, valued)
+        # Reshapes on the way may join images and heads, and nothing else.
+        and extents(parts["scores"])[-2:] == (tokens, keys)
+        and extents(var)[-2:] == (tokens, valued)
+        and int(share.attrs.axis) in (-1, len(extents(share)) - 1)
+        and ("infinity" not in parts or bool(np.all(array(parts["infinity"]) == -math.inf)))
+    )
+    if not fits or scale is None:
+        return None
+    query, turned, value = (graph.variable(parts[name]) for name in ("query", "turned", "value"))
+    inputs = {"q": _by_token(query), "k": _by_token(turned, turned=True), "v": _by_token(value)}
+    if "mask" in parts:
+        mask = extents(parts["mask"])
+        whole = (*lead, tokens, keys)
+        if len(mask) != 4 or len(lead) != 2 or any(a not in (1, b) for a, b in zip(mask, whole, strict=True)):
+            return None
+        inputs["mask"] = graph.variable(parts["mask"])
+    batch, heads = lead if len(lead) == 2 else (1, lead[0])
+    shape = extents(var)
+
+    def by_head(out: relax.Expr) -> relax.Expr:
+        return relax.op.reshape(relax.op.permute_dims(out, SWAPPED), shape)
+
+    out = (batch, tokens, heads, valued)
+    return reading("attention", inputs, {}, out, {"scale": scale}, layout="")._replace(result=by_head)
+
+
+def _by_token(data: relax.Expr, turned: bool = False) -> relax.Expr:
+    """[images, tokens, heads, width], from heads before tokens; a key that is turned is turned back."""
+    whole = data if len(extents(data)) == 4 else relax.op.expand_dims(data, 0)
+    return _sized(relax.op.permute_dims(whole, [0, 3, 1, 2] if turned else SWAPPED))
+
+
+def _sized(expr: relax.Expr) -> relax.Expr:
+    """With the type that it has, so that its extents can be asked for."""
+    return relax.BlockBuilder().normalize(expr)
+
+
+def _scale(parts: Parts) -> float | None:
+    """What all factors come to; None when one of them is not a number."""
+    factors = [array(parts[name]) for name in ("query_scale", "key_scale", "scale") if name in parts]
+    return math.prod(map(float, factors), start=1.0) if all(factor.size == 1 for factor in factors) else None

@@ -1,0 +1,130 @@
+"""Operators that are kernels by themselves, whoever's model they are in, with all that follows them in one go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import relax
+
+from relay_patterns.attention import attention
+from relay_patterns.epilogue import Chain, chains
+from relay_patterns.graph import Graph
+from relay_patterns.region import Reading, array, extents, reading
+
+
+def conv(graph: Graph, var: relax.Var) -> Iterator[tuple[relax.Var, Reading]]:
+    """A convolution, dense or depthwise; any kernel, strides, padding and dilation."""
+    call = _of(graph, var, "relax.nn.conv2d")
+    if call is None or not _constant(call.args[1]) or not isinstance(call.args[0], relax.Var):
+        return
+    attrs, (channels, within, _, _) = call.attrs, extents(call.args[1])
+    if (attrs.data_layout, attrs.kernel_layout) != ("NCHW", "OIHW"):
+        return
+    depthwise = within == 1 and attrs.groups == channels == extents(call.args[0])[1] > 1
+    weight = array(call.args[1])
+    weight = weight[:, 0].transpose(1, 2, 0) if depthwise else weight.transpose(2, 3, 1, 0)
+    how: dict[str, Any] = {name: _numbers(getattr(attrs, name)) for name in ("strides", "padding", "dilation")}
+    if not depthwise:
+        how["groups"] = int(attrs.groups)
+    for chain in chains(graph, var, channels, axis=1):
+        op = "depthwise" if depthwise else "conv"
+        yield chain.result, _with(chain, op, call.args[0], weight, extents(var), how)
+
+
+def linear(graph: Graph, var: relax.Var) -> Iterator[tuple[relax.Var, Reading]]:
+    """A product with a matrix of weights, of one row or of many tokens."""
+    call = _of(graph, var, "relax.matmul")
+    if call is None or not _constant(call.args[1]) or not isinstance(call.args[0], relax.Var):
+        return
+    weight, rank = array(call.args[1]), len(extents(var))
+    if weight.ndim != 2 or rank < 2:
+        return
+    for chain in chains(graph, var, weight.shape[1], axis=-1):
+        yield chain.result, _with(chain, "linear", call.args[0], weight, extents(var), {}, layout="")
+
+
+def layer_norm(graph: Graph, var: relax.Var) -> Iterator[tuple[relax.Var, Reading]]:
+    """Over the last axis, with a gain and an offset."""
+    call = _of(graph, var, "relax.nn.layer_norm")
+    if call is None or not all(map(_constant, call.args[1:])) or not isinstance(call.args[0], relax.Var):
+        return
+    attrs, rank = call.attrs, len(extents(var))
+    if [int(axis) % rank for axis in attrs.axes] == [rank - 1] and attrs.center and attrs.scale:
+        weights = {"g": array(call.args[1]), "b": array(call.args[2])}
+        eps = {"eps": float(attrs.epsilon)}
+        yield var, reading("layer_norm", {"x": call.args[0]}, weights, extents(var), eps, layout="")
+
+
+def softmax(graph: Graph, var: relax.Var) -> Iterator[tuple[relax.Var, Reading]]:
+    """Over the last axis."""
+    call = _of(graph, var, "relax.nn.softmax")
+    if call is not None and isinstance(call.args[0], relax.Var) and int(call.attrs.axis) in (-1, len(extents(var)) - 1):
+        yield var, reading("softmax", {"x": call.args[0]}, {}, extents(var), layout="")
+
+
+def pool(graph: Graph, var: relax.Var) -> Iterator[tuple[relax.Var, Reading]]:
+    """The largest value or the mean of every window."""
+    for mode in ("max", "avg"):
+        call = _of(graph, var, f"relax.nn.{mode}_pool2d")
+        if call is None or call.attrs.layout != "NCHW" or not isinstance(call.args[0], relax.Var):
+            continue
+        attrs: dict[str, Any] = {
+            name: _numbers(getattr(call.attrs, name)) for name in ("strides", "padding", "dilation")
+        }
+        attrs |= {"mode": mode, "kernel": _numbers(call.attrs.pool_size)}
+        if mode == "avg":
+            attrs["count_padding"] = bool(call.attrs.count_include_pad)
+        if _windows(extents(call.args[0])[2:], attrs) == extents(var)[2:]:
+            yield var, reading("pool", {"x": call.args[0]}, {}, extents(var), attrs)
+
+
+def _windows(size: tuple[int, ...], attrs: dict[str, Any]) -> tuple[int, ...]:
+    """How many whole windows there are below and beside each other; the operator may count others that are cut off."""
+    above, left, below, right = attrs["padding"]
+    spans = ((kernel - 1) * step + 1 for kernel, step in zip(attrs["kernel"], attrs["dilation"], strict=True))
+    whole = zip(size, (above + below, left + right), spans, attrs["strides"], strict=True)
+    return tuple((extent + padded - span) // stride + 1 for extent, padded, span, stride in whole)
+
+
+def mean(graph: Graph, var: relax.Var) -> Iterator[tuple[relax.Var, Reading]]:
+    """The mean of every channel of an image."""
+    call = _of(graph, var, "relax.mean")
+    if (
+        call is None
+        or not isinstance(call.args[0], relax.Var)
+        or len(extents(call.args[0])) != 4
+        or call.attrs.keepdims
+    ):
+        return
+    if sorted(int(axis) % 4 for axis in call.attrs.axis) == [2, 3]:
+        yield var, reading("mean", {"x": call.args[0]}, {}, extents(var))
+
+
+# Readings of one primitive, the one that does most first.
+PRIMITIVES: tuple[Callable[[Graph, relax.Var], Iterator[tuple[relax.Var, Reading]]], ...] = (
+    *(attention, conv, linear),
+    *(layer_norm, softmax, pool, mean),
+)
+
+
+def _with(
+    chain: Chain, op: str, x: relax.Expr, weight: np.ndarray, out: tuple[int, ...], attrs: Any, layout: str = "NCHW"
+) -> Reading:
+    weights = {"w": weight} | ({} if chain.bias is None else {"b": chain.bias})
+    return reading(op, {"x": x, **chain.operands}, weights, out, attrs, chain.steps, layout)
+
+
+def _of(graph: Graph, var: relax.Var, op: str) -> relax.Call | None:
+    call = graph.call(var)
+    return call if call is not None and call.op == tvm.ir.Op.get(op) else None
+
+
+def _constant(expr: relax.Expr) -> bool:
+    return isinstance(expr, tvm.ir.GenericConst)
+
+
+def _numbers(values: Any) -> tuple[int, ...]:
+    return tuple(int(value) for value in values)

@@ -1,0 +1,19 @@
+"""Operators of torch.export that TVM's importer lacks or gets wrong: one file each, found by itself.
+
+A file has `OPERATORS`, the names of what it converts, and `convert(node, importer)`, which gives the value in Relax.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from pkgutil import iter_modules
+from typing import Any
+
+Converter = Callable[[Any, Any], Any]
+
+
+def converters() -> dict[str, Converter]:
+    """By the operator's name, as in "elu.default"."""
+    found = [import_module(f"{__name__}.{module.name}") for module in iter_modules(__path__)]
+    return {operator: module.convert for module in found for operator in module.OPERATORS}

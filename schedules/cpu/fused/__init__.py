@@ -1,0 +1,1 @@
+"""Whole blocks as one kernel (on GPUs, a few launches), composed of primitives."""

@@ -1,0 +1,249 @@
+"""A dense convolution as an implicit matrix product: any kernel, strides, padding and dilation, with its epilogue.
+
+Each task takes rows of results in chunks and copies the input rows they need into a padded patch, where the window of
+a result is `kh` runs of kw * Cin neighbouring numbers: the depth of the product, without an im2col.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from itertools import product
+
+import numpy as np
+from tvm import tirx
+
+from schedules import activations
+from schedules.cpu import microkernel
+from schedules.cpu.builder import Buffer, Builder, Expr, copy, fill, integer, minimum
+from schedules.cpu.epilogue import applied
+from schedules.cpu.generator import Arrays, Generator
+from schedules.cpu.microkernel import Rows, Tile
+from schedules.machines.cpus import Isa
+from schedules.spec import Epilogue, KernelSpec
+
+PATCH = 1 << 16  # numbers: what a patch may take of the cache
+BIAS = Epilogue(("bias",))
+
+
+@dataclass(frozen=True)
+class ConvShape:
+    n: int
+    h: int
+    w: int
+    c: int
+    k: int
+    kernel: tuple[int, int] = (1, 1)
+    strides: tuple[int, int] = (1, 1)
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0)  # above, left, below, right
+    dilation: tuple[int, int] = (1, 1)
+    epilogue: Epilogue = field(default=BIAS)
+    channels_first: bool = False  # the input is a picture, as it comes from outside: of float32 in any case
+
+    @property
+    def image(self) -> tuple[int, ...]:
+        n, h, w, c = self.n, self.h, self.w, self.c
+        return (n, c, h, w) if self.channels_first else (n, h, w, c)
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """Rows and columns of the input that a result sees, with those that dilation leaves out."""
+        (high, wide), (down, across) = self.kernel, self.dilation
+        return (high - 1) * down + 1, (wide - 1) * across + 1
+
+    @property
+    def out_h(self) -> int:
+        return (self.h + self.padding[0] + self.padding[2] - self.span[0]) // self.strides[0] + 1
+
+    @property
+    def out_w(self) -> int:
+        return (self.w + self.padding[1] + self.padding[3] - self.span[1]) // self.strides[1] + 1
+
+    @property
+    def line(self) -> int:
+        """Numbers of a row of the input, with what is padded."""
+        return (self.w + self.padding[1] + self.padding[3]) * self.c
+
+    @property
+    def depth(self) -> int:
+        return math.prod(self.kernel) * self.c
+
+    @property
+    def result(self) -> tuple[int, ...]:
+        return self.n, self.out_h, self.out_w, self.k
+
+    @property
+    def flops(self) -> int:
+        return 2 * self.n * self.out_h * self.out_w * self.k * self.depth
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """`bands` x `groups` tasks a picture (rows x columns), `chunk` rows of results at a time, the register tile."""
+
+    bands: int
+    groups: int
+    chunk: int
+    rows: int
+    vectors: int
+    unroll: int
+
+
+def _default(shape: ConvShape, isa: Isa, threads: int = 1) -> Tiling:
+    needed = threads // math.gcd(threads, shape.n)
+    bands = min(shape.out_h, needed) if shape.out_h >= 4 * needed else 1
+    chunk = max(1, min(-(-shape.out_h // bands), PATCH // (shape.strides[0] * shape.line)))
+    tile = microkernel.tile_for(isa, chunk * shape.out_w, shape.k)
+    groups = 1 if bands >= needed else min(needed, microkernel.panels(shape.k, tile, isa))
+    return Tiling(bands, groups, chunk, tile.rows, tile.vectors, 4)
+
+
+def _tilings(shape: ConvShape, isa: Isa) -> list[Tiling]:
+    found: dict[Tiling, None] = {}
+    for threads in (1, 2, 4, 8):
+        start = _default(shape, isa, threads)
+        chunks = {start.chunk, -(-start.chunk // 2), -(-start.chunk // 4)}
+        best = microkernel.tiles(isa, shape.out_h * shape.out_w, shape.k)[:5]
+        for chunk, tile, unroll in product(sorted(chunks), best, (3, 4, 8)):
+            found[replace(start, chunk=chunk, rows=tile.rows, vectors=tile.vectors, unroll=unroll)] = None
+    return list(found)
+
+
+class _Kernel:
+    def __init__(self, shape: ConvShape, isa: Isa, tiling: Tiling) -> None:
+        self.shape, self.isa, self.tiling = shape, isa, tiling
+        # A register tile cannot be higher than the fewest rows that a product may meet.
+        rows = shape.out_w * (shape.out_h if tiling.bands == 1 and tiling.chunk >= shape.out_h else 1)
+        self.tile = Tile(min(rows, tiling.rows), tiling.vectors, tiling.unroll)
+        self.panels = microkernel.panels(shape.k, self.tile, isa)
+        self.b = Builder(isa.dtype, isa.stored, isa.cells)
+
+    def constants(self, weights: dict[str, np.ndarray]) -> list[np.ndarray]:
+        flat = weights["w"].reshape(self.shape.depth, self.shape.k)
+        bias = [np.asarray(weights["b"], np.float32)] if "b" in weights else []
+        return [microkernel.pack(flat, self.tile, self.isa), *bias]
+
+    def function(self) -> tirx.PrimFunc:
+        shape, b, tiling = self.shape, self.b, self.tiling
+        self.x = b.param("x", shape.image, "float32" if shape.channels_first else None)
+        self.others = {name: b.param(name, shape.result) for name in shape.epilogue.operands}
+        self.weight = b.param("weight", (self.panels, shape.depth, self.tile.vectors * self.isa.lanes))
+        if "bias" in shape.epilogue.steps:
+            self.bias = b.param("bias", (shape.k,))
+        self.out = b.param("out", shape.result)
+        with b.loop("task", shape.n * tiling.bands * tiling.groups, "parallel") as task:
+            group = b.compute_once("group", task % tiling.groups)
+            band = b.compute_once("band", task // tiling.groups % tiling.bands)
+            image = b.compute_once("image", task // (tiling.groups * tiling.bands))
+            first = b.compute_once("first", band * shape.out_h // tiling.bands)
+            last = b.compute_once("last", (band + 1) * shape.out_h // tiling.bands)
+            begin = b.compute_once("begin", group * self.panels // tiling.groups)
+            end = b.compute_once("end", (group + 1) * self.panels // tiling.groups)
+            self._band(image, first, last, None if tiling.groups == 1 else (begin, end - begin))
+        return b.function("conv")
+
+    def _band(self, image: Expr, first: Expr, last: Expr, some: tuple[Expr, Expr] | None) -> None:
+        """Rows first .. last of the results of one image, `chunk` at a time."""
+        shape, b, chunk = self.shape, self.b, self.tiling.chunk
+        patch = b.alloc("patch", ((chunk - 1) * shape.strides[0] + shape.span[0]) * shape.line)
+        with b.loop("chunk", (last - first + chunk - 1) // chunk) as index:
+            low = b.compute_once("low", first + index * chunk)
+            count = b.compute_once("count", minimum(chunk, last - low))
+            self._gathered(image, low, count, patch)
+            self._multiplied(image, low, count, patch, some)
+
+    def _gathered(self, image: Expr, low: Expr, count: Expr, patch: Buffer) -> None:
+        """The input rows that `count` rows of results from `low` on see, with zeros all around."""
+        shape, b, lanes = self.shape, self.b, self.isa.lanes
+        (above, left, _, right), width = shape.padding, shape.w * shape.c
+        with b.loop("row", (count - 1) * shape.strides[0] + shape.span[0]) as row:
+            y = b.compute_once("y", low * shape.strides[0] - above + row)
+            start = b.compute_once("start", row * shape.line)
+            inside = tirx.all(integer(y) >= 0, integer(y) < shape.h)
+            with b.when(inside):
+                fill(b, lanes, patch, start, left * shape.c)
+                self._copied(image, y, patch, start + left * shape.c)
+                fill(b, lanes, patch, start + left * shape.c + width, right * shape.c)
+            with b.when(tirx.Not(inside)):
+                fill(b, lanes, patch, start, shape.line)
+
+    def _copied(self, image: Expr, y: Expr, patch: Buffer, start: Expr) -> None:
+        """Row y of the input."""
+        shape, b = self.shape, self.b
+        if not shape.channels_first:
+            width = shape.w * shape.c
+            return copy(b, self.isa.lanes, self.x, (image * shape.h + y) * width, patch, start, width)
+        with b.loop("at", shape.w) as at:
+            for channel in range(shape.c):
+                place = ((image * shape.c + channel) * shape.h + y) * shape.w + at
+                b.store(patch, start + at * shape.c + channel, b.load(self.x, place))
+        return None
+
+    def _multiplied(self, image: Expr, low: Expr, count: Expr, patch: Buffer, some: tuple[Expr, Expr] | None) -> None:
+        shape, b, (down, across) = self.shape, self.b, self.shape.strides
+        position = b.compute_once("position", (image * shape.out_h + low) * shape.out_w)
+
+        def start(row: Expr) -> Expr:
+            y, x = row // shape.out_w * shape.line, row % shape.out_w * shape.c
+            return (y + x) * down if down == across else y * down + x * across
+
+        def finish(row: Expr, column: Expr, value: Expr) -> None:
+            place = (position + row) * shape.k + column
+            if self.others:
+                place = b.compute_once("place", place)
+
+            def operand(name: str, lanes: int) -> Expr:
+                return b.load(self.bias, column, lanes) if name == "b" else b.load(self.others[name], place, lanes)
+
+            b.store(self.out, place, applied(b, shape.epilogue, value, operand))
+
+        a = Rows(patch, start, self._depth())
+        rows = b.compute_once("rows", count * shape.out_w)
+        microkernel.gemm(b, self.isa, self.tile, a, self.weight, rows, shape.k, finish, some)
+
+    def _depth(self) -> tuple[tuple[int, int], ...]:
+        """The window of a result in the patch: runs of neighbours, or of pixels where dilation leaves some out."""
+        shape, (high, wide), (down, across) = self.shape, self.shape.kernel, self.shape.dilation
+        within = ((wide * shape.c, 1),) if across == 1 else ((wide, across * shape.c), (shape.c, 1))
+        return ((high, down * shape.line), *within)
+
+
+def _reference(shape: ConvShape, arrays: Arrays) -> np.ndarray:
+    x = np.asarray(arrays["x"], np.float64)
+    x = x.transpose(0, 2, 3, 1) if shape.channels_first else x
+    above, left, below, right = shape.padding
+    padded = np.pad(x, ((0, 0), (above, below), (left, right), (0, 0)))
+    (high, wide), (down, across) = shape.strides, shape.dilation
+    out = np.zeros(shape.result)
+    for i, j in product(*map(range, shape.kernel)):
+        rows = slice(i * down, i * down + high * (shape.out_h - 1) + 1, high)
+        columns = slice(j * across, j * across + wide * (shape.out_w - 1) + 1, wide)
+        out += padded[:, rows, columns] @ arrays["w"][i, j]
+    return activations.reference(shape.epilogue.steps, out, dict(arrays))
+
+
+class Conv(Generator):
+    OP = "conv"
+    TILING = Tiling
+
+    def problem(self, spec: KernelSpec) -> ConvShape | None:
+        n, h, w, c = spec.x.axes("NHWC")
+        high, wide, within, k = spec.weight("w").shape
+        if spec["groups"] != 1 or within != c:
+            return None
+        strides, padding, dilation = (spec[name] for name in ("strides", "padding", "dilation"))
+        return ConvShape(
+            n, h, w, c, k, (high, wide), strides, padding, dilation, spec.epilogue, spec.x.layout == "NCHW"
+        )
+
+    def default_for(self, problem: ConvShape, unit: Isa, threads: int) -> Tiling:
+        return _default(problem, unit, threads)
+
+    def tilings_for(self, problem: ConvShape, unit: Isa) -> list[Tiling]:
+        return _tilings(problem, unit)
+
+    def loops(self, problem: ConvShape, unit: Isa, tiling: Tiling, threads: int) -> _Kernel:
+        return _Kernel(problem, unit, tiling)
+
+    def reference_for(self, problem: ConvShape, arrays: Arrays) -> np.ndarray:
+        return _reference(problem, arrays)

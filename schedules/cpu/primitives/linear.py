@@ -1,0 +1,176 @@
+"""A linear layer over any number of rows, with its epilogue.
+
+A task takes a band of the rows times a group of the columns, whichever way is more even. With many rows, the weights
+of a panel stay in the cache while rows pass by; of deep rows only so many pass at a time that they stay there, too.
+Few rows are as fast as their weights are read: wide tiles, each weight once, by all threads together.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from itertools import product
+
+import numpy as np
+from tvm import tirx
+
+from schedules import activations
+from schedules.cpu import microkernel
+from schedules.cpu.builder import Builder, Expr, minimum
+from schedules.cpu.epilogue import applied
+from schedules.cpu.generator import Arrays, Generator
+from schedules.cpu.microkernel import Rows, Tile
+from schedules.cpu.primitives import operands
+from schedules.cpu.primitives.unrolling import even
+from schedules.machines.cpus import Isa
+from schedules.spec import Epilogue, KernelSpec
+
+FEW = 4  # rows whose product waits for the weights, not for multiply-adds
+CACHED = 1 << 18  # numbers of the rows that pass at a time
+
+
+@dataclass(frozen=True)
+class LinearShape:
+    lead: tuple[int, ...]  # all extents of x but the last: together they are the rows
+    c: int
+    k: int
+    epilogue: Epilogue = field(default=Epilogue(("bias",)))
+
+    @property
+    def rows(self) -> int:
+        return math.prod(self.lead)
+
+    @property
+    def result(self) -> tuple[int, ...]:
+        return *self.lead, self.k
+
+    @property
+    def flops(self) -> int:
+        return 2 * self.rows * self.c * self.k
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """`bands` x `groups` tasks (rows x columns), `chunk` rows at a time, and the register tile."""
+
+    bands: int
+    groups: int
+    chunk: int
+    rows: int
+    vectors: int
+    unroll: int
+
+
+def _default(shape: LinearShape, isa: Isa, threads: int = 1) -> Tiling:
+    return _divided(shape, isa, _tiles(shape, isa)[0], threads)
+
+
+def _tilings(shape: LinearShape, isa: Isa) -> list[Tiling]:
+    found: dict[Tiling, None] = {}
+    for threads, tile in product((1, 2, 4, 8), _tiles(shape, isa)[:5]):
+        start = _divided(shape, isa, tile, threads)
+        most = shape.rows // start.bands
+        chunks = {start.chunk, most, max(min(tile.rows, most), start.chunk // 2)}
+        for chunk, unroll in product(sorted(chunks), (4, 8)):
+            found[replace(start, chunk=chunk, unroll=unroll)] = None
+    return list(found)
+
+
+def _tiles(shape: LinearShape, isa: Isa) -> list[Tile]:
+    """Register tiles, best first."""
+    if shape.rows > FEW:
+        return microkernel.tiles(isa, shape.rows, shape.k)
+    widest = (isa.registers - 2 * shape.rows) // (shape.rows + 1)
+    most = max(1, min(widest, 8, -(-shape.k // isa.lanes)))
+    return [Tile(shape.rows, vectors) for vectors in range(most, 0, -1)]
+
+
+def _divided(shape: LinearShape, isa: Isa, tile: Tile, threads: int) -> Tiling:
+    """The most even division of the work; of equal ones, that which reads least."""
+    panels = microkernel.panels(shape.k, tile, isa)
+
+    def cost(bands: int) -> tuple[int, int]:
+        groups = min(panels, threads // bands)
+        longest = math.ceil(math.ceil(shape.rows / bands) / tile.rows) * math.ceil(panels / groups)
+        return longest, bands * shape.c * shape.k + groups * shape.rows * shape.c
+
+    divisors = [each for each in range(1, threads + 1) if threads % each == 0 and shape.rows // each >= tile.rows]
+    bands = min(divisors or [1], key=cost)
+    most = max(tile.rows, CACHED // shape.c)
+    chunk = min(shape.rows // bands, even(-(-shape.rows // bands), most))
+    return Tiling(bands, min(panels, threads // bands), chunk, tile.rows, tile.vectors, 4)
+
+
+class _Kernel:
+    def __init__(self, shape: LinearShape, isa: Isa, tiling: Tiling) -> None:
+        self.shape, self.isa, self.tiling = shape, isa, tiling
+        # As many rows at a time as the shortest band has.
+        self.chunk = min(tiling.chunk, shape.rows // tiling.bands)
+        self.tile = Tile(min(tiling.rows, self.chunk), tiling.vectors, tiling.unroll)
+        self.panels = microkernel.panels(shape.k, self.tile, isa)
+        self.b = Builder(isa.dtype, isa.stored, isa.cells)
+
+    def constants(self, weights: dict[str, np.ndarray]) -> list[np.ndarray]:
+        bias = [np.asarray(weights["b"], np.float32)] if "b" in weights else []
+        return [microkernel.pack(weights["w"], self.tile, self.isa), *bias]
+
+    def function(self) -> tirx.PrimFunc:
+        shape, b, tiling = self.shape, self.b, self.tiling
+        self.x = b.param("x", (*shape.lead, shape.c))
+        self.others = operands.parameters(b, shape.epilogue.operands, shape.result)
+        self.weight = b.param("weight", (self.panels, shape.c, self.tile.vectors * self.isa.lanes))
+        self.bias = b.param("bias", (shape.k,)) if "bias" in shape.epilogue.steps else None
+        self.out = b.param("out", shape.result)
+        with b.loop("task", tiling.bands * tiling.groups, "parallel") as task:
+            # Neighbouring tasks share the rows.
+            band = b.compute_once("band", task // tiling.groups)
+            group = b.compute_once("group", task % tiling.groups)
+            first = b.compute_once("first", band * shape.rows // tiling.bands)
+            last = b.compute_once("last", (band + 1) * shape.rows // tiling.bands)
+            begin = b.compute_once("begin", group * self.panels // tiling.groups)
+            end = b.compute_once("end", (group + 1) * self.panels // tiling.groups)
+            with b.loop("chunk", (last - first + self.chunk - 1) // self.chunk) as index:
+                low = b.compute_once("low", minimum(first + index * self.chunk, last - self.chunk))
+                self._multiplied(low, None if tiling.groups == 1 else (begin, end - begin))
+        return b.function("linear")
+
+    def _multiplied(self, low: Expr, some: tuple[Expr, Expr] | None) -> None:
+        """A chunk of rows, from `low` on."""
+        shape, b = self.shape, self.b
+
+        def finish(row: Expr, column: Expr, value: Expr) -> None:
+            place = b.compute_once("place", (low + row) * shape.k + column)
+            operand = operands.at(b, self.others, place, self.bias, column)
+            b.store(self.out, place, applied(b, shape.epilogue, value, operand))
+
+        a = Rows(self.x, lambda row: (low + row) * shape.c, ((shape.c, 1),))
+        microkernel.gemm(b, self.isa, self.tile, a, self.weight, self.chunk, shape.k, finish, some)
+
+
+def _reference(shape: LinearShape, arrays: Arrays) -> np.ndarray:
+    out = np.asarray(arrays["x"], np.float64) @ arrays["w"]
+    return activations.reference(shape.epilogue.steps, out, dict(arrays))
+
+
+class Linear(Generator):
+    OP = "linear"
+    TILING = Tiling
+
+    def problem(self, spec: KernelSpec) -> LinearShape | None:
+        *lead, c = spec.x.shape
+        depth, k = spec.weight("w").shape
+        if depth != c or spec.out.shape != (*lead, k) or not operands.fit(spec):
+            return None
+        return LinearShape(tuple(lead), c, k, spec.epilogue)
+
+    def default_for(self, problem: LinearShape, unit: Isa, threads: int) -> Tiling:
+        return _default(problem, unit, threads)
+
+    def tilings_for(self, problem: LinearShape, unit: Isa) -> list[Tiling]:
+        return _tilings(problem, unit)
+
+    def loops(self, problem: LinearShape, unit: Isa, tiling: Tiling, threads: int) -> _Kernel:
+        return _Kernel(problem, unit, tiling)
+
+    def reference_for(self, problem: LinearShape, arrays: Arrays) -> np.ndarray:
+        return _reference(problem, arrays)

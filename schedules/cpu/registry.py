@@ -1,0 +1,82 @@
+"""Which generator makes a kernel on a CPU: fused blocks before primitives, and the first that accepts wins."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+import tvm
+from tvm import tirx
+from tvm.s_tir import Schedule
+
+from schedules.cpu.fused.ciffn import CIFFN
+from schedules.cpu.fused.dwsconv import DWSConv
+from schedules.cpu.fused.head import Head
+from schedules.cpu.fused.saa import SAA
+from schedules.cpu.generator import Arrays, Generator
+from schedules.cpu.primitives.attention import Attention
+from schedules.cpu.primitives.conv import Conv
+from schedules.cpu.primitives.depthwise import Depthwise
+from schedules.cpu.primitives.linear import Linear
+from schedules.cpu.primitives.norm import LayerNorm
+from schedules.cpu.primitives.pool import Mean, Pool
+from schedules.cpu.primitives.softmax import Softmax
+from schedules.kernels import declared, noted, tiled
+from schedules.machines.cpus import Isa
+from schedules.spec import KernelSpec
+
+GENERATORS: tuple[Generator, ...] = (
+    *(SAA(), CIFFN(), DWSConv(), Head()),
+    *(Attention(), Conv(), Depthwise(), Linear(), LayerNorm(), Softmax(), Pool(), Mean()),
+)
+DIVISION = ("bands", "groups", "chunk")  # the knobs, of any generator, that depend on the number of threads
+
+
+def generator(spec: KernelSpec, isa: Isa) -> Generator | None:
+    """The one that makes the kernel, or None where there is none."""
+    return next((each for each in GENERATORS if each.accepts(spec, isa)), None)
+
+
+def tilings(mod: tvm.IRModule, isa: Isa) -> list[Schedule]:
+    """The search space of a declared kernel: one schedule for each tiling that its generator offers."""
+    spec, made_by = _of(mod["main"], isa)
+    return [tiled(mod, tiling) for tiling in made_by.tilings(spec, isa)]
+
+
+def cut_for(mod: tvm.IRModule, tiling: Mapping[str, int], isa: Isa, threads: int) -> Schedule:
+    """A declared kernel with the register tiles of a tiling, but its work divided among `threads`."""
+    spec, made_by = _of(mod["main"], isa)
+    default = dataclasses.asdict(made_by.default(spec, isa, threads))
+    return tiled(mod, {name: default[name] if name in DIVISION else value for name, value in tiling.items()})
+
+
+def chosen_tiling(func: tirx.PrimFunc, isa: Isa) -> dict[str, int] | None:
+    """The tiling that was noted on a declaration; None where none was, or the generator has other knobs now."""
+    tiling = noted(func)
+    knobs = {field.name for field in dataclasses.fields(_of(func, isa)[1].TILING)}
+    return tiling if tiling is not None and tiling.keys() == knobs else None
+
+
+def lower(func: tirx.PrimFunc, weights: Arrays, isa: Isa, threads: int) -> tuple[tirx.PrimFunc, list[np.ndarray]]:
+    """The loops of a declared kernel, and its packed weights."""
+    spec, made_by = _of(func, isa)
+    tiling = chosen_tiling(func, isa)
+    return made_by.lower(spec, weights, isa, made_by.TILING(**tiling) if tiling else None, threads)
+
+
+def expanded(mod: tvm.IRModule, isa: Isa, threads: int) -> tvm.IRModule:
+    """The loops of one declared and tiled kernel by itself, to be measured; they are the same for all weights."""
+    spec, _ = _of(mod["main"], isa)
+    random = np.random.RandomState(0)
+    weights = {each.name: random.standard_normal(each.shape).astype("float32") for each in spec.weights}
+    func, _ = lower(mod["main"], weights, isa, threads)
+    return tvm.IRModule({"main": func.with_attr("global_symbol", "main")})
+
+
+def _of(func: tirx.PrimFunc, isa: Isa) -> tuple[KernelSpec, Generator]:
+    spec = declared(func)
+    assert spec is not None
+    found = generator(spec, isa)
+    assert found is not None, f"no generator makes {spec.text}"
+    return spec, found

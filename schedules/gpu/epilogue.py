@@ -1,0 +1,87 @@
+"""An epilogue as text of TVMScript, on the results that a work-item has in registers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from schedules.activations import Arithmetic, activated
+from schedules.gpu.launch import Memory, nest
+from schedules.spec import Epilogue
+
+BIAS = Epilogue(("bias",))
+BIAS_GELU = Epilogue(("bias", "gelu"))
+BIAS_RESIDUAL = Epilogue(("bias", "add residual"))
+OPERATORS = {"add": "+", "subtract": "-", "multiply": "*", "divide": "/"}
+COMPARISONS = {"maximum": "<", "minimum": ">"}
+CHOICE = "T.if_then_else"
+
+
+class Text(Arithmetic):
+    """Expressions of float32."""
+
+    def number(self, value: float, like: Any) -> Any:
+        return f"T.float32({float(value)!r})"
+
+    def binary(self, name: str, a: Any, b: Any) -> Any:
+        if name in COMPARISONS:
+            # No T.max: a device may take the other number where one is NaN. Here no comparison with it holds.
+            return f"{CHOICE}({a} {COMPARISONS[name]} {b}, {b}, {a})"
+        return f"({a} {OPERATORS[name]} {b})"
+
+    def unary(self, name: str, a: Any) -> Any:
+        return f"T.{name}({a})"
+
+
+def gelu(value: str) -> str:
+    """GELU by the device's own error function, which is one for float32."""
+    return f"{value} * (T.float32(0.5) + T.float32(0.5) * T.erf({value} * T.float32({0.5**0.5!r})))"
+
+
+# Activations that are written in a way of their own.
+FITTED: dict[str, Callable[[str], str]] = {"gelu": gelu}
+
+
+@dataclass(frozen=True)
+class Results:
+    """`lanes` neighbouring results, which are stored together from `target` on.
+
+    `value` is the number in registers of lane v, `bias` what is added to it. `more` is room for an operand's numbers.
+    """
+
+    memory: Memory
+    lanes: int
+    value: str
+    bias: str
+    target: str
+
+    def through(self, steps: tuple[str, ...]) -> list[str]:
+        """The statements of some steps."""
+        found = []
+        for step in steps:
+            word, _, operand = step.partition(" ")
+            if operand:
+                found.append(self.memory.load_lanes("more", "0", operand, self.target, self.lanes))
+            found.append(self._each_lane(self._result(word)))
+        return found
+
+    def _result(self, word: str) -> str:
+        if word == "bias":
+            return f"{self.value} + {self.bias}"
+        if word in OPERATORS:
+            return f"{self.value} {OPERATORS[word]} more[v]"
+        return FITTED[word](self.value) if word in FITTED else activated(word, self.value, Text())
+
+    def _each_lane(self, result: str) -> str:
+        # Few of the languages can choose lane by lane.
+        loop = "unroll" if CHOICE in result else "vectorized"
+        return nest(f"for v in T.{loop}({self.lanes}):", f"{self.value} = {result}")
+
+
+def split(epilogue: Epilogue) -> tuple[bool, tuple[str, ...], tuple[str, ...]]:
+    """Whether a bias comes first; the steps after it that need no other tensor, and from the first on that does."""
+    starts = epilogue.steps[:1] == ("bias",)
+    steps = epilogue.steps[1:] if starts else epilogue.steps
+    first = next((at for at, step in enumerate(steps) if " " in step), len(steps))
+    return starts, steps[:first], steps[first:]

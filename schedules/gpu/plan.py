@@ -1,0 +1,157 @@
+"""From a spec of the graph to launches: which kernels it becomes on a GPU, and with which constants."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from schedules.activations import ACTIVATIONS
+from schedules.dtypes import stored_as
+from schedules.gpu.fused import ciffn_plan, dwsconv_plan, saa_plan
+from schedules.gpu.launch import Launch, Launches, Limits, Weights
+from schedules.gpu.primitives.depthwise import MOST_TAPS, Depthwise
+from schedules.gpu.primitives.head import Head
+from schedules.gpu.primitives.linear import Linear
+from schedules.gpu.primitives.tensor import convolution
+from schedules.spec import FLOAT, Epilogue, KernelSpec
+
+OPERANDS = {"add": "residual", "multiply": "gate"}  # what kernels call the other tensors of an epilogue
+
+
+class Planner(NamedTuple):
+    """How an operation becomes launches.
+
+    launches(spec, limits, dtype, given) needs no weights, so that it is cheap to ask whether there are any;
+    constants(spec, weights) are then what these launches read.
+    """
+
+    launches: Callable[[KernelSpec, Limits, str, str], list[Launch] | None]
+    constants: Callable[[KernelSpec, Weights], Weights] = lambda _, weights: weights
+    layout: str = "NCHW"  # of the input
+    finishes: bool = False  # with an epilogue
+
+
+def plan(
+    spec: KernelSpec, weights: Weights, limits: Limits, dtype: str = FLOAT, given: str | None = None
+) -> Launches | None:
+    """The launches of a logical spec, or None where there are none for it or the device.
+
+    Kernels compute in `dtype`, and images and matrices of weights are stored as it is. The input comes as `given`,
+    where the first kernel can read that: its `reads` say how it wants the input.
+    """
+    launches = _launches(spec, limits, dtype, given)
+    if launches is None:
+        return None
+    return Launches(launches, _stored(launches, PLANNERS[spec.op].constants(spec, weights)))
+
+
+def accepts(spec: KernelSpec, limits: Limits) -> bool:
+    """Whether there are launches for a spec that fit the device."""
+    return _launches(spec, limits, FLOAT) is not None
+
+
+def _launches(spec: KernelSpec, limits: Limits, dtype: str, given: str | None = None) -> list[Launch] | None:
+    if spec.op not in PLANNERS or not _is_logical(spec) or (spec.epilogue.steps and not PLANNERS[spec.op].finishes):
+        return None
+    launches = PLANNERS[spec.op].launches(spec, limits, dtype, given or stored_as(dtype))
+    if launches is None or launches[-1].kernel.out.extents != spec.out.shape:
+        return None
+    return launches if all(launch.kernel.default(limits) is not None for launch in launches) else None
+
+
+def _is_logical(spec: KernelSpec) -> bool:
+    """As the graph has it: float32, images channels first, and no views."""
+    tensors = (*spec.inputs, *spec.weights, *spec.outputs)
+    plain = all(each.dtype == FLOAT and each.layout in ("", "NCHW") and not each.strides for each in tensors)
+    return plain and spec.x.layout == PLANNERS[spec.op].layout
+
+
+def _stored(launches: list[Launch], constants: Weights) -> dict[str, np.ndarray]:
+    """The constants as the kernels that read them want them."""
+    found = {}
+    for launch in launches:
+        for name, buffer in zip(launch.reads, launch.kernel.reads.values(), strict=True):
+            if name in constants:
+                found[name] = np.ascontiguousarray(constants[name], buffer.dtype).reshape(buffer.extents)
+    return found
+
+
+def _conv(spec: KernelSpec, limits: Limits, dtype: str, given: str) -> list[Launch] | None:
+    n, h, w, c = spec.x.axes("NHWC")
+    high, wide, within, k = spec.weight("w").shape
+    finish = _finish(spec)
+    if within != c or finish is None:
+        return None
+    fields = {"n": n, "h": h, "w": w, "c": c, "k": k, "kernel": (high, wide), **_window(spec)}
+    kernel = convolution(limits, **fields, epilogue=finish.epilogue, dtype=dtype, given=given)
+    return [Launch(kernel, ("x", "w", *finish.reads), "out")]
+
+
+def _depthwise(spec: KernelSpec, _limits: Limits, dtype: str, _given: str) -> list[Launch] | None:
+    n, c, h, w = spec.x.shape
+    high, wide, channels = spec.weight("w").shape
+    finish = _finish(spec)
+    if channels != c or finish is None or high * wide > MOST_TAPS:
+        return None
+    fields = {"kernel": (high, wide), **_window(spec), "epilogue": finish.epilogue, "dtype": stored_as(dtype)}
+    return [Launch(Depthwise(n, c, h, w, **fields), ("x", "w", *finish.reads), "out")]
+
+
+def _linear(spec: KernelSpec, _limits: Limits, dtype: str, given: str) -> list[Launch] | None:
+    *tokens, c = spec.x.shape
+    within, k = spec.weight("w").shape
+    finish = _finish(spec)
+    if within != c or finish is None:
+        return None
+    kernel = Linear(tuple(tokens), c, k, finish.epilogue, stored_as(dtype), given)
+    return [Launch(kernel, ("x", "w", *finish.reads), "out")]
+
+
+def _window(spec: KernelSpec) -> dict[str, Any]:
+    return {name: spec[name] for name in ("strides", "padding", "dilation")}
+
+
+def _head(spec: KernelSpec, _limits: Limits, dtype: str, _given: str) -> list[Launch] | None:
+    n, h, w, c = spec.x.axes("NHWC")
+    kernel = Head(n, h, w, c, k=spec.weight("w").shape[1], dtype=stored_as(dtype))
+    return [Launch(kernel, ("x", "w", "b"), "out")]
+
+
+class Finish(NamedTuple):
+    """An epilogue as a kernel has it, and the values that it reads, by their names in the spec."""
+
+    epilogue: Epilogue
+    reads: tuple[str, ...]
+
+
+def _finish(spec: KernelSpec) -> Finish | None:
+    """None where a step is unknown, or an operand is not as large as the result.
+
+    Kernels name their operands in their own way, so that equal kernels are equal whatever the graph calls its values.
+    """
+    shapes = {each.name: each.shape for each in spec.inputs}
+    steps: list[str] = []
+    operands: list[str] = []
+    for step in spec.epilogue.steps:
+        word, _, operand = step.partition(" ")
+        if not operand and (word == "bias" or word in ACTIVATIONS):
+            steps.append(word)
+        elif word in OPERANDS and shapes.get(operand) == spec.out.shape:
+            steps.append(f"{word} {OPERANDS[word]}{len(operands) or ''}")
+            operands.append(operand)
+        else:
+            return None
+    return Finish(Epilogue(tuple(steps)), (*(["b"] if "bias" in steps else []), *operands))
+
+
+PLANNERS: Mapping[str, Planner] = {
+    "saa": Planner(saa_plan.launches, saa_plan.constants),
+    "ciffn": Planner(ciffn_plan.launches, ciffn_plan.constants),
+    "dwsconv": Planner(dwsconv_plan.launches),
+    "conv": Planner(_conv, finishes=True),
+    "depthwise": Planner(_depthwise, finishes=True),
+    "linear": Planner(_linear, layout="", finishes=True),
+    "head": Planner(_head),
+}

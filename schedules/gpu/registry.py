@@ -1,0 +1,70 @@
+"""Every kind of GPU kernel, and its way from a declaration to loops: tiled by a record or by default, then expanded."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import tvm
+from tvm import tirx
+from tvm.s_tir import Schedule
+
+from schedules import kernels
+from schedules.gpu.fused.saa import Attend, Recover, Sample
+from schedules.gpu.fused.saa_batch import BatchSample, Mix, Normalise, Spread
+from schedules.gpu.launch import PREFIX, Kernel, Limits
+from schedules.gpu.primitives.cast import Cast
+from schedules.gpu.primitives.conv import Conv
+from schedules.gpu.primitives.depthwise import Depthwise
+from schedules.gpu.primitives.head import Head
+from schedules.gpu.primitives.linear import Linear
+from schedules.gpu.primitives.reduce import CommonPart
+from schedules.gpu.primitives.tensor import TensorConv
+
+# By what their specs say is computed.
+KERNELS: dict[str, type[Kernel]] = {
+    PREFIX + kernel.NAME: kernel
+    for kernel in (
+        *(Conv, TensorConv, Depthwise, Linear, CommonPart, Head, Cast),
+        *(Sample, Attend, Recover),
+        *(BatchSample, Normalise, Mix, Spread),
+    )
+}
+
+
+def declare(kernel: Kernel) -> tirx.PrimFunc:
+    """A kernel with its spec, but no loops."""
+    return kernels.declare(kernel.spec)
+
+
+def kernel_of(func: tirx.PrimFunc) -> Kernel | None:
+    """The kernel that a declaration declares, or None for any other function."""
+    spec = kernels.declared(func)
+    return KERNELS[spec.op].of(spec) if spec is not None and spec.op in KERNELS else None
+
+
+def tilings(mod: tvm.IRModule, limits: Limits) -> list[Schedule]:
+    """The search space of a declared kernel: one schedule for each tiling that the device can run."""
+    return [kernels.tiled(mod, tiling) for tiling in _of(mod["main"]).tilings(limits)]
+
+
+def chosen_tiling(func: tirx.PrimFunc) -> dict[str, int] | None:
+    """The tiling that was noted on a declaration; None where none was, or the kernel has other knobs now."""
+    tiling = kernels.noted(func)
+    knobs = {field.name for field in dataclasses.fields(_of(func).KNOBS)}
+    return tiling if tiling is not None and tiling.keys() == knobs else None
+
+
+def expand(func: tirx.PrimFunc, limits: Limits) -> tirx.PrimFunc:
+    """The loops of a declared kernel, with the tiling that was noted on it or the default."""
+    return _of(func).generated(limits, chosen_tiling(func))
+
+
+def expanded(mod: tvm.IRModule, limits: Limits) -> tvm.IRModule:
+    """The loops of one declared and tiled kernel by itself, to be measured."""
+    return tvm.IRModule({"main": expand(mod["main"], limits).with_attr("global_symbol", "main")})
+
+
+def _of(func: tirx.PrimFunc) -> Kernel:
+    kernel = kernel_of(func)
+    assert kernel is not None
+    return kernel

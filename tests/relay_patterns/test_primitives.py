@@ -1,0 +1,196 @@
+"""Primitives of anybody's model, each with all that follows it: what is found, and that it is computed rightly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+import tvm
+from torch import Tensor, nn
+from tvm import relax
+
+from relay_patterns import find_blocks, find_primitives
+from saevit_tvm import targets
+from saevit_tvm.compiler import street
+from saevit_tvm.compiler.importers import import_model
+from saevit_tvm.compiler.passes import DeclareKernels, KeepTokens, RemoveNoOps
+from saevit_tvm.compiler.passes.kernel_calls import read
+from saevit_tvm.runtime import opencl
+from saevit_tvm.verbs.build import BuildOptions, build
+from schedules.spec import KernelSpec
+
+C = 8
+
+
+class Residual(nn.Module):
+    """conv -> BatchNorm -> ReLU -> conv -> BatchNorm, added to what is from elsewhere, ReLU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = (nn.Conv2d(C, C, 3, padding=1, bias=False) for _ in range(2))
+        self.norm, self.other = nn.BatchNorm2d(C), nn.BatchNorm2d(C)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x + self.other(self.two(F.relu(self.norm(self.one(x))))))
+
+
+class Inverted(nn.Module):
+    """1x1, SiLU, depthwise 5x5 with stride 2, ReLU6, 1x1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.expand, self.project = nn.Conv2d(C, 3 * C, 1), nn.Conv2d(3 * C, C, 1)
+        self.depthwise = nn.Conv2d(3 * C, 3 * C, 5, stride=2, padding=2, groups=3 * C)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.project(F.relu6(self.depthwise(F.silu(self.expand(x)))))
+
+
+class Mixer(nn.Module):
+    """Two linear layers over tokens, the second added to what went in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.narrow = nn.Linear(C, 3 * C), nn.Linear(3 * C, C)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.flatten(2).transpose(1, 2)
+        return tokens + self.narrow(F.gelu(self.wide(tokens)))
+
+
+class Attending(nn.Module):
+    """Attention between linear layers, with a mask, as PyTorch's own function does it."""
+
+    def __init__(self, masked: bool = False) -> None:
+        super().__init__()
+        self.norm, self.qkv, self.out = nn.LayerNorm(C), nn.Linear(C, 3 * C), nn.Linear(C, C)
+        self.bias = nn.Parameter(torch.randn(1, 2, 64, 64)) if masked else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.flatten(2).transpose(1, 2)
+        split = self.qkv(self.norm(tokens)).reshape(1, -1, 3, 2, C // 2).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(*split, attn_mask=self.bias)
+        return tokens + self.out(mixed.transpose(1, 2).reshape(tokens.shape))
+
+
+class TwoWays(nn.Module):
+    """Two convolutions, added: one of them takes the sum along."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(C, C, 3, padding=1), nn.Conv2d(C, C, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.one(x) + self.two(x))
+
+
+class Uneven(nn.Module):
+    """What no published block has: other strides, paddings and dilations each way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(C, C, (3, 1), stride=(2, 1), dilation=(2, 1), bias=False)
+        self.depthwise = nn.Conv2d(C, C, (1, 7), padding=(0, 3), groups=C)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sigmoid(self.depthwise(F.pad(self.conv(x), (0, 1, 0, 0))))
+
+
+class Pooled(nn.Module):
+    """Windows and means, and a softmax over classes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = nn.Linear(C, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.avg_pool2d(F.max_pool2d(x, 3, 2, 1), 2)
+        return self.out(x.mean((2, 3))).softmax(-1)
+
+
+class Whole(nn.Module):
+    def __init__(self, behind: nn.Module) -> None:
+        super().__init__()
+        self.stem, self.behind = nn.Conv2d(3, C, 3, padding=1), behind
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.behind(torch.tanh(self.stem(x)))
+
+
+STEM = "conv bias tanh"
+EXPECTED = {
+    "residual": (Residual(), [STEM, "conv bias relu", "conv bias add residual relu"]),
+    "inverted": (Inverted(), [STEM, "conv bias silu", "depthwise bias relu6", "conv bias"]),
+    "mixer": (Mixer(), [STEM, "linear bias gelu", "linear bias add residual"]),
+    "attention": (
+        Attending(),
+        [STEM, "layer_norm", "linear bias", "attention", "linear bias add residual"],
+    ),
+    "masked attention": (
+        Attending(masked=True),
+        [STEM, "layer_norm", "linear bias", "attention", "linear bias add residual"],
+    ),
+    "two ways": (TwoWays(), [STEM, "conv bias", "conv bias add residual tanh"]),
+    "uneven": (Uneven(), [STEM, "conv", "depthwise bias sigmoid"]),
+    "pooled": (Pooled(), [STEM, "pool", "pool", "head", "softmax"]),
+}
+
+
+def exported(behind: nn.Module) -> torch.export.ExportedProgram:
+    """With weights and statistics that are not trivial."""
+    net = Whole(behind).eval()
+    random = torch.Generator().manual_seed(3)
+    for key, value in net.state_dict().items():
+        if value.is_floating_point():
+            value.normal_(0.0, 0.5, generator=random)
+            if key.endswith("running_var"):
+                value.abs_().add_(0.5)
+    return torch.export.export(net, (torch.randn(1, 3, 8, 8, generator=random),), strict=False)
+
+
+def found(name: str, accepts: Callable[[KernelSpec], bool]) -> list[str]:
+    """What is declared of a model, in its order: the operation and its epilogue."""
+    program, target = exported(EXPECTED[name][0]), tvm.target.Target(targets.native().tvm)
+    mod = import_model(SimpleNamespace(onnx=None, name="net", graph_digest=None, exported=lambda: program))
+    blocks, primitives = (DeclareKernels(find, accepts) for find in (find_blocks, find_primitives))
+    mod = street.run(mod, [*street.simplify(), blocks, KeepTokens(), RemoveNoOps(), primitives], target)
+    calls = [binding.value for block in mod["main"].body.blocks for binding in block.bindings]
+    specs = [call.spec for call in (read(mod, each) for each in calls if isinstance(each, relax.Call)) if call]
+    return [" ".join([spec.op, *spec.epilogue.steps]) for spec in specs]
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_what_is_found(name: str) -> None:
+    assert found(name, lambda _spec: True) == EXPECTED[name][1]
+
+
+def test_a_spec_that_is_refused_is_offered_with_less() -> None:
+    """A generator that cannot add a residual still gets the convolution before it."""
+    assert found("residual", lambda spec: not spec.epilogue.operands) == [STEM, "conv bias relu", "conv bias"]
+
+
+class All(nn.Module):
+    """All of them, side by side."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(part for part, _ in EXPECTED.values())
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return tuple(part(x) for part in self.parts)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("target", "rules"), [("native", 12), ("generic-opencl", 40)])
+def test_they_are_computed_rightly(target: str, rules: int, tmp_path: Path) -> None:
+    """A build compares the artifact with PyTorch. At most so many kernels are left to the rules, which move numbers."""
+    if target == "generic-opencl" and not opencl.available()[0]:
+        pytest.skip(opencl.available()[1])
+    torch.export.save(exported(All()), tmp_path / "net.pt2")
+    made = build(BuildOptions(str(tmp_path / "net.pt2"), target, out=tmp_path / "out"), lambda _line: None)
+    assert 0 < made.manifest["verification"]["max_rel_error"] < 2e-5
+    assert made.manifest["kernels"]["fallback"] <= rules
