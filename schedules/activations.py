@@ -107,10 +107,6 @@ class Activation:
     graphs: tuple[Formula, ...]
 
 
-def _gate(x: Value) -> Value:
-    return (x + 3.0).clip(0.0, 6.0)
-
-
 def _sigmoid(x: Value) -> Value:
     return 1.0 / (1.0 + (-x).exp())
 
@@ -127,6 +123,14 @@ ACTIVATIONS = {
         Activation("sigmoid", _sigmoid, (lambda x: x.op("sigmoid"),)),
         Activation("silu", lambda x: x * _sigmoid(x), (lambda x: x.op("nn.silu"), lambda x: x * x.op("sigmoid"))),
         Activation("tanh", lambda x: x.tanh(), (lambda x: x.op("tanh"),)),
+        Activation(
+            "hardswish",
+            lambda x: x * (x + 3.0).clip(0.0, 6.0) * (1 / 6),
+            (
+                lambda x: x * (x + 3.0).clip(0.0, math.inf).clip(-math.inf, 6.0) / 6.0,  # torch.export
+                lambda x: x * ((x + 3.0).clip(0.0, 6.0) / 6.0),  # ONNX
+            ),
+        ),
     )
 }
 # fmt: on
