@@ -58,6 +58,8 @@ ARM_TARGETS = (
     _linux("graviton3", "AWS Graviton3 (Neoverse V1)", V8_4_SVE, "max", mcpu="neoverse-v1"),
     _linux("jetson-orin-cpu", "the CPU of a Jetson Orin (Cortex-A78AE)", V8_2, "cortex-a76", mcpu="cortex-a78ae"),
     _android("android-arm64", "any 64-bit ARM Android (armv8-a)", V8, "cortex-a53", mattr=["+neon"]),
+    # Without SVE, which the phones of some makers switch off.
+    _android("phone-cortex-x4", "phones with a Cortex-X4", V8_2, "max", mcpu="cortex-x4", mattr=["-sve"]),
     Target(
         name="apple-silicon",
         summary="Macs with an M1 or later: object files, to be linked on a Mac",

@@ -31,7 +31,11 @@ class Core:
 
 BIG = Core("any large core")
 SMALL = Core("any small core", shared=True)
-CORES: dict[str, Core] = {}  # by LLVM's name, where one differs from what is assumed of its architecture
+# By LLVM's name, where a core differs from what is assumed of its architecture.
+CORES = {
+    # Four pipes for vectors, three for loads (Arm, "Cortex-X4 Core Software Optimization Guide").
+    "cortex-x4": Core("Cortex-X4", multiplies=4, loads=3),
+}
 
 
 @dataclass(frozen=True)
