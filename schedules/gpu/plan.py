@@ -55,7 +55,10 @@ def accepts(spec: KernelSpec, limits: Limits) -> bool:
 def _launches(spec: KernelSpec, limits: Limits, dtype: str, given: str | None = None) -> list[Launch] | None:
     if spec.op not in PLANNERS or not _is_logical(spec) or (spec.epilogue.steps and not PLANNERS[spec.op].finishes):
         return None
-    launches = PLANNERS[spec.op].launches(spec, limits, dtype, given or stored_as(dtype))
+    stored = stored_as(dtype)
+    # An input that is an operand, too, is read in one form.
+    given = stored if given is None or spec.x.name in spec.epilogue.operands else given
+    launches = PLANNERS[spec.op].launches(spec, limits, dtype, given)
     if launches is None or launches[-1].kernel.out.extents != spec.out.shape:
         return None
     return launches if all(launch.kernel.default(limits) is not None for launch in launches) else None

@@ -520,7 +520,8 @@ def test_the_first_kernel_says_how_it_reads_the_input() -> None:
     conv = logical("conv", (1, 8, 6, 6), weights(w=(1, 1, 8, 8), b=(8,)), steps="bias")
     linear = logical("linear", (1, 6, 8), weights(w=(8, 8), b=(8,)), steps="bias")
     depthwise = logical("depthwise", (1, 8, 6, 6), weights(w=(3, 3, 8), b=(8,)), steps="bias", padding=SAME)
-    for spec, dtype in ((conv, "float32"), (linear, "float32"), (depthwise, "float16")):
+    residual = dataclasses.replace(conv, epilogue=Epilogue(("bias", "add x")))
+    for spec, dtype in ((conv, "float32"), (linear, "float32"), (depthwise, "float16"), (residual, "float16")):
         given = {each.name: np.zeros(each.shape, "float32") for each in spec.weights}
         lowered = plan(spec, given, LIMITS["mali"], "float16", "float32")
         assert lowered is not None and lowered.launches[0].kernel.reads["x"].dtype == dtype
