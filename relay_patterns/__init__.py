@@ -15,6 +15,7 @@ from relay_patterns.near_miss import first_difference
 from relay_patterns.primitives import PRIMITIVES
 from relay_patterns.region import Reading, Region
 from relay_patterns.saa import saa
+from relay_patterns.uib import uib
 from schedules.spec import KernelSpec
 
 __all__ = ["Accepts", "Reading", "Region", "blocks", "find_blocks", "find_primitives", "missed"]
@@ -26,7 +27,7 @@ Finder = Callable[[relax.Var], Iterator[tuple[relax.Var, Reading]]]
 
 def blocks() -> list[Region]:
     """The blocks that are looked for, larger ones first."""
-    return [*saa(), ciffn(), dwsconv(), head()]
+    return [*saa(), ciffn(), dwsconv(), *uib(), head()]
 
 
 def find_blocks(func: relax.Function, accepts: Accepts) -> Found:

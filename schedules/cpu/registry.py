@@ -14,6 +14,7 @@ from schedules.cpu.fused.ciffn import CIFFN
 from schedules.cpu.fused.dwsconv import DWSConv
 from schedules.cpu.fused.head import Head
 from schedules.cpu.fused.saa import SAA
+from schedules.cpu.fused.uib import UIB
 from schedules.cpu.generator import Arrays, Generator
 from schedules.cpu.primitives.attention import Attention
 from schedules.cpu.primitives.conv import Conv
@@ -27,7 +28,7 @@ from schedules.machines.cpus import Isa
 from schedules.spec import KernelSpec
 
 GENERATORS: tuple[Generator, ...] = (
-    *(SAA(), CIFFN(), DWSConv(), Head()),
+    *(SAA(), CIFFN(), DWSConv(), UIB(), Head()),
     *(Attention(), Conv(), Depthwise(), Linear(), LayerNorm(), Softmax(), Pool(), Mean()),
 )
 DIVISION = ("bands", "groups", "chunk")  # the knobs, of any generator, that depend on the number of threads

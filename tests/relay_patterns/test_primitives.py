@@ -50,6 +50,21 @@ class Inverted(nn.Module):
         return self.project(F.relu6(self.depthwise(F.silu(self.expand(x)))))
 
 
+class Bottlenecks(nn.Module):
+    """MobileNetV4's, in all its forms: with a depthwise convolution before, in the middle, at both places, nowhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.start = nn.Conv2d(C, C, 3, padding=1, groups=C)
+        self.wide, self.narrow = (nn.ModuleList(nn.Conv2d(*io, 1) for _ in range(3)) for io in ((C, 24), (24, C)))
+        self.middle = nn.ModuleList(nn.Conv2d(24, 24, 5, stride, 2, groups=24) for stride in (1, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.narrow[0](F.relu(self.middle[0](F.relu(self.wide[0](self.start(x))))))
+        x = self.narrow[1](F.relu(self.middle[1](F.relu(self.wide[1](x)))))
+        return x + self.narrow[2](F.relu(self.wide[2](x)))
+
+
 class Mixer(nn.Module):
     """Two linear layers over tokens, the second added to what went in."""
 
@@ -125,6 +140,10 @@ STEM = "conv bias tanh"
 EXPECTED = {
     "residual": (Residual(), [STEM, "conv bias relu", "conv bias add residual relu"]),
     "inverted": (Inverted(), [STEM, "conv bias silu", "depthwise bias relu6", "conv bias"]),
+    "bottlenecks": (
+        Bottlenecks(),
+        [STEM, "depthwise bias", "uib bias add residual", "uib bias", "uib bias add residual"],
+    ),
     "mixer": (Mixer(), [STEM, "linear bias gelu", "linear bias add residual"]),
     "attention": (
         Attending(),
