@@ -49,9 +49,10 @@ def tilings(mod: tvm.IRModule, limits: Limits) -> list[Schedule]:
 
 def chosen_tiling(func: tirx.PrimFunc) -> dict[str, int] | None:
     """The tiling that was noted on a declaration; None where none was, or the kernel has other knobs now."""
-    tiling = kernels.noted(func)
-    knobs = {field.name for field in dataclasses.fields(_of(func).KNOBS)}
-    return tiling if tiling is not None and tiling.keys() == knobs else None
+    kernel, tiling = kernel_of(func), kernels.noted(func)
+    if kernel is None or tiling is None:
+        return None
+    return tiling if tiling.keys() == {field.name for field in dataclasses.fields(kernel.KNOBS)} else None
 
 
 def expand(func: tirx.PrimFunc, limits: Limits) -> tirx.PrimFunc:

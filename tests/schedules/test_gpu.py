@@ -39,6 +39,7 @@ from schedules.gpu.primitives.linear import Linear
 from schedules.gpu.primitives.reduce import CommonPart
 from schedules.gpu.primitives.tensor import TensorConv
 from schedules.gpu.registry import KERNELS, chosen_tiling, declare, expand, kernel_of, tilings
+from schedules.kernels import declare as declare_spec
 from schedules.kernels import tiled
 from schedules.machines.gpus import CUDA_LIMITS, GENERIC, GPUS, LIMITS, Limits
 from schedules.spec import Epilogue, KernelSpec, Tensor
@@ -851,6 +852,9 @@ def test_a_tiling_is_noted_by_its_numbers() -> None:
         tvm.ir.assert_structural_equal(expand(func, GENERIC), conv.generated(GENERIC, numbers))
     # Of another kernel, or of one that has other knobs by now.
     assert chosen_tiling(tiled(mod, {"group": 64}).mod["main"]) is None
+    # Loops, and the declaration of another generator.
+    assert chosen_tiling(conv.generated(GENERIC)) is None
+    assert kernel_of(declare_spec(logical("linear", (2, 8), weights(w=(8, 4)), (2, 4)))) is None
 
 
 def test_no_kernel_is_a_reshape() -> None:
