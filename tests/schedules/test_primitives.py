@@ -466,6 +466,42 @@ WINDOWS = PoolShape(1, 15, 14, 40, THREE, HALVED, ONE)
 TOKENS = AttentionShape(1, 43, 29, 2, 24, 16, 0.3)
 
 
+IMAGE = Tensor("x", (1, 5, 6, 20), layout="NHWC")
+SEQUENCE = Tensor("x", (2, 5, 20))
+HEADS = Tensor("q", (1, 5, 2, 20))
+SPECS = [
+    KernelSpec.of("depthwise", [IMAGE], [Tensor("w", (1, 1, 20)), Tensor("b", (20,))], [IMAGE], None, ["bias"]),
+    KernelSpec.of(
+        "linear", [SEQUENCE, replace(SEQUENCE, name="y")], [Tensor("w", (20, 20))], [SEQUENCE], None, ["add y"]
+    ),
+    KernelSpec.of(
+        "attention", [HEADS, replace(HEADS, name="k"), replace(HEADS, name="v")], [], [HEADS], {"scale": 0.2}
+    ),
+    KernelSpec.of("layer_norm", [SEQUENCE], [Tensor("g", (20,)), Tensor("b", (20,))], [SEQUENCE], {"eps": 1e-5}),
+    KernelSpec.of("softmax", [SEQUENCE], [], [SEQUENCE]),
+    KernelSpec.of("pool", [IMAGE], [], [IMAGE], {"mode": "avg", "kernel": (3, 3), "padding": (1, 1, 1, 1)}),
+    KernelSpec.of("mean", [IMAGE], [], [Tensor("out", (1, 20))]),
+]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.op)
+def test_a_spec_is_all_it_takes(call: Call, spec: KernelSpec, dtype: str) -> None:
+    families = (Depthwise(), Linear(), Attention(), LayerNorm(), Softmax(), Pool(), Mean())
+    (family,) = (each for each in families if each.accepts(spec, NEON))
+    spec = replace(
+        spec,
+        inputs=tuple(replace(each, dtype=dtype) for each in spec.inputs),
+        outputs=tuple(replace(each, name="out", dtype=dtype) for each in spec.outputs),
+    )
+    inputs = {each.name: normal(*each.shape, seed=len(each.name)).astype(dtype) for each in spec.inputs}
+    weights = {each.name: normal(*each.shape, scale=0.2) for each in spec.weights}
+    func, packed = family.lower(spec, weights, NEON, threads=2)
+    assert [str(param.dtype) for param in (*func.params[: len(inputs)], func.params[-1])] == [dtype] * (len(inputs) + 1)
+    agree(call(func, [*inputs.values(), *packed], spec.out.shape), family.reference(spec, {**inputs, **weights}))
+    assert family.flops(spec) > 0
+
+
 @pytest.mark.parametrize(
     ("family", "problem", "arrays"),
     [

@@ -260,7 +260,7 @@ class _Kernel:
         def keep(row: Expr, channel: int, value: Expr) -> None:
             b.store(target, at + row * shape.c + channel, value)
 
-        normalised_rows(b, self.x, start, count, shape.c, self.vector, shape.eps, keep)
+        normalised_rows(b, self.x, start, count, shape.c, self.vector, shape.eps, keep, self.vectors)
 
     def _saliency(self, ring: _Ring, place: Expr, share: Buffer, y: Expr) -> None:
         """A row of the 3x3 convolution to one channel."""

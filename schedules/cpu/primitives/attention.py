@@ -14,7 +14,7 @@ import numpy as np
 from tvm import tirx
 
 from schedules.cpu import microkernel
-from schedules.cpu.builder import Buffer, Builder, Expr, copy, fill, minimum, round_up, splat
+from schedules.cpu.builder import Buffer, Builder, Expr, copy, minimum, round_up, splat
 from schedules.cpu.generator import Arrays, Generator
 from schedules.cpu.lanes import power_of_two, transposed
 from schedules.cpu.primitives.softmax import powers_of_rows, softmax
@@ -270,12 +270,11 @@ class _Kernel:
         return Matrix(buffer, heads * width, self.b.compute_once("base", (first * heads + head) * width))
 
     def _values(self, source: Matrix) -> Matrix:
-        """Values side by side, zeros where they fill no vector."""
+        """Values side by side, in whole vectors; what is beyond their width is never looked at."""
         shape, b = self.shape, self.b
         values = Matrix(b.alloc("values", shape.s * self.width), self.width)
         with b.loop("row", shape.s) as row:
             copy(b, self.lanes, source.buffer, source.at(row, 0), values.buffer, values.at(row, 0), shape.dv)
-            fill(b, self.lanes, values.buffer, values.at(row, shape.dv), self.width - shape.dv)
         return values
 
     def _scaled(self, source: Matrix, queries: Matrix) -> None:

@@ -18,7 +18,7 @@ from schedules.cpu.primitives.windows import lanes_for
 from schedules.machines.cpus import Isa
 from schedules.spec import KernelSpec
 
-WRITTEN_OUT = 96  # vectors of a row that are not a loop
+WRITTEN_OUT = 16  # vectors of a row that are no loop: of more, LLVM takes seconds
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ def normalised_rows(
     vector: int,
     eps: float,
     finish: Callable[[Expr, Expr, Expr], None],
+    written_out: int = WRITTEN_OUT,
 ) -> None:
     """(x - mean) / deviation of `count` rows that are `width` neighbours each, from source[start(row)] on.
 
@@ -73,7 +74,7 @@ def normalised_rows(
     for statistic, term, of_mean in ((mean, plain, lambda total: total), (scale, square, deviation)):
         with b.loop("strip", -(-count // strip)) as index:
             first = b.bind("start", minimum(index * strip, count - strip))
-            sums = [_sum(b, vectors, lambda k, i=i: term(first + i, k)) for i in range(strip)]  # type: ignore[misc]  # noqa: B023
+            sums = [_sum(b, vectors, written_out, lambda k, i=i: term(first + i, k)) for i in range(strip)]  # type: ignore[misc]  # noqa: B023
             total = across(b, sums, lambda a, c: a + c)
             b.store(statistic, first, of_mean(total * splat(1 / width, lanes_of(total))))
     with b.loop("place", count) as row:
@@ -83,15 +84,15 @@ def normalised_rows(
         def normal(k: Expr, row: Expr = row, factor: Expr = factor, shift: Expr = shift) -> None:
             finish(row, column(k), value(row, k) * splat(factor, vector) - shift)
 
-        every(b, "k", WRITTEN_OUT, vectors, normal)
+        every(b, "k", written_out, vectors, normal)
 
 
-def _sum(b: Builder, vectors: int, term: Callable[[Expr], Expr]) -> Expr:
+def _sum(b: Builder, vectors: int, written_out: int, term: Callable[[Expr], Expr]) -> Expr:
     """Terms of all vectors, in a few independent chains."""
     chains = min(4, power_of_two(vectors + 1) // 2)
     partial = [b.bind("partial", term(k)) for k in range(chains)]
     done = chains
-    if vectors > WRITTEN_OUT:  # in a loop, but for the last vector, which may not be like the others
+    if vectors > written_out:  # in a loop, but for the last vector, which may not be like the others
         turns = (vectors - 1) // chains - 1
         done += turns * chains
         partial = _in_loop(b, partial, turns, lambda turn, i: term((turn + 1) * chains + i))
