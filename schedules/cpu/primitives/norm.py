@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from tvm import tirx
@@ -74,7 +75,7 @@ def normalised_rows(
     for statistic, term, of_mean in ((mean, plain, lambda total: total), (scale, square, deviation)):
         with b.loop("strip", -(-count // strip)) as index:
             first = b.bind("start", minimum(index * strip, count - strip))
-            sums = [_sum(b, vectors, written_out, lambda k, i=i: term(first + i, k)) for i in range(strip)]  # type: ignore[misc]  # noqa: B023
+            sums = [_sum(b, vectors, written_out, partial(term, first + i)) for i in range(strip)]
             total = across(b, sums, lambda a, c: a + c)
             b.store(statistic, first, of_mean(total * splat(1 / width, lanes_of(total))))
     with b.loop("place", count) as row:
@@ -90,24 +91,24 @@ def normalised_rows(
 def _sum(b: Builder, vectors: int, written_out: int, term: Callable[[Expr], Expr]) -> Expr:
     """Terms of all vectors, in a few independent chains."""
     chains = min(4, power_of_two(vectors + 1) // 2)
-    partial = [b.bind("partial", term(k)) for k in range(chains)]
+    sums = [b.bind("partial", term(k)) for k in range(chains)]
     done = chains
     if vectors > written_out:  # in a loop, but for the last vector, which may not be like the others
         turns = (vectors - 1) // chains - 1
         done += turns * chains
-        partial = _in_loop(b, partial, turns, lambda turn, i: term((turn + 1) * chains + i))
+        sums = _in_loop(b, sums, turns, lambda turn, i: term((turn + 1) * chains + i))
     for k in range(done, vectors):
-        partial[k % chains] = b.bind("partial", partial[k % chains] + term(k))
-    while len(partial) > 1:
-        partial = [a + c for a, c in zip(partial[::2], partial[1::2], strict=True)]
-    return b.bind("sum", partial[0])
+        sums[k % chains] = b.bind("partial", sums[k % chains] + term(k))
+    while len(sums) > 1:
+        sums = [a + c for a, c in zip(sums[::2], sums[1::2], strict=True)]
+    return b.bind("sum", sums[0])
 
 
-def _in_loop(b: Builder, partial: list[Expr], turns: int, term: Callable[[Expr, int], Expr]) -> list[Expr]:
+def _in_loop(b: Builder, sums: list[Expr], turns: int, term: Callable[[Expr, int], Expr]) -> list[Expr]:
     """A term more for every chain, turn by turn."""
-    lanes = lanes_of(partial[0])
-    cells = [b.cell("chain", lanes) for _ in partial]
-    for cell, value in zip(cells, partial, strict=True):
+    lanes = lanes_of(sums[0])
+    cells = [b.cell("chain", lanes) for _ in sums]
+    for cell, value in zip(cells, sums, strict=True):
         b.store(cell, 0, value)
     with b.loop("turn", turns) as turn:
         for i, cell in enumerate(cells):
