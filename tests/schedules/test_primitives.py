@@ -433,6 +433,18 @@ def test_pooling_keeps_nan(call: Call, mode: str, unit: str) -> None:
     np.testing.assert_allclose(found, expected, atol=2e-3 if unit == "half" else 1e-5)
 
 
+def test_large_windows_add_up_in_float32(call: Call) -> None:
+    """Sums of hundreds of numbers of one sign would lose more than a rounding in float16."""
+    window, padding = (13, 13), (6, 6, 6, 6)
+    inputs = {"x": 3 + normal(1, 14, 14, 8)}
+    mean = PoolShape(1, 14, 14, 8, window, (1, 1), padding, mode="avg", count_padding=True)
+    taps = DepthwiseShape(1, 14, 14, 8, window, (1, 1), padding, epilogue=Epilogue())
+    weights = {"w": np.full((13, 13, 8), 1 / 128, np.float32)}
+    for family, shape, packed in ((Pool(), mean, {}), (Depthwise(), taps, weights)):
+        found, expected = computed(call, family, shape, inputs, packed, UNITS["half"])
+        assert np.abs(found / expected - 1).max() < 2**-11
+
+
 def test_specs_of_pooling() -> None:
     shape = PoolShape(1, 15, 14, 40, THREE, HALVED, ONE, mode="avg", count_padding=True)
     x, out = (Tensor(name, extents, layout="NHWC") for name, extents in (("x", shape.image), ("out", shape.result)))
