@@ -17,12 +17,14 @@ import numpy as np
 import pytest
 
 from saevit_tvm.support import cpu
+from saevit_tvm.support.child import collect_seldom
 
 ROOT = Path(__file__).parents[1]
 
 # Several tests run at a time, and PyTorch's threads spin while they wait for each other: left alone, a build beside
 # another takes two thirds more of the CPU.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+collect_seldom()
 
 # With SAEVIT_TVM_ALL_TOOLS set, as in CI, a test that is skipped has failed: every tool was installed for it. What is
 # left to the machine is who may mount and cut off networks, its processors, and three runtimes with conflicting pins.

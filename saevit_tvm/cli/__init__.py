@@ -24,7 +24,9 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
     def work(guard: Guard) -> int:
         from saevit_tvm.cli.app import invoke
+        from saevit_tvm.support.child import collect_seldom
 
+        collect_seldom()
         return invoke(arguments, guard)
 
     sys.exit(Guard().run(work))

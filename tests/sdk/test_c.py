@@ -216,12 +216,10 @@ def test_memory_is_flat_over_many_inferences(program: Program, shared_arguments:
 
 @pytest.mark.slow
 def test_an_arm64_sdk_computes_the_same_under_qemu(
-    tmp_path: Path, cli: Callable[..., subprocess.CompletedProcess[str]]
+    tmp_path: Path, cli: Callable[..., subprocess.CompletedProcess[str]], built_once: Callable[..., Path]
 ) -> None:
-    options = ["--model", "saevit_micro", "--image-size", "32", "--out", tmp_path, "--name", "a"]
-    built = cli("build", "--target", "arm64", *options)
-    assert built.returncode == 0, built.stderr
-    made = cli("sdk", tmp_path / "a.so", "--flavour", "both", "--out", tmp_path / "sdk", "--json")
+    board_artifact = built_once("arm64", target="arm64", image_size=32)
+    made = cli("sdk", board_artifact, "--flavour", "both", "--out", tmp_path / "sdk", "--json")
     assert made.returncode == 0, made.stderr
     for proof in json.loads(made.stdout)["verification"].values():
         assert proof["proof"] == "qemu" and proof["passed"] and proof["max_abs_error"] < 1e-5
@@ -235,15 +233,13 @@ def test_an_arm64_sdk_computes_the_same_under_qemu(
 
 @pytest.mark.slow
 def test_an_android_sdk_runs_without_androids_libraries_and_compiles_with_others(
-    tmp_path: Path, cli: Callable[..., subprocess.CompletedProcess[str]]
+    tmp_path: Path, cli: Callable[..., subprocess.CompletedProcess[str]], built_once: Callable[..., Path]
 ) -> None:
     """No NDK is here: musl's C library stands in for Android's in its programs, glibc in what a project builds."""
     pytest.importorskip("ziglang")
-    options = ["--model", "saevit_micro", "--image-size", "32", "--out", tmp_path, "--name", "a"]
-    built = cli("build", "--target", "android-arm64", *options)
-    assert built.returncode == 0, built.stderr
+    board_artifact = built_once("android-arm64", target="android-arm64", image_size=32)
     kit = tmp_path / "sdk"
-    made = cli("sdk", tmp_path / "a.so", "--out", kit, "--json")
+    made = cli("sdk", board_artifact, "--out", kit, "--json")
     assert made.returncode == 0, made.stderr
     proof = json.loads(made.stdout)["verification"]["static"]
     assert proof["proof"] == "qemu" and proof["passed"] and proof["max_abs_error"] < 1e-5 and "musl" in proof["note"]
