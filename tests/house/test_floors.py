@@ -92,6 +92,17 @@ def test_patterns_and_schedules_can_be_taken_alone() -> None:
             assert not [other for other in others if other.startswith("saevit_tvm")], module
 
 
+def test_blocks_are_composed_of_primitives_which_know_none() -> None:
+    """And machines are data: they know no kernel."""
+    for module, others in ARROWS.items():
+        if module.startswith("schedules.machines"):
+            assert all(other.startswith("schedules.machines") for other in others), module
+        elif ".primitives" in module:
+            assert not [other for other in others if ".fused" in other], module
+        elif module in ("schedules.spec", "schedules.activations", "schedules.dtypes"):
+            assert not others, module
+
+
 def test_kinds_of_target_are_named_in_their_tables_only() -> None:
     """Who needs to know what a kind means asks the backend. A program that travels alone has one table of its own."""
     named = {
