@@ -193,7 +193,7 @@ def multiply_adds(isa: Any) -> tuple[Any, int]:
     """
     from schedules.cpu.builder import Builder
 
-    b, lanes, turns = Builder(cells=isa.cells), isa.lanes, 200_000
+    b, lanes, turns = Builder(), isa.lanes, 200_000
     source, target = b.param("source", (lanes,)), b.param("target", (CHAINS * lanes,))
     sums = [b.cell(f"sum{i}", lanes) for i in range(CHAINS)]
     for total in sums:

@@ -21,13 +21,10 @@ _KINDS = {"serial": tirx.ForKind.SERIAL, "parallel": tirx.ForKind.PARALLEL}
 
 
 class Builder:
-    """Builds one PrimFunc that computes in `dtype` on parameters that are `stored` in the same type or in another.
+    """Builds one PrimFunc that computes in `dtype` on parameters that are `stored` in the same type or in another."""
 
-    `cells` is the scope of what should live in registers.
-    """
-
-    def __init__(self, dtype: str = "float32", stored: str = "float32", cells: str = "local") -> None:
-        self.dtype, self.stored, self._cells = dtype, stored, cells
+    def __init__(self, dtype: str = "float32", stored: str = "float32") -> None:
+        self.dtype, self.stored = dtype, stored
         self._scopes: list[list[tirx.Stmt]] = [[]]
         self._params: list[Buffer] = []
 
@@ -45,16 +42,14 @@ class Builder:
 
     def alloc(self, name: str, size: int, dtype: str | None = None) -> Buffer:
         """Scratch memory that lives as long as the scope being written."""
-        return self._allocated(name, size, dtype, "global")
+        # LLVM places what is less than a kilobyte. Of scope "local", TVM would ask its runtime for all of it.
+        buffer = tirx.decl_buffer((size,), dtype or self.dtype, name, scope="global")
+        self._emit(tirx.AllocBuffer(buffer))
+        return buffer
 
     def cell(self, name: str, size: int, dtype: str | None = None) -> Buffer:
         """A few numbers that change, in registers."""
-        return self._allocated(name, size, dtype, self._cells)
-
-    def _allocated(self, name: str, size: int, dtype: str | None, scope: str) -> Buffer:
-        buffer = tirx.decl_buffer((size,), dtype or self.dtype, name, scope=scope)
-        self._emit(tirx.AllocBuffer(buffer))
-        return buffer
+        return self.alloc(name, size, dtype)
 
     def load(self, buffer: Buffer, index: Expr, lanes: int = 1, dtype: str | None = None) -> Expr:
         """Some neighbours, in the type of the arithmetic or in another."""

@@ -43,9 +43,7 @@ class Isa:
     """A vector unit, in lanes of the type that it computes in, and in architectural registers.
 
     `stored` is the type of activations and weights between kernels, which some kernels widen to compute. `by_lane`
-    says that a multiply-add can take one lane of a vector for a factor. `cells` is the scope, in TVM's words, of what
-    should live in registers: "local" buffers TVM asks its runtime for, so that they are written to memory after every
-    loop; "global" ones of less than a kilobyte are LLVM's to place. x86 keeps what its records were measured with.
+    says that a multiply-add can take one lane of a vector for a factor.
     """
 
     name: str
@@ -54,7 +52,6 @@ class Isa:
     dtype: str = "float32"
     stored: str = "float32"
     by_lane: bool = False
-    cells: str = "local"
     core: Core = field(default=BIG, compare=False)  # moves the best tiling by little: records are served across cores
 
     def storing(self, dtype: str) -> Isa:
@@ -75,7 +72,7 @@ AVX512VL = Isa("avx512vl", lanes=8, registers=32)
 AVX2 = Isa("avx2", lanes=8, registers=16)
 # SVE would not multiply more: what Neoverse V1 has is four pipes of 128 bits for NEON, of which SVE makes two of 256
 # (Arm, "Neoverse V1 Software Optimization Guide": four FMLA a cycle, or two of SVE's).
-NEON = Isa("neon", lanes=4, registers=32, by_lane=True, cells="global", core=SMALL)
+NEON = Isa("neon", lanes=4, registers=32, by_lane=True, core=SMALL)
 SSE = Isa("sse", lanes=4, registers=16)
 
 

@@ -33,7 +33,7 @@ def expected(name: str, values: np.ndarray) -> np.ndarray:
 
 def kernel(isa: Isa, epilogue: Epilogue, size: int) -> tirx.PrimFunc:
     """out = epilogue(x), with another tensor beside it for every operand."""
-    b = Builder(isa.dtype, isa.stored, isa.cells)
+    b = Builder(isa.dtype, isa.stored)
     x = b.param("x", (size,))
     others = {name: b.param(name, (size,)) for name in ("b", *epilogue.operands)}
     out = b.param("out", (size,))

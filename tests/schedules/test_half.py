@@ -111,7 +111,7 @@ def test_long_sums_lose_no_more_than_short_ones(call: Call, depth: tuple[tuple[i
     isa, tile = NEON.storing("float16"), Tile(3, 2)
     extents = [extent for extent, _ in depth]
     length = sum((extent - 1) * step for extent, step in depth) + 1
-    b = Builder(isa.dtype, isa.stored, isa.cells)
+    b = Builder(isa.dtype, isa.stored)
     a, weight = b.param("a", (5, length)), b.param("weight", (1, int(np.prod(extents)), 16))
     out = b.param("out", (5, 16))
     rows = Rows(a, lambda row: row * length, depth)

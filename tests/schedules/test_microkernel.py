@@ -32,7 +32,7 @@ def product(
 ) -> tirx.PrimFunc:
     """A times B; the rows of A are neighbours, unless a depth with gaps and a pitch of the rows say otherwise."""
     pitch = pitch or k
-    b = Builder(isa.dtype, isa.stored, isa.cells)
+    b = Builder(isa.dtype, isa.stored)
     a = b.param("a", (m, pitch))
     weight = b.param("weight", (panels(n, tile, isa), k, tile.vectors * isa.lanes))
     out = b.param("out", (m, n))
@@ -114,7 +114,7 @@ def test_neon_loads_neighbours_of_a_row_at_once(assembly: Callable[..., str], dt
     """Each step of the depth multiplies by a lane of what was loaded for as many steps as a vector has lanes."""
     isa = NEON.storing(dtype)
     tile = tile_for(isa, 196, 192)
-    b = Builder(isa.dtype, isa.stored, isa.cells)
+    b = Builder(isa.dtype, isa.stored)
     depth, rows = 64, 10 * tile.rows
     a, weight = b.param("a", (rows, depth)), b.param("weight", (1, depth, tile.vectors * isa.lanes))
     out = b.param("out", (rows, tile.vectors * isa.lanes))

@@ -111,7 +111,7 @@ class _Kernel:
         self.block = tiling.expand_vectors * isa.lanes
         self.blocks = microkernel.panels(shape.e, self.expand, isa)
         self.e = self.blocks * self.block
-        self.b = Builder(isa.dtype, isa.stored, isa.cells)
+        self.b = Builder(isa.dtype, isa.stored)
 
     def constants(self, weights: dict[str, np.ndarray]) -> list[np.ndarray]:
         shape = self.shape

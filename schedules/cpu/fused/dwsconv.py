@@ -79,7 +79,7 @@ class _Kernel:
         self.tile = Tile(min(rows, tiling.rows), tiling.vectors, tiling.unroll)
         self.block = tiling.block * isa.lanes
         self.blocks = -(-shape.c // self.block)
-        self.b = Builder(isa.dtype, isa.stored, isa.cells)
+        self.b = Builder(isa.dtype, isa.stored)
 
     def constants(self, weights: dict[str, np.ndarray]) -> list[np.ndarray]:
         point = np.zeros((self.blocks * self.block, self.shape.c), np.float32)

@@ -71,7 +71,7 @@ class _Kernel:
 
     def function(self) -> tirx.PrimFunc:
         shape, isa, tile, groups = self.shape, self.isa, self.tile, self.groups
-        b = Builder(isa.dtype, isa.stored, isa.cells)
+        b = Builder(isa.dtype, isa.stored)
         panels = microkernel.panels(shape.k, tile, isa)
         x = b.param("x", (shape.n, shape.h, shape.w, shape.c))
         weight = b.param("weight", (panels, shape.c, tile.vectors * isa.lanes))

@@ -106,7 +106,7 @@ class _Kernel:
         self.head_width = self.head_panels * self.qkv.vectors * products.lanes
         self.line = (shape.columns * shape.r + 2) * shape.c  # a row of the ring: a position more at both ends
         self.pitch = round_up(shape.columns * shape.r, isa.lanes) + isa.lanes  # a row of saliencies
-        self.b = Builder(isa.dtype, isa.stored, isa.cells)
+        self.b = Builder(isa.dtype, isa.stored)
 
     def constants(self, weights: dict[str, np.ndarray]) -> list[np.ndarray]:
         wide = {name: weight.astype(np.float64) for name, weight in weights.items()}

@@ -21,7 +21,6 @@ from schedules.cpu.epilogue import applied
 from schedules.cpu.generator import Arrays, Generator
 from schedules.cpu.microkernel import Rows, Tile
 from schedules.cpu.primitives import depthwise, operands
-from schedules.cpu.primitives.unrolling import REGISTERS
 from schedules.cpu.primitives.windows import Windows
 from schedules.machines.cpus import Isa
 from schedules.spec import Epilogue, KernelSpec
@@ -97,7 +96,7 @@ class _Kernel:
         self.taps = math.prod(shape.kernel)
         self.line = (shape.w + shape.padding[1] + shape.padding[3]) * self.block
         self.active = Epilogue(("bias", shape.activation))
-        self.b = Builder(isa.dtype, isa.stored, REGISTERS)
+        self.b = Builder(isa.dtype, isa.stored)
 
     @property
     def _pointwise(self) -> bool:

@@ -18,7 +18,7 @@ from schedules.cpu.builder import Buffer, Builder, Expr, copy, minimum, round_up
 from schedules.cpu.generator import Arrays, Generator
 from schedules.cpu.lanes import power_of_two, transposed
 from schedules.cpu.primitives.softmax import powers_of_rows, softmax
-from schedules.cpu.primitives.unrolling import REGISTERS, accumulators, even, in_chunks, in_turns, multiply_add, widest
+from schedules.cpu.primitives.unrolling import accumulators, even, in_chunks, in_turns, multiply_add, widest
 from schedules.machines.cpus import Isa
 from schedules.spec import KernelSpec
 
@@ -216,7 +216,7 @@ class _Kernel:
         self.block = min(tiling.block, shape.t // tiling.bands)
         self.lanes = min(isa.lanes, power_of_two(shape.dv))  # of values
         self.width = round_up(shape.dv, self.lanes)
-        self.b = Builder(isa.dtype, isa.stored, REGISTERS)
+        self.b = Builder(isa.dtype, isa.stored)
 
     def constants(self, weights: dict[str, np.ndarray]) -> list[np.ndarray]:
         return []

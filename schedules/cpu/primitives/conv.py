@@ -116,7 +116,7 @@ class _Kernel:
         rows = shape.out_w * (shape.out_h if tiling.bands == 1 and tiling.chunk >= shape.out_h else 1)
         self.tile = Tile(min(rows, tiling.rows), tiling.vectors, tiling.unroll)
         self.panels = microkernel.panels(shape.k, self.tile, isa)
-        self.b = Builder(isa.dtype, isa.stored, isa.cells)
+        self.b = Builder(isa.dtype, isa.stored)
 
     def constants(self, weights: dict[str, np.ndarray]) -> list[np.ndarray]:
         flat = weights["w"].reshape(self.shape.depth, self.shape.k)

@@ -18,7 +18,6 @@ from schedules.cpu.epilogue import applied
 from schedules.cpu.generator import Arrays, Generator
 from schedules.cpu.microkernel import PART
 from schedules.cpu.primitives import operands, windows
-from schedules.cpu.primitives.unrolling import REGISTERS
 from schedules.cpu.primitives.windows import Step, Sweep, Tiling, Windows
 from schedules.machines.cpus import Isa
 from schedules.spec import Epilogue, KernelSpec
@@ -115,7 +114,7 @@ class _Kernel(Sweep):
         self.biased = self.steps[:1] == ("bias",)
         self.epilogue = Epilogue(self.steps[self.biased :])
         self.taps = shape.kernel[0] * shape.kernel[1]
-        super().__init__(Builder(isa.dtype, isa.stored, REGISTERS), isa, shape, tiling)
+        super().__init__(Builder(isa.dtype, isa.stored), isa, shape, tiling)
 
     def constants(self, weights: dict[str, np.ndarray]) -> list[np.ndarray]:
         """For every vector its taps, then its bias."""

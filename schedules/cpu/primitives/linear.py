@@ -21,7 +21,7 @@ from schedules.cpu.epilogue import applied
 from schedules.cpu.generator import Arrays, Generator
 from schedules.cpu.microkernel import Rows, Tile
 from schedules.cpu.primitives import operands
-from schedules.cpu.primitives.unrolling import REGISTERS, even
+from schedules.cpu.primitives.unrolling import even
 from schedules.machines.cpus import Isa
 from schedules.spec import Epilogue, KernelSpec
 
@@ -108,7 +108,7 @@ class _Kernel:
         self.chunk = min(tiling.chunk, shape.rows // tiling.bands)
         self.tile = Tile(min(tiling.rows, self.chunk), tiling.vectors, tiling.unroll)
         self.panels = microkernel.panels(shape.k, self.tile, isa)
-        self.b = Builder(isa.dtype, isa.stored, REGISTERS)
+        self.b = Builder(isa.dtype, isa.stored)
 
     def constants(self, weights: dict[str, np.ndarray]) -> list[np.ndarray]:
         bias = [np.asarray(weights["b"], np.float32)] if "b" in weights else []

@@ -14,7 +14,7 @@ from schedules.cpu.generator import Arrays, Generator
 from schedules.cpu.lanes import across, power_of_two, without_first
 from schedules.cpu.primitives import rows
 from schedules.cpu.primitives.rows import RowsShape, Tiling
-from schedules.cpu.primitives.unrolling import REGISTERS, even, every
+from schedules.cpu.primitives.unrolling import even, every
 from schedules.cpu.primitives.windows import lanes_for
 from schedules.machines.cpus import Isa
 from schedules.spec import KernelSpec
@@ -120,7 +120,7 @@ class _Kernel:
     def __init__(self, shape: LayerNormShape, isa: Isa, tiling: Tiling) -> None:
         self.shape, self.tiling = shape, tiling
         self.vector = lanes_for(shape.c, isa)
-        self.b = Builder(isa.dtype, isa.stored, REGISTERS)
+        self.b = Builder(isa.dtype, isa.stored)
 
     def constants(self, weights: dict[str, np.ndarray]) -> list[np.ndarray]:
         return [np.asarray(weights[name], np.float32) for name in "gb"]

@@ -16,7 +16,6 @@ from schedules.cpu.generator import Arrays, Generator
 from schedules.cpu.lanes import largest
 from schedules.cpu.microkernel import pieces
 from schedules.cpu.primitives import operands, windows
-from schedules.cpu.primitives.unrolling import REGISTERS
 from schedules.cpu.primitives.windows import Step, Sweep, Tiling, Windows, lanes_for
 from schedules.machines.cpus import Isa
 from schedules.spec import Epilogue, KernelSpec
@@ -100,7 +99,7 @@ class Pool(Generator):
 
     def loops(self, problem: PoolShape, unit: Isa, tiling: Tiling, threads: int) -> _Pool:
         unit = _unit(problem, unit)
-        return _Pool(Builder(unit.dtype, unit.stored, REGISTERS), unit, problem, tiling)
+        return _Pool(Builder(unit.dtype, unit.stored), unit, problem, tiling)
 
     def reference_for(self, problem: PoolShape, arrays: Arrays) -> np.ndarray:
         return _pooled(problem, arrays)
@@ -136,7 +135,7 @@ class _Mean:
         self.shape, self.isa, self.tiling = shape, isa, tiling
         self.lanes = lanes_for(shape.c, isa)
         self.width = min(tiling.vectors * self.lanes, shape.c // self.lanes * self.lanes)
-        self.b = Builder(isa.dtype, isa.stored, REGISTERS)
+        self.b = Builder(isa.dtype, isa.stored)
 
     def constants(self, weights: dict[str, np.ndarray]) -> list[np.ndarray]:
         return []

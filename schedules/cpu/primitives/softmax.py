@@ -14,7 +14,7 @@ from schedules.cpu.generator import Arrays, Generator
 from schedules.cpu.lanes import across, exp2, power_of_two
 from schedules.cpu.primitives import rows
 from schedules.cpu.primitives.rows import RowsShape, Tiling
-from schedules.cpu.primitives.unrolling import REGISTERS, even, every, sweep
+from schedules.cpu.primitives.unrolling import even, every, sweep
 from schedules.machines.cpus import Isa
 from schedules.saa_shape import NO_SHARE
 from schedules.spec import KernelSpec
@@ -88,7 +88,7 @@ class _Kernel:
         self.shape, self.isa, self.tiling = shape, isa, tiling
         self.vectors = -(-shape.c // isa.lanes)
         self.pitch = (self.vectors | 1) * isa.lanes  # odd, or else rows would compete for places in the cache
-        self.b = Builder(isa.dtype, isa.stored, REGISTERS)
+        self.b = Builder(isa.dtype, isa.stored)
 
     def constants(self, weights: dict[str, np.ndarray]) -> list[np.ndarray]:
         return []

@@ -8,9 +8,6 @@ from schedules.cpu.builder import Buffer, Builder, Expr, lanes_of
 from schedules.cpu.microkernel import pieces
 from schedules.machines.cpus import Isa
 
-# The scope of what changes in a loop. LLVM puts small buffers of it into registers; those of scope "local" TVM asks
-# its runtime for, on x86 too, which costs as much as a whole strip of a depthwise convolution.
-REGISTERS = "global"
 UNROLL = 4  # steps of a reduction in one turn of its loop
 
 
