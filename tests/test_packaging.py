@@ -56,7 +56,7 @@ def test_the_installed_wheel_builds_a_model_away_from_the_checkout(wheel: Path, 
     site = tmp_path / "site"
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(site), str(wheel)]
     subprocess.run(pip, check=True)
-    environment = os.environ | {"PYTHONPATH": str(site)}
+    environment = os.environ | {"PYTHONPATH": str(site), "SAEVIT_TVM_CACHE": str(tmp_path / "cache")}
     where = "import saevit_tvm, schedules, relay_patterns, tuning_logs; print(saevit_tvm.__file__, schedules.__file__)"
     told = subprocess.run(
         [sys.executable, "-c", where], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True

@@ -39,7 +39,8 @@ def test_while_libraries_load(tmp_path, number, delay, interrupted):
 
 
 @pytest.mark.parametrize("delay", [0.0, pytest.param(2.0, marks=pytest.mark.slow), 4.0])
-def test_while_compiling(tmp_path, delay, interrupted):
+def test_while_compiling(tmp_path, delay, interrupted, monkeypatch):
+    monkeypatch.setenv("SAEVIT_TVM_CACHE", str(tmp_path / "cache"))  # an import of its own lasts for seconds
     done = interrupted(signal.SIGINT, "compiling", delay, *BUILD, cwd=tmp_path / "work")
     stopped_cleanly(done, signal.SIGINT, tmp_path / "work")
 
