@@ -19,7 +19,7 @@ from typing import Any
 from saevit_tvm import backends
 from saevit_tvm.measure.offline import LAUNCH_SECONDS, Graph
 from saevit_tvm.runtime import cuda
-from saevit_tvm.support.child import collect_seldom, die_with_parent
+from saevit_tvm.support.child import collect_seldom, die_with_parent, without_torch
 
 REPEATS = 3
 REPEAT_MS = 40
@@ -170,6 +170,7 @@ def main() -> None:
     connection, parent = Connection(int(sys.argv[1])), int(sys.argv[2])
     die_with_parent(parent)
     collect_seldom()
+    without_torch()
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         serve(connection)
 

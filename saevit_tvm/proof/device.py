@@ -18,6 +18,7 @@ from saevit_tvm import backends
 from saevit_tvm.measure.tracker import Device, Tracker, rpc_address
 from saevit_tvm.proof.questions import REFUSED, Answers, answer, ask
 from saevit_tvm.runtime.artifact import read_manifest
+from saevit_tvm.support.child import without_torch
 from saevit_tvm.support.errors import TargetError
 
 SECONDS = 300
@@ -85,4 +86,5 @@ def _outputs(machine: Any) -> list[Any]:
 
 
 if __name__ == "__main__":
+    without_torch()
     answer(_run)

@@ -18,3 +18,13 @@ def test_a_python_that_knows_nothing_of_us_finds_us(tmp_path: Path) -> None:
     assert subprocess.run(alone, env=clean, **options).returncode != 0
     found = subprocess.run(alone, env=clean | {"PYTHONPATH": told}, check=True, **options).stdout.strip()
     assert Path(found).samefile(Path(__file__).parents[2] / "saevit_tvm" / "support" / "child.py")
+
+
+def test_a_process_without_torch_has_all_of_tvm_that_a_worker_needs() -> None:
+    code = (
+        "from saevit_tvm.support.child import without_torch; without_torch()\n"
+        "import sys; from saevit_tvm import backends; backends.get('llvm')\n"
+        "print([name for name in sys.modules if name.partition('.')[0] == 'torch'], 'tvm' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "['torch'] True"
