@@ -60,6 +60,9 @@ class Cpu(Backend):
         target, records = recipe.target.tvm, recipe.records
         return schedules(records and records.database, isa_of(target), threads_of(target))
 
+    def keeps_libraries(self, target: Target) -> bool:
+        return target.output == "library"
+
     def executable(self, mod: tvm.IRModule, target: Target, what: str) -> relax.VMExecutable:
         with library.generating_code(mod):
             return relax.build(mod, tvm.target.Target(target.tvm), relax_pipeline=None)
