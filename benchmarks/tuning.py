@@ -203,15 +203,15 @@ class Ours:
         """The model with the records that there were at each fraction of the time."""
         from stages import compiled
 
-        from relay_patterns import blocks, layers
+        from relay_patterns import find_blocks, find_primitives
         from saevit_tvm.tuning.records import Records, Source
 
         made, began = {}, datetime.fromisoformat(found["began"])
         for fraction in asked["fractions"]:
             store = self._at(began + timedelta(minutes=fraction * asked["minutes"]))
             records = Records([Source(store, shipped=False, near=False)], self.target)
-            regions = [*blocks(), *layers()]
-            made[fraction] = compiled(self.source, self.target, regions=regions, database=records.database)
+            finders = [find_blocks, find_primitives]
+            made[fraction] = compiled(self.source, self.target, finders=finders, database=records.database)
         return made
 
     def _at(self, moment: datetime) -> Any:
