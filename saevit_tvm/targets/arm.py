@@ -13,7 +13,8 @@ from saevit_tvm.targets.base import Target, dtypes_with
 
 V8 = ("asimd", "fp")
 V8_2 = (*V8, "asimddp", "asimdhp", "asimdrdm", "atomics", "lrcpc")
-V8_4_SVE = (*V8_2, "asimdfhm", "bf16", "fcma", "i8mm", "jscvt", "sve")
+V8_6 = (*V8_2, "asimdfhm", "bf16", "fcma", "i8mm", "jscvt")
+V8_4_SVE = (*V8_6, "sve")
 
 
 def _linux(name: str, summary: str, features: tuple[str, ...], emulator: str, **tvm: Any) -> Target:
@@ -59,7 +60,7 @@ ARM_TARGETS = (
     _linux("jetson-orin-cpu", "the CPU of a Jetson Orin (Cortex-A78AE)", V8_2, "cortex-a76", mcpu="cortex-a78ae"),
     _android("android-arm64", "any 64-bit ARM Android (armv8-a)", V8, "cortex-a53", mattr=["+neon"]),
     # Without SVE, which the phones of some makers switch off.
-    _android("phone-cortex-x4", "phones with a Cortex-X4", V8_2, "max", mcpu="cortex-x4", mattr=["-sve"]),
+    _android("phone-cortex-x4", "phones with a Cortex-X4", V8_6, "max", mcpu="cortex-x4", mattr=["-sve"]),
     Target(
         name="apple-silicon",
         summary="Macs with an M1 or later: object files, to be linked on a Mac",
