@@ -25,8 +25,10 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     def work(guard: Guard) -> int:
         from saevit_tvm.cli.app import invoke
         from saevit_tvm.support.child import collect_seldom
+        from saevit_tvm.support.tvm_first import load_tvm_first
 
         collect_seldom()
+        load_tvm_first()
         return invoke(arguments, guard)
 
     sys.exit(Guard().run(work))

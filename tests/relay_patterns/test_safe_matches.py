@@ -164,7 +164,7 @@ def regions(path: Path) -> Counter[str]:
         ("conv + positional embedding", {"conv": 1}),
         ("conv + constant by column", {"conv": 1}),
         ("conv + constant by column -> BatchNorm", {"conv": 2}),
-        ("two heads on one mean", {}),
+        ("two heads on one mean", {"mean": 1, "linear": 2}),
     ],
 )
 def test_what_is_taken(name: str, expected: dict[str, int], tmp_path: Path) -> None:
