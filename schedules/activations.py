@@ -124,6 +124,11 @@ ACTIVATIONS = {
         Activation("silu", lambda x: x * _sigmoid(x), (lambda x: x.op("nn.silu"), lambda x: x * x.op("sigmoid"))),
         Activation("tanh", lambda x: x.tanh(), (lambda x: x.op("tanh"),)),
         Activation(
+            "hardsigmoid",
+            lambda x: (x + 3.0).clip(0.0, 6.0) * (1 / 6),
+            (lambda x: (x + 3.0).clip(0.0, math.inf).clip(-math.inf, 6.0) / 6.0,),
+        ),
+        Activation(
             "hardswish",
             lambda x: x * (x + 3.0).clip(0.0, 6.0) * (1 / 6),
             (
