@@ -93,7 +93,7 @@ def cases(model: str, image_size: int = 224) -> list[Case]:
         found.append(Case(name, family, shape, made, calls))
 
     def down(name: str, size: int, c: int, k: int, *steps: str) -> None:
-        shape = ConvShape(1, size, size, c, k, (3, 3), (2, 2), (1, 1, 1, 1), epilogue=Epilogue(("bias", *steps)))
+        shape = ConvShape(1, size, size, c, (3, 3), (2, 2), (1, 1, 1, 1), k=k, epilogue=Epilogue(("bias", *steps)))
         add(name, "conv", shape, 1, w=(3, 3, c, k), b=(k,))
 
     down("stem1", image_size, 3, dims[0] // 2, "gelu")

@@ -63,7 +63,7 @@ def region(name: str) -> tuple[Any, dict[str, np.ndarray]]:
             "pw_b": normal(76),
         }
     if name == "conv":
-        shape = ConvShape(*image, 9, 20, (3, 3), (2, 2), (1, 1, 1, 1), epilogue=GELU)
+        shape = ConvShape(*image, 9, (3, 3), (2, 2), (1, 1, 1, 1), k=20, epilogue=GELU)
         return shape, {"w": normal(3, 3, 9, 20), "b": normal(20)}
     if name == "head":
         return HeadShape(*image, 84, 10), {"w": normal(84, 10), "b": normal(10)}

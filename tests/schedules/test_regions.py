@@ -99,21 +99,21 @@ def test_dwsconv(call: Call, here: Isa, shape: DWSConvShape, threads: int, knobs
 @pytest.mark.parametrize(
     ("shape", "threads", "knobs"),
     [
-        (ConvShape(1, 32, 32, 3, 24, (3, 3), (2, 2), ONE, epilogue=GELU), 1, {"chunk": 5}),
-        (ConvShape(2, 11, 9, 5, 13, (3, 3), (2, 2), ONE), 2, {}),
-        (ConvShape(2, 12, 13, 3, 24, (3, 3), (2, 2), ONE, epilogue=GELU, channels_first=True), 2, {"chunk": 4}),
+        (ConvShape(1, 32, 32, 3, (3, 3), (2, 2), ONE, k=24, epilogue=GELU), 1, {"chunk": 5}),
+        (ConvShape(2, 11, 9, 5, (3, 3), (2, 2), ONE, k=13), 2, {}),
+        (ConvShape(2, 12, 13, 3, (3, 3), (2, 2), ONE, k=24, epilogue=GELU, channels_first=True), 2, {"chunk": 4}),
         (
-            ConvShape(1, 14, 14, 16, 80, (3, 3), (2, 2), ONE),
+            ConvShape(1, 14, 14, 16, (3, 3), (2, 2), ONE, k=80),
             2,
             {"groups": 2, "bands": 1},
         ),  # columns split between tasks
         (
-            ConvShape(1, 13, 9, 4, 50, (5, 5), padding=(2, 2, 2, 2)),
+            ConvShape(1, 13, 9, 4, (5, 5), k=50, padding=(2, 2, 2, 2)),
             4,
             {"groups": 2, "bands": 2},
         ),  # the last panel is narrow
-        (ConvShape(1, 8, 8, 16, 24), 1, {}),
-        (ConvShape(1, 3, 3, 2, 3, (3, 3)), 1, {}),
+        (ConvShape(1, 8, 8, 16, (1, 1), k=24), 1, {}),
+        (ConvShape(1, 3, 3, 2, (3, 3), k=3), 1, {}),
     ],
 )
 def test_conv(call: Call, here: Isa, shape: ConvShape, threads: int, knobs: dict[str, int]) -> None:
@@ -133,8 +133,8 @@ def test_head(call: Call, here: Isa, shape: HeadShape, threads: int) -> None:
     [
         CIFFNShape(1, 9, 10, 22, 44),  # neither x's channels nor a block of the expanded are whole vectors
         DWSConvShape(1, 9, 15, 23),
-        ConvShape(1, 11, 9, 5, 13, (3, 3), (2, 2), ONE, epilogue=GELU),
-        ConvShape(1, 13, 9, 4, 50, (5, 5), padding=(2, 2, 2, 2)),
+        ConvShape(1, 11, 9, 5, (3, 3), (2, 2), ONE, k=13, epilogue=GELU),
+        ConvShape(1, 13, 9, 4, (5, 5), k=50, padding=(2, 2, 2, 2)),
         HeadShape(5, 3, 4, 21, 10),
     ],
 )
@@ -157,7 +157,7 @@ def test_zeros_around_the_image_are_not_the_bias(call: Call, here: Isa) -> None:
     "shape",
     [
         CIFFNShape(1, 6, 5, 16, 48),
-        ConvShape(1, 9, 9, 8, 40, (3, 3), (2, 2), ONE),
+        ConvShape(1, 9, 9, 8, (3, 3), (2, 2), ONE, k=40),
         DWSConvShape(1, 8, 8, 24),
         HeadShape(1, 2, 2, 16, 70),
     ],

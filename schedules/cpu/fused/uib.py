@@ -20,7 +20,7 @@ from schedules.cpu.builder import Buffer, Builder, Expr, fill, maximum, minimum
 from schedules.cpu.epilogue import applied
 from schedules.cpu.generator import Arrays, Generator
 from schedules.cpu.microkernel import Rows, Tile
-from schedules.cpu.primitives import depthwise, operands
+from schedules.cpu.primitives import depthwise, operands, windows
 from schedules.cpu.primitives.windows import Windows
 from schedules.machines.cpus import Isa
 from schedules.spec import Epilogue, KernelSpec
@@ -239,13 +239,7 @@ def _reference(shape: UIBShape, arrays: Arrays) -> np.ndarray:
 
     z = active(np.asarray(arrays["x"], np.float64) @ arrays["ex_w"] + arrays["ex_b"])
     if math.prod(shape.kernel) > 1:
-        above, left, below, right = shape.padding
-        padded, (down, across) = np.pad(z, ((0, 0), (above, below), (left, right), (0, 0))), shape.strides
-        z = np.zeros((shape.n, shape.out_h, shape.out_w, shape.e)) + arrays["dw_b"]
-        for i, j in product(*map(range, shape.kernel)):
-            rows = slice(i, i + down * (shape.out_h - 1) + 1, down)
-            columns = slice(j, j + across * (shape.out_w - 1) + 1, across)
-            z += padded[:, rows, columns] * arrays["dw_w"][i, j]
+        z = sum((seen * arrays["dw_w"][i, j] for i, j, seen in windows.taps(shape, z)), arrays["dw_b"])
         z = active(z)
     return activations.reference(shape.epilogue.steps, z @ arrays["pr_w"], {**arrays, "b": arrays["pr_b"]})
 

@@ -19,6 +19,8 @@ from schedules.cpu.builder import Buffer, Builder, Expr, copy, fill, integer, mi
 from schedules.cpu.epilogue import applied
 from schedules.cpu.generator import Arrays, Generator
 from schedules.cpu.microkernel import Rows, Tile
+from schedules.cpu.primitives import windows
+from schedules.cpu.primitives.windows import Windows
 from schedules.machines.cpus import Isa
 from schedules.spec import Epilogue, KernelSpec
 
@@ -26,17 +28,9 @@ PATCH = 1 << 16  # numbers: what a patch may take of the cache
 BIAS = Epilogue(("bias",))
 
 
-@dataclass(frozen=True)
-class ConvShape:
-    n: int
-    h: int
-    w: int
-    c: int
+@dataclass(frozen=True, kw_only=True)
+class ConvShape(Windows):
     k: int
-    kernel: tuple[int, int] = (1, 1)
-    strides: tuple[int, int] = (1, 1)
-    padding: tuple[int, int, int, int] = (0, 0, 0, 0)  # above, left, below, right
-    dilation: tuple[int, int] = (1, 1)
     epilogue: Epilogue = field(default=BIAS)
     channels_first: bool = False  # the input is a picture, as it comes from outside: of float32 in any case
 
@@ -44,20 +38,6 @@ class ConvShape:
     def image(self) -> tuple[int, ...]:
         n, h, w, c = self.n, self.h, self.w, self.c
         return (n, c, h, w) if self.channels_first else (n, h, w, c)
-
-    @property
-    def span(self) -> tuple[int, int]:
-        """Rows and columns of the input that a result sees, with those that dilation leaves out."""
-        (high, wide), (down, across) = self.kernel, self.dilation
-        return (high - 1) * down + 1, (wide - 1) * across + 1
-
-    @property
-    def out_h(self) -> int:
-        return (self.h + self.padding[0] + self.padding[2] - self.span[0]) // self.strides[0] + 1
-
-    @property
-    def out_w(self) -> int:
-        return (self.w + self.padding[1] + self.padding[3] - self.span[1]) // self.strides[1] + 1
 
     @property
     def line(self) -> int:
@@ -209,16 +189,9 @@ class _Kernel:
 
 
 def _reference(shape: ConvShape, arrays: Arrays) -> np.ndarray:
-    x = np.asarray(arrays["x"], np.float64)
+    x = np.asarray(arrays["x"])
     x = x.transpose(0, 2, 3, 1) if shape.channels_first else x
-    above, left, below, right = shape.padding
-    padded = np.pad(x, ((0, 0), (above, below), (left, right), (0, 0)))
-    (high, wide), (down, across) = shape.strides, shape.dilation
-    out = np.zeros(shape.result)
-    for i, j in product(*map(range, shape.kernel)):
-        rows = slice(i * down, i * down + high * (shape.out_h - 1) + 1, high)
-        columns = slice(j * across, j * across + wide * (shape.out_w - 1) + 1, wide)
-        out += padded[:, rows, columns] @ arrays["w"][i, j]
+    out = sum((seen @ arrays["w"][i, j] for i, j, seen in windows.taps(shape, x)), np.zeros(shape.result))
     return activations.reference(shape.epilogue.steps, out, dict(arrays))
 
 
@@ -232,8 +205,9 @@ class Conv(Generator):
         if spec["groups"] != 1 or within != c:
             return None
         strides, padding, dilation = (spec[name] for name in ("strides", "padding", "dilation"))
+        picture = spec.x.layout == "NCHW"
         return ConvShape(
-            n, h, w, c, k, (high, wide), strides, padding, dilation, spec.epilogue, spec.x.layout == "NCHW"
+            n, h, w, c, (high, wide), strides, padding, dilation, k=k, epilogue=spec.epilogue, channels_first=picture
         )
 
     def default_for(self, problem: ConvShape, unit: Isa, threads: int) -> Tiling:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import product
 
 import numpy as np
 from tvm import tirx
@@ -153,14 +152,7 @@ class _Kernel(Sweep):
 
 
 def _reference(shape: DepthwiseShape, arrays: Arrays) -> np.ndarray:
-    above, left, below, right = shape.padding
-    x = np.pad(np.asarray(arrays["x"], np.float64), ((0, 0), (above, below), (left, right), (0, 0)))
-    (high, wide), (down, across) = shape.strides, shape.dilation
-    out = np.zeros(shape.result)
-    for i, j in product(*map(range, shape.kernel)):
-        rows = slice(i * down, i * down + high * (shape.out_h - 1) + 1, high)
-        columns = slice(j * across, j * across + wide * (shape.out_w - 1) + 1, wide)
-        out += x[:, rows, columns] * arrays["w"][i, j]
+    out = sum((seen * arrays["w"][i, j] for i, j, seen in windows.taps(shape, arrays["x"])), np.zeros(shape.result))
     return activations.reference(shape.epilogue.steps, out, dict(arrays))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from itertools import product
 
 import numpy as np
 from tvm import tirx
@@ -62,19 +61,10 @@ class _Pool(Sweep):
 
 
 def _pooled(shape: PoolShape, arrays: Arrays) -> np.ndarray:
-    above, left, below, right = shape.padding
-    around = ((0, 0), (above, below), (left, right), (0, 0))
-    x = np.asarray(arrays["x"], np.float64)
-    counted = np.pad(np.ones_like(x), around, constant_values=1.0 if shape.count_padding else 0.0)
-    x = np.pad(x, around, constant_values=-np.inf if shape.mode == "max" else 0.0)
-    (high, wide), (down, across) = shape.strides, shape.dilation
-    seen, counts = [], np.zeros(shape.result)
-    for i, j in product(*map(range, shape.kernel)):
-        rows = slice(i * down, i * down + high * (shape.out_h - 1) + 1, high)
-        columns = slice(j * across, j * across + wide * (shape.out_w - 1) + 1, wide)
-        seen.append(x[:, rows, columns])
-        counts += counted[:, rows, columns]
-    out = np.max(seen, 0) if shape.mode == "max" else np.sum(seen, 0) / counts
+    x, of_largest = arrays["x"], shape.mode == "max"
+    seen = [each for _, _, each in windows.taps(shape, x, -np.inf if of_largest else 0.0)]
+    counted = windows.taps(shape, np.ones_like(x), 1.0 if shape.count_padding else 0.0)
+    out = np.max(seen, 0) if of_largest else np.sum(seen, 0) / sum(each for _, _, each in counted)
     return activations.reference(shape.epilogue.steps, out, dict(arrays))
 
 

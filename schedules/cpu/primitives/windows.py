@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 
+import numpy as np
 from tvm import tirx
 
 from schedules.cpu.builder import Buffer, Builder, Expr, integer, maximum, minimum
@@ -43,14 +44,18 @@ class Windows:
         return self.n, self.h, self.w, self.c
 
     @property
+    def span(self) -> tuple[int, int]:
+        """Rows and columns of the input that a result sees, with those that dilation leaves out."""
+        (high, wide), (down, across) = self.kernel, self.dilation
+        return (high - 1) * down + 1, (wide - 1) * across + 1
+
+    @property
     def out_h(self) -> int:
-        span = (self.kernel[0] - 1) * self.dilation[0] + 1
-        return (self.h + self.padding[0] + self.padding[2] - span) // self.strides[0] + 1
+        return (self.h + self.padding[0] + self.padding[2] - self.span[0]) // self.strides[0] + 1
 
     @property
     def out_w(self) -> int:
-        span = (self.kernel[1] - 1) * self.dilation[1] + 1
-        return (self.w + self.padding[1] + self.padding[3] - span) // self.strides[1] + 1
+        return (self.w + self.padding[1] + self.padding[3] - self.span[1]) // self.strides[1] + 1
 
     @property
     def result(self) -> tuple[int, ...]:
@@ -63,6 +68,17 @@ class Windows:
     def present(self, x: int, column: int) -> bool:
         """Whether a column, seen from the window of result x, is in the image."""
         return 0 <= x * self.strides[1] - self.padding[1] + column < self.w
+
+
+def taps(shape: Windows, x: np.ndarray, beyond: float = 0.0) -> Iterator[tuple[int, int, np.ndarray]]:
+    """For every place (i, j) of a window, what all results see there, in numpy; `beyond` is around the image."""
+    above, left, below, right = shape.padding
+    padded = np.pad(np.asarray(x, np.float64), ((0, 0), (above, below), (left, right), (0, 0)), constant_values=beyond)
+    (high, wide), (down, across) = shape.strides, shape.dilation
+    for i, j in product(*map(range, shape.kernel)):
+        rows = slice(i * down, i * down + high * (shape.out_h - 1) + 1, high)
+        columns = slice(j * across, j * across + wide * (shape.out_w - 1) + 1, wide)
+        yield i, j, padded[:, rows, columns]
 
 
 @dataclass(frozen=True)
