@@ -7,15 +7,11 @@ from functools import partial
 
 from tvm import relax
 
-from relay_patterns.ciffn import ciffn
-from relay_patterns.dwsconv import dwsconv
+from relay_patterns.blocks import blocks
 from relay_patterns.graph import Graph
-from relay_patterns.head import head
 from relay_patterns.near_miss import first_difference
 from relay_patterns.primitives import PRIMITIVES
 from relay_patterns.region import Reading, Region
-from relay_patterns.saa import saa
-from relay_patterns.uib import uib
 from schedules.spec import KernelSpec
 
 __all__ = ["Accepts", "Reading", "Region", "blocks", "find_blocks", "find_primitives", "missed"]
@@ -23,11 +19,6 @@ __all__ = ["Accepts", "Reading", "Region", "blocks", "find_blocks", "find_primit
 Accepts = Callable[[KernelSpec], bool]  # whether there is a kernel for a spec
 Found = dict[relax.Var, Reading]  # by the variable that has the result
 Finder = Callable[[relax.Var], Iterator[tuple[relax.Var, Reading]]]
-
-
-def blocks() -> list[Region]:
-    """The blocks that are looked for, larger ones first."""
-    return [*saa(), ciffn(), dwsconv(), *uib(), head()]
 
 
 def find_blocks(func: relax.Function, accepts: Accepts) -> Found:

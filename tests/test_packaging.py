@@ -41,7 +41,7 @@ def test_the_wheel_holds_every_room_and_no_test(wheel: Path) -> None:
         "saevit_tvm/sdk/c/include/saevit.h",
         "saevit_tvm/sdk/c/src/static/pool.c",
         "saevit_tvm/runtime/opencl/plugin/plugin.cc",
-        "relay_patterns/saa.py",
+        "relay_patterns/blocks/saa.py",
         "schedules/cpu/microkernel.py",
         "tuning_logs/__init__.py",
         RECORDS,

@@ -1,36 +1,39 @@
-"""Which generator makes a kernel on a CPU: fused blocks before primitives, and the first that accepts wins."""
+"""Which generator makes a kernel on a CPU: fused blocks before primitives, and the first that accepts wins.
+
+A generator is found by itself, by its file in `fused/` or `primitives/`.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+from inspect import isabstract
+from pkgutil import iter_modules
+from types import ModuleType
 
 import numpy as np
 import tvm
 from tvm import tirx
 from tvm.s_tir import Schedule
 
-from schedules.cpu.fused.ciffn import CIFFN
-from schedules.cpu.fused.dwsconv import DWSConv
-from schedules.cpu.fused.head import Head
-from schedules.cpu.fused.saa import SAA
-from schedules.cpu.fused.uib import UIB
+from schedules.cpu import fused, primitives
 from schedules.cpu.generator import Arrays, Generator
-from schedules.cpu.primitives.attention import Attention
-from schedules.cpu.primitives.conv import Conv
-from schedules.cpu.primitives.depthwise import Depthwise
-from schedules.cpu.primitives.linear import Linear
-from schedules.cpu.primitives.norm import LayerNorm
-from schedules.cpu.primitives.pool import Mean, Pool
-from schedules.cpu.primitives.softmax import Softmax
 from schedules.kernels import declared, noted, tiled
 from schedules.machines.cpus import Isa
 from schedules.spec import KernelSpec
 
-GENERATORS: tuple[Generator, ...] = (
-    *(SAA(), CIFFN(), DWSConv(), UIB(), Head()),
-    *(Attention(), Conv(), Depthwise(), Linear(), LayerNorm(), Softmax(), Pool(), Mean()),
-)
+
+def _generators(package: ModuleType) -> Iterator[Generator]:
+    for file in iter_modules(package.__path__):
+        module = import_module(f"{package.__name__}.{file.name}")
+        for each in vars(module).values():
+            own = isinstance(each, type) and each.__module__ == module.__name__
+            if own and issubclass(each, Generator) and not isabstract(each):
+                yield each()
+
+
+GENERATORS = (*_generators(fused), *_generators(primitives))
 DIVISION = ("bands", "groups", "chunk")  # the knobs, of any generator, that depend on the number of threads
 
 

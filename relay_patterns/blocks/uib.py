@@ -27,7 +27,7 @@ from relay_patterns.region import (
 )
 
 
-def uib() -> list[Region]:
+def regions() -> list[Region]:
     """With and without the depthwise convolution, with and without a residual; the larger ones first."""
     return [_region(depthwise, residual) for depthwise in (True, False) for residual in (True, False)]
 

@@ -27,7 +27,7 @@ from relay_patterns.region import (
 )
 
 
-def ciffn() -> Region:
+def regions() -> list[Region]:
     x, gain = wildcard(), is_const()
     expand = Conv(x)
     depthwise = Conv(expand.pattern)
@@ -58,7 +58,7 @@ def ciffn() -> Region:
         Step("relax.nn.conv2d", project.pattern),
         Step("relax.add", block),
     )
-    return Region("ciffn", block, parts, _read, steps)
+    return [Region("ciffn", block, parts, _read, steps)]
 
 
 def _read(parts: Parts) -> Reading | None:

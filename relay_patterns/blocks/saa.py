@@ -70,7 +70,7 @@ class _Steps:
         return self.biased(f"{name}_b", product)
 
 
-def saa() -> list[Region]:
+def regions() -> list[Region]:
     """One region for each way to sample."""
     return [_region(sample) for sample in (_weighted_windows, _mean_windows, _strides, None)]
 

@@ -7,12 +7,12 @@ from tvm.relax.dpl import is_const, is_op
 from relay_patterns.region import Parts, Reading, Region, add, array, extents, per_channel, reading, wildcard
 
 
-def head() -> Region:
+def regions() -> list[Region]:
     x, weight, offset = wildcard(), is_const(), is_const()
     mean = is_op("relax.mean")(x)
     product = is_op("relax.matmul")(mean, weight)
     scores = add(product, offset)
-    return Region("head", scores, {"x": x, "mean": mean, "weight": weight, "bias": offset}, _read)
+    return [Region("head", scores, {"x": x, "mean": mean, "weight": weight, "bias": offset}, _read)]
 
 
 def _read(parts: Parts) -> Reading | None:

@@ -20,7 +20,7 @@ from relay_patterns.region import (
 )
 
 
-def dwsconv() -> Region:
+def regions() -> list[Region]:
     x = wildcard()
     depthwise = Conv(x)
     active = gelu(depthwise.pattern)
@@ -33,7 +33,7 @@ def dwsconv() -> Region:
         Step("relax.nn.conv2d", pointwise.pattern),
         Step("relax.add", block),
     )
-    return Region("dwsconv", block, parts, _read, steps)
+    return [Region("dwsconv", block, parts, _read, steps)]
 
 
 def _read(parts: Parts) -> Reading | None:

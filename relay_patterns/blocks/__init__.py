@@ -1,0 +1,23 @@
+"""Blocks that become one kernel each: one file each, found by itself.
+
+A file has `regions()`: the ways to write its block, larger ones first.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import import_module
+from pkgutil import iter_modules
+
+from relay_patterns.region import Region
+
+
+@cache
+def _files() -> list[list[Region]]:
+    return [import_module(f"{__name__}.{module.name}").regions() for module in iter_modules(__path__)]
+
+
+def blocks() -> list[Region]:
+    """All that are looked for: blocks of many parts before those of few, which may be a part of them."""
+    files = sorted(_files(), key=lambda regions: -max(len(region.parts) for region in regions))
+    return [region for regions in files for region in regions]
