@@ -160,11 +160,13 @@ def activated(name: str, value: Any, arithmetic: Arithmetic) -> Any:
 
 
 def reference(steps: tuple[str, ...], value: np.ndarray, operands: dict[str, np.ndarray]) -> np.ndarray:
-    """An epilogue in numpy; "bias" is the operand `b`, by the last axis."""
+    """An epilogue in numpy; "bias" is the operand `b`, "scale" is `s`, both by the last axis."""
     for step in steps:
         word, _, name = step.partition(" ")
         if word == "bias":
             value = value + operands["b"]
+        elif word == "scale":
+            value = value * operands["s"]
         elif word in ("add", "multiply"):
             value = getattr(np, word)(value, operands[name])
         else:

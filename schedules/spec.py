@@ -66,12 +66,17 @@ def _numbers(text: str) -> tuple[int, ...]:
     return tuple(int(number) for number in text.split("x")) if text else ()
 
 
+# Steps that combine a result with a weight by channel, and the weight's name.
+BY_CHANNEL: Mapping[str, str] = {"bias": "b", "scale": "s"}
+
+
 @dataclass(frozen=True)
 class Epilogue:
     """What is done to a result before it is stored, step by step; defined once for all generators.
 
-    A step is "bias" (adds the weight `b` by channel), an activation of `schedules.activations`, or "add NAME" or
-    "multiply NAME": another tensor of the result's shape, or of one number an image and channel.
+    A step is "bias" (adds the weight `b` by channel), "scale" (multiplies by the weight `s` by channel), an activation
+    of `schedules.activations`, or "add NAME" or "multiply NAME": another tensor of the result's shape, or of one number
+    an image and channel.
     """
 
     steps: tuple[str, ...] = ()
@@ -80,6 +85,11 @@ class Epilogue:
     def operands(self) -> tuple[str, ...]:
         """The other tensors, in order."""
         return tuple(step.partition(" ")[2] for step in self.steps if " " in step)
+
+    @property
+    def weights(self) -> tuple[str, ...]:
+        """The weights by channel that it needs."""
+        return tuple(name for step, name in BY_CHANNEL.items() if step in self.steps)
 
     @property
     def sums(self) -> tuple[tuple[str, ...], ...]:

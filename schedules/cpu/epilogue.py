@@ -12,7 +12,7 @@ from schedules.cpu import math
 from schedules.cpu.builder import Builder, Expr, cast, lanes_of
 from schedules.spec import Epilogue, adds
 
-# operand(name, lanes): the bias `b` or another tensor, at the place of the result.
+# operand(name, lanes): the weight `b` or `s`, or another tensor, at the place of the result.
 Operand = Callable[[str, int], Expr]
 
 # Activations with an approximation of their own.
@@ -67,8 +67,8 @@ def applied(b: Builder, epilogue: Epilogue, value: Expr, operand: Operand) -> Ex
             for term in reversed(terms[:-1]):
                 total = total + term
             value = total + value if len(terms) > 1 else value + total
-        elif word == "multiply":
-            value = value * operand(name, lanes_of(value))
+        elif word in ("multiply", "scale"):
+            value = value * operand(name or "s", lanes_of(value))
         elif word in FITTED:
             value = FITTED[word](b, value)
         else:

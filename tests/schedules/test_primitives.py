@@ -11,6 +11,7 @@ import pytest
 
 from schedules.cpu.generator import Arrays, Generator, lowered
 from schedules.cpu.primitives.attention import Attention, AttentionShape
+from schedules.cpu.primitives.conv import Conv, ConvShape
 from schedules.cpu.primitives.depthwise import Depthwise, DepthwiseShape
 from schedules.cpu.primitives.linear import Linear, LinearShape
 from schedules.cpu.primitives.norm import LayerNorm, LayerNormShape
@@ -30,6 +31,7 @@ EPILOGUES = [
     ("bias", "silu", "multiply gate"),
     ("bias", "add other", "relu"),
     ("relu6", "bias", "add other"),
+    ("relu", "scale"),
 ]
 
 
@@ -41,8 +43,8 @@ def operands(epilogue: Epilogue, result: tuple[int, ...]) -> dict[str, np.ndarra
     return {name: normal(*result, seed=len(name)) for name in epilogue.operands}
 
 
-def bias(epilogue: Epilogue, channels: int) -> dict[str, np.ndarray]:
-    return {"b": normal(channels)} if "bias" in epilogue.steps else {}
+def by_channel(epilogue: Epilogue, channels: int) -> dict[str, np.ndarray]:
+    return {name: normal(channels, seed=ord(name)) for name in epilogue.weights}
 
 
 def computed(
@@ -77,17 +79,14 @@ def agree(found: np.ndarray, expected: np.ndarray) -> None:
 def depthwise(shape: DepthwiseShape) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     inputs = {"x": normal(*shape.image), **operands(shape.epilogue, shape.result)}
     weights = {"w": normal(*shape.kernel, shape.c, scale=(shape.kernel[0] * shape.kernel[1]) ** -0.5)}
-    return inputs, {**weights, **bias(shape.epilogue, shape.c)}
+    return inputs, {**weights, **by_channel(shape.epilogue, shape.c)}
 
 
 def spec_of(shape: DepthwiseShape) -> KernelSpec:
     """The spec that a graph would have of it."""
     out = Tensor("out", shape.result, layout="NHWC")
     others = [replace(out, name=name) for name in shape.epilogue.operands]
-    weights = [
-        Tensor("w", (*shape.kernel, shape.c)),
-        *([Tensor("b", (shape.c,))] if "bias" in shape.epilogue.steps else []),
-    ]
+    weights = [Tensor("w", (*shape.kernel, shape.c)), *(Tensor(name, (shape.c,)) for name in shape.epilogue.weights)]
     attrs = {"strides": shape.strides, "padding": shape.padding, "dilation": shape.dilation}
     x = Tensor("x", shape.image, layout="NHWC")
     return KernelSpec.of("depthwise", [x, *others], weights, [out], attrs, shape.epilogue.steps)
@@ -146,8 +145,9 @@ def test_what_depthwise_declines() -> None:
     shape = DepthwiseShape(1, 5, 9, 20, (3, 3), padding=(1, 1, 1, 1), epilogue=Epilogue(("add other",)))
     spec = spec_of(shape)
     assert Depthwise().accepts(spec, AVX2)
+    assert not Depthwise().accepts(replace(spec, epilogue=Epilogue(("add other", "cube"))), AVX2)
     assert not Depthwise().accepts(replace(spec, weights=(Tensor("w", (3, 3, 40)),)), AVX2)  # a multiplier
-    small = Tensor("other", (1, 1, 1, 20), layout="NHWC")
+    small = Tensor("other", (1, 1, 9, 20), layout="NHWC")
     assert not Depthwise().accepts(replace(spec, inputs=(spec.x, small)), AVX2)
 
 
@@ -156,13 +156,13 @@ def test_what_depthwise_declines() -> None:
 
 def linear(shape: LinearShape) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     inputs = {"x": normal(*shape.lead, shape.c), **operands(shape.epilogue, shape.result)}
-    return inputs, {"w": normal(shape.c, shape.k, scale=shape.c**-0.5), **bias(shape.epilogue, shape.k)}
+    return inputs, {"w": normal(shape.c, shape.k, scale=shape.c**-0.5), **by_channel(shape.epilogue, shape.k)}
 
 
 def linear_spec(shape: LinearShape) -> KernelSpec:
     out = Tensor("out", shape.result)
     others = [replace(out, name=name) for name in shape.epilogue.operands]
-    weights = [Tensor("w", (shape.c, shape.k)), *([Tensor("b", (shape.k,))] if "bias" in shape.epilogue.steps else [])]
+    weights = [Tensor("w", (shape.c, shape.k)), *(Tensor(name, (shape.k,)) for name in shape.epilogue.weights)]
     return KernelSpec.of(
         "linear", [Tensor("x", (*shape.lead, shape.c)), *others], weights, [out], None, shape.epilogue.steps
     )
@@ -467,6 +467,72 @@ def test_mean(call: Call, shape: MeanShape, threads: int, unit: str) -> None:
     found, expected = computed(call, Mean(), shape, inputs, {}, UNITS[unit], threads)
     assert np.isnan(found).sum() == 1
     agree(np.nan_to_num(found), np.nan_to_num(expected))
+
+
+# What follows ---------------------------------------------------------------------
+
+WINDOW: Any = {"kernel": THREE, "padding": ONE}
+# Of primitives whose loops leave all of it to the epilogue; each in one type.
+WHOLE = {
+    "avx2": Epilogue(("bias", "scale", "silu", "multiply gate", "add other")),
+    "half": Epilogue(("add other", "relu", "scale", "bias")),
+}
+GATED = Epilogue(("bias", "multiply gate", "relu", "add other"))
+
+
+def whole_spec(
+    op: str, inputs: Arrays, weights: Arrays, result: tuple[int, ...], attrs: dict[str, Any], epilogue: Epilogue
+) -> KernelSpec:
+    layout = "NHWC" if op in ("pool", "mean", "conv", "depthwise") else ""
+    tensors = [Tensor(name, each.shape, layout=layout if each.ndim == 4 else "") for name, each in inputs.items()]
+    out = Tensor("out", result, layout=layout if len(result) == 4 else "")
+    named = [Tensor(name, each.shape) for name, each in weights.items()]
+    return KernelSpec.of(op, tensors, named, [out], attrs, epilogue.steps)
+
+
+@pytest.mark.parametrize("unit", WHOLE)
+@pytest.mark.parametrize("op", ["attention", "layer_norm", "softmax", "pool", "mean"])
+def test_whole_epilogue(call: Call, op: str, unit: str) -> None:
+    epilogue, rows = WHOLE[unit], {"x": normal(2, 7, 21)}
+    heads = AttentionShape(2, 9, 21, 2, 20, 12, 0.3, epilogue=epilogue)
+    family, shape, inputs, result, attrs = {
+        "attention": (Attention(), heads, attention(heads), heads.result, {"scale": 0.3}),
+        "layer_norm": (LayerNorm(), LayerNormShape((2, 7), 21, 1e-5, epilogue), rows, (2, 7, 21), {"eps": 1e-5}),
+        "softmax": (Softmax(), SoftmaxShape((2, 7), 21, epilogue), rows, (2, 7, 21), {}),
+        "pool": (
+            *(Pool(), PoolShape(2, 3, 4, 21, **WINDOW, epilogue=epilogue)),
+            *({"x": normal(2, 3, 4, 21)}, (2, 3, 4, 21), {"mode": "max", **WINDOW}),
+        ),
+        "mean": (Mean(), MeanShape(2, 3, 4, 21, epilogue), {"x": normal(2, 3, 4, 21)}, (2, 21), {}),
+    }[op]
+    weights = by_channel(epilogue, result[-1])
+    if op == "layer_norm":  # whose own bias is `b`
+        weights = {"g": 1 + normal(21), "b": normal(21, seed=1), "s": weights["s"], "bias": weights["b"]}
+    inputs = {**inputs, **operands(epilogue, result)}
+    agree(*computed(call, family, shape, inputs, weights, UNITS[unit], 2))
+    spec = whole_spec(op, inputs, weights, result, attrs, epilogue)
+    assert family.problem(spec) == shape
+    assert not family.accepts(replace(spec, epilogue=Epilogue((*epilogue.steps, "cube"))), AVX2)
+    assert not family.accepts(replace(spec, weights=(*spec.weights[:-1], Tensor("b", (20,)))), AVX2)
+
+
+@pytest.mark.parametrize(("op", "unit"), [("conv", "avx2"), ("depthwise", "half"), ("pool", "avx2")])
+def test_gates_of_one_number_an_image_and_channel(call: Call, op: str, unit: str) -> None:
+    gated: Any = {**WINDOW, "epilogue": GATED, "gates": ("gate",)}
+    family, shape, weights = {
+        "conv": (Conv(), ConvShape(n=2, h=5, w=6, c=4, k=21, **gated), {"w": normal(3, 3, 4, 21, scale=1 / 6)}),
+        "depthwise": (Depthwise(), DepthwiseShape(2, 5, 6, 21, **gated), {"w": normal(3, 3, 21, scale=1 / 3)}),
+        "pool": (Pool(), PoolShape(2, 5, 6, 21, mode="avg", **gated), {}),
+    }[op]
+    weights = {**weights, **by_channel(GATED, 21)}
+    inputs = {"x": normal(*shape.image), "gate": normal(2, 1, 1, 21), "other": normal(*shape.result)}
+    agree(*computed(call, family, shape, inputs, weights, UNITS[unit], 2))
+    attrs = {"mode": "avg", **WINDOW} if op == "pool" else {"padding": ONE}
+    spec = whole_spec(op, inputs, weights, shape.result, attrs, GATED)
+    assert family.problem(spec) == shape
+    for extents in [(1, 1, 1, 21), (2, 1, 1, 1), (2, 1, 6, 21)]:
+        gate = Tensor("gate", extents, layout="NHWC")
+        assert not family.accepts(replace(spec, inputs=(spec.x, gate, spec.inputs[2])), AVX2)
 
 
 # All ------------------------------------------------------------------------------

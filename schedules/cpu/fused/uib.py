@@ -249,7 +249,7 @@ class UIB(Generator):
     TILING = Tiling
 
     def problem(self, spec: KernelSpec) -> UIBShape | None:
-        if not operands.fit(spec) or spec.epilogue.steps[:1] != ("bias",):
+        if not operands.fit(spec) or spec.epilogue.steps[:1] != ("bias",) or "scale" in spec.epilogue.steps:
             return None
         n, h, w, c = spec.x.axes("NHWC")
         names = [weight.name for weight in spec.weights]

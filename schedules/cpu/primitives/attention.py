@@ -7,20 +7,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import product
 
 import numpy as np
 from tvm import tirx
 
+from schedules import activations
 from schedules.cpu import microkernel
 from schedules.cpu.builder import Buffer, Builder, Expr, copy, minimum, round_up, splat
 from schedules.cpu.generator import Arrays, Generator
 from schedules.cpu.lanes import power_of_two, transposed
+from schedules.cpu.primitives import operands
+from schedules.cpu.primitives.operands import Ending, Spot
 from schedules.cpu.primitives.softmax import powers_of_rows, softmax
-from schedules.cpu.primitives.unrolling import accumulators, even, in_chunks, in_turns, multiply_add, widest
+from schedules.cpu.primitives.unrolling import accumulators, even, in_chunks, in_turns, multiply_add, sweep, widest
 from schedules.machines.cpus import Isa
-from schedules.spec import KernelSpec
+from schedules.spec import Epilogue, KernelSpec
 
 MOST_SCORES = 4096  # that are kept at a time: half of a first-level cache
 
@@ -162,6 +165,7 @@ class AttentionShape:
     dv: int  # width of a value
     scale: float
     mask: tuple[int, ...] = ()  # its four extents, some of which may be 1
+    epilogue: Epilogue = field(default=Epilogue())
 
     @property
     def result(self) -> tuple[int, ...]:
@@ -219,7 +223,7 @@ class _Kernel:
         self.b = Builder(isa.dtype, isa.stored)
 
     def constants(self, weights: dict[str, np.ndarray]) -> list[np.ndarray]:
-        return []
+        return operands.constants(self.shape.epilogue, weights)
 
     def function(self) -> tirx.PrimFunc:
         shape, b, bands = self.shape, self.b, self.tiling.bands
@@ -227,6 +231,8 @@ class _Kernel:
         self.k = b.param("k", (shape.n, shape.s, shape.heads, shape.d))
         self.v = b.param("v", (shape.n, shape.s, shape.heads, shape.dv))
         self.mask = b.param("mask", shape.mask) if shape.mask else None
+        self.ending = Ending(b, shape.epilogue, shape.result)
+        self.ending.declare_weights()
         self.out = b.param("out", shape.result)
         with b.loop("task", shape.n * shape.heads * bands, "parallel") as task:
             image = b.compute_once("image", task // (bands * shape.heads))
@@ -260,9 +266,19 @@ class _Kernel:
             powers_of_rows(b, isa, scores.buffer, keys.pitch, -(-shape.s // isa.lanes), inverse, block, strict=True)
             rows, vectors = self.tiling.mix_rows, self.width // self.lanes
             mix_values(b, isa, rows, scores, inverse, values, shape.s, self.lanes, vectors, block, keep)
-            target = self._of_head(self.out, image * shape.t + query, head, shape.dv)
-            with b.loop("row", block) as row:
-                copy(b, self.lanes, mixed, row * self.width, self.out, target.at(row, 0), shape.dv)
+            self._stored(mixed, self._of_head(self.out, image * shape.t + query, head, shape.dv))
+
+    def _stored(self, mixed: Buffer, target: Matrix) -> None:
+        """The results of a block of queries, with their epilogue."""
+        b = self.b
+        with b.loop("row", self.block) as row:
+
+            def finish(column: Expr, width: int) -> None:
+                place = target.at(row, column)
+                value = b.load(mixed, row * self.width + column, width)
+                b.store(self.out, place, self.ending.done(value, Spot(place, column)))
+
+            sweep(b, self.lanes, self.shape.dv, finish)
 
     def _of_head(self, buffer: Buffer, first: Expr, head: Expr, width: int) -> Matrix:
         """What one head has of the tokens from `first` on."""
@@ -302,7 +318,8 @@ def _reference(shape: AttentionShape, arrays: Arrays) -> np.ndarray:
     query, key, value = (np.asarray(arrays[name], np.float64).transpose(0, 2, 1, 3) for name in "qkv")
     scores = query @ key.swapaxes(2, 3) * shape.scale
     scores = scores + np.asarray(arrays["mask"], np.float64).reshape(shape.mask) if shape.mask else scores
-    return (softmax(scores) @ value).transpose(0, 2, 1, 3)
+    mixed = (softmax(scores) @ value).transpose(0, 2, 1, 3)
+    return activations.reference(shape.epilogue.steps, mixed, dict(arrays))
 
 
 class Attention(Generator):
@@ -314,14 +331,17 @@ class Attention(Generator):
 
     def problem(self, spec: KernelSpec) -> AttentionShape | None:
         (n, t, heads, d), (_, s, _, dv) = spec.inputs[0].shape, spec.inputs[2].shape
+        own = len(spec.inputs) - len(spec.epilogue.operands)
         wanted = [(n, t, heads, d), (n, s, heads, d), (n, s, heads, dv)]
-        if [each.shape for each in spec.inputs[:3]] != wanted or any(each.strides for each in spec.inputs):
+        if [each.shape for each in spec.inputs[:3]] != wanted or spec.out.shape != (n, t, heads, dv):
             return None
-        mask = spec.inputs[3].shape if len(spec.inputs) > 3 else ()
+        if own not in (3, 4) or not operands.fit(spec, own) or not operands.weighted(spec, {}):
+            return None
+        mask = spec.inputs[3].shape if own > 3 else ()
         mask = (1,) * (4 - len(mask)) + mask if mask else ()
         if any(extent not in (1, all_) for extent, all_ in zip(mask, (n, heads, t, s), strict=False)):
             return None
-        return None if spec.epilogue.steps else AttentionShape(n, t, s, heads, d, dv, spec["scale"], mask)
+        return AttentionShape(n, t, s, heads, d, dv, spec["scale"], mask, spec.epilogue)
 
     def default_for(self, problem: AttentionShape, unit: Isa, threads: int) -> Tiling:
         return _default(problem, unit, threads)

@@ -16,10 +16,10 @@ from tvm import tirx
 from schedules import activations
 from schedules.cpu import microkernel
 from schedules.cpu.builder import Buffer, Builder, Expr, copy, fill, integer, minimum
-from schedules.cpu.epilogue import applied
 from schedules.cpu.generator import Arrays, Generator
 from schedules.cpu.microkernel import Rows, Tile
-from schedules.cpu.primitives import windows
+from schedules.cpu.primitives import operands, windows
+from schedules.cpu.primitives.operands import Ending, Spot
 from schedules.cpu.primitives.windows import Windows
 from schedules.machines.cpus import Isa
 from schedules.spec import Epilogue, KernelSpec
@@ -32,6 +32,7 @@ BIAS = Epilogue(("bias",))
 class ConvShape(Windows):
     k: int
     epilogue: Epilogue = field(default=BIAS)
+    gates: tuple[str, ...] = ()
     channels_first: bool = False  # the input is a picture, as it comes from outside: of float32 in any case
 
     @property
@@ -100,16 +101,14 @@ class _Kernel:
 
     def constants(self, weights: dict[str, np.ndarray]) -> list[np.ndarray]:
         flat = weights["w"].reshape(self.shape.depth, self.shape.k)
-        bias = [np.asarray(weights["b"], np.float32)] if "b" in weights else []
-        return [microkernel.pack(flat, self.tile, self.isa), *bias]
+        return [microkernel.pack(flat, self.tile, self.isa), *operands.constants(self.shape.epilogue, weights)]
 
     def function(self) -> tirx.PrimFunc:
         shape, b, tiling = self.shape, self.b, self.tiling
         self.x = b.param("x", shape.image, "float32" if shape.channels_first else None)
-        self.others = {name: b.param(name, shape.result) for name in shape.epilogue.operands}
+        self.ending = Ending(b, shape.epilogue, shape.result, shape.gates)
         self.weight = b.param("weight", (self.panels, shape.depth, self.tile.vectors * self.isa.lanes))
-        if "bias" in shape.epilogue.steps:
-            self.bias = b.param("bias", (shape.k,))
+        self.ending.declare_weights()
         self.out = b.param("out", shape.result)
         with b.loop("task", shape.n * tiling.bands * tiling.groups, "parallel") as task:
             group = b.compute_once("group", task % tiling.groups)
@@ -169,13 +168,9 @@ class _Kernel:
 
         def finish(row: Expr, column: Expr, value: Expr) -> None:
             place = (position + row) * shape.k + column
-            if self.others:
+            if self.ending.others:
                 place = b.compute_once("place", place)
-
-            def operand(name: str, lanes: int) -> Expr:
-                return b.load(self.bias, column, lanes) if name == "b" else b.load(self.others[name], place, lanes)
-
-            b.store(self.out, place, applied(b, shape.epilogue, value, operand))
+            b.store(self.out, place, self.ending.done(value, Spot(place, column, image)))
 
         a = Rows(patch, start, self._depth())
         rows = b.compute_once("rows", count * shape.out_w)
@@ -202,12 +197,16 @@ class Conv(Generator):
     def problem(self, spec: KernelSpec) -> ConvShape | None:
         n, h, w, c = spec.x.axes("NHWC")
         high, wide, within, k = spec.weight("w").shape
-        if spec["groups"] != 1 or within != c:
+        if spec["groups"] != 1 or within != c or not operands.fit(spec, gated=True):
             return None
         strides, padding, dilation = (spec[name] for name in ("strides", "padding", "dilation"))
         picture = spec.x.layout == "NCHW"
         return ConvShape(
-            n, h, w, c, (high, wide), strides, padding, dilation, k=k, epilogue=spec.epilogue, channels_first=picture
+            *(n, h, w, c, (high, wide), strides, padding, dilation),
+            k=k,
+            epilogue=spec.epilogue,
+            gates=operands.gates(spec),
+            channels_first=picture,
         )
 
     def default_for(self, problem: ConvShape, unit: Isa, threads: int) -> Tiling:

@@ -13,10 +13,10 @@ from tvm import tirx
 
 from schedules import activations
 from schedules.cpu.builder import Buffer, Builder, Expr
-from schedules.cpu.epilogue import applied
 from schedules.cpu.generator import Arrays, Generator
 from schedules.cpu.microkernel import PART
 from schedules.cpu.primitives import operands, windows
+from schedules.cpu.primitives.operands import Ending, Spot
 from schedules.cpu.primitives.windows import Step, Sweep, Tiling, Windows
 from schedules.machines.cpus import Isa
 from schedules.spec import Epilogue, KernelSpec
@@ -104,29 +104,31 @@ def _strip(
 @dataclass(frozen=True)
 class DepthwiseShape(Windows):
     epilogue: Epilogue = field(default=Epilogue(("bias",)))
+    gates: tuple[str, ...] = ()
 
 
 class _Kernel(Sweep):
+    shape: DepthwiseShape
+
     def __init__(self, shape: DepthwiseShape, isa: Isa, tiling: Tiling) -> None:
-        self.steps = shape.epilogue.steps
+        steps, self.by_channel = shape.epilogue.steps, shape.epilogue.weights
         # A sum starts with the bias, where that is what comes first.
-        self.biased = self.steps[:1] == ("bias",)
-        self.epilogue = Epilogue(self.steps[self.biased :])
+        self.biased = steps[:1] == ("bias",)
+        self.epilogue = Epilogue(steps[self.biased :])
         self.taps = shape.kernel[0] * shape.kernel[1]
         super().__init__(Builder(isa.dtype, isa.stored), isa, shape, tiling)
 
     def constants(self, weights: dict[str, np.ndarray]) -> list[np.ndarray]:
-        """For every vector its taps, then its bias."""
-        rows = [*weights["w"].reshape(self.taps, self.shape.c)]
-        rows += [weights["b"]] if "bias" in self.steps else []
+        """For every vector its taps, then its bias and its scale."""
+        rows = [*weights["w"].reshape(self.taps, self.shape.c), *(weights[name] for name in self.by_channel)]
         channels = [slice(start, start + self.lanes) for start in self.starts()]
         return [np.stack([np.stack([row[some] for row in rows]) for some in channels]).astype(np.float32)]
 
     def function(self) -> tirx.PrimFunc:
         b, shape = self.b, self.shape
         x = b.param("x", shape.image)
-        self.others = operands.parameters(b, self.epilogue.operands, shape.result)
-        self.pitch = (self.taps + ("bias" in self.steps)) * self.lanes
+        self.ending = Ending(b, self.epilogue, shape.result, shape.gates)
+        self.pitch = (self.taps + len(self.by_channel)) * self.lanes
         self.weight = b.param("weight", (self.vectors, self.pitch // self.lanes, self.lanes))
         self.out = b.param("out", shape.result)
         self.loops(x)
@@ -134,7 +136,7 @@ class _Kernel(Sweep):
 
     def start(self, vector: Expr) -> Expr:
         b, lanes = self.b, self.lanes
-        return b.load(self.weight, self._bias_at(vector), lanes) if self.biased else b.splat(0.0, lanes)
+        return b.load(*self._packed(vector)["b"], lanes) if self.biased else b.splat(0.0, lanes)
 
     def row(self, vector: Expr, ky: Expr) -> Step:
         b, wide = self.b, self.shape.kernel[1]
@@ -142,13 +144,13 @@ class _Kernel(Sweep):
         taps = [b.bind("tap", b.load(self.weight, at + kx * self.lanes, self.lanes)) for kx in range(wide)]
         return lambda kx, total, value: total + value * taps[kx]
 
-    def finish(self, place: Expr, vector: Expr, total: Expr, rows: Expr, columns: int) -> None:
-        b = self.b
-        operand = operands.at(b, self.others, place, self.weight, self._bias_at(vector))
-        b.store(self.out, place, applied(b, self.epilogue, total, operand))
+    def finish(self, spot: Spot, vector: Expr, total: Expr, rows: Expr, columns: int) -> None:
+        self.b.store(self.out, spot.place, self.ending.done(total, spot, self._packed(vector)))
 
-    def _bias_at(self, vector: Expr) -> Expr:
-        return vector * self.pitch + self.taps * self.lanes
+    def _packed(self, vector: Expr) -> dict[str, tuple[Buffer, Expr]]:
+        """Where the weights by channel of a vector lie: behind its taps."""
+        places = (vector * self.pitch + (self.taps + i) * self.lanes for i in range(len(self.by_channel)))
+        return {name: (self.weight, place) for name, place in zip(self.by_channel, places, strict=True)}
 
 
 def _reference(shape: DepthwiseShape, arrays: Arrays) -> np.ndarray:
@@ -162,11 +164,13 @@ class Depthwise(Generator):
 
     def problem(self, spec: KernelSpec) -> DepthwiseShape | None:
         high, wide, channels = spec.weight("w").shape
-        if spec.x.layout != "NHWC" or channels != spec.x.shape[3] or not operands.fit(spec):
+        if spec.x.layout != "NHWC" or channels != spec.x.shape[3] or not operands.fit(spec, gated=True):
             return None
         n, h, w, c = spec.x.shape
         return DepthwiseShape(
-            n, h, w, c, (high, wide), spec["strides"], spec["padding"], spec["dilation"], spec.epilogue
+            *(n, h, w, c, (high, wide), spec["strides"], spec["padding"], spec["dilation"]),
+            epilogue=spec.epilogue,
+            gates=operands.gates(spec),
         )
 
     def default_for(self, problem: DepthwiseShape, unit: Isa, threads: int) -> Tiling:

@@ -17,10 +17,10 @@ from tvm import tirx
 from schedules import activations
 from schedules.cpu import microkernel
 from schedules.cpu.builder import Builder, Expr, minimum
-from schedules.cpu.epilogue import applied
 from schedules.cpu.generator import Arrays, Generator
 from schedules.cpu.microkernel import Rows, Tile
 from schedules.cpu.primitives import operands
+from schedules.cpu.primitives.operands import Ending, Spot
 from schedules.cpu.primitives.unrolling import even
 from schedules.machines.cpus import Isa
 from schedules.spec import Epilogue, KernelSpec
@@ -111,15 +111,15 @@ class _Kernel:
         self.b = Builder(isa.dtype, isa.stored)
 
     def constants(self, weights: dict[str, np.ndarray]) -> list[np.ndarray]:
-        bias = [np.asarray(weights["b"], np.float32)] if "b" in weights else []
-        return [microkernel.pack(weights["w"], self.tile, self.isa), *bias]
+        own = microkernel.pack(weights["w"], self.tile, self.isa)
+        return [own, *operands.constants(self.shape.epilogue, weights)]
 
     def function(self) -> tirx.PrimFunc:
         shape, b, tiling = self.shape, self.b, self.tiling
         self.x = b.param("x", (*shape.lead, shape.c))
-        self.others = operands.parameters(b, shape.epilogue.operands, shape.result)
+        self.ending = Ending(b, shape.epilogue, shape.result)
         self.weight = b.param("weight", (self.panels, shape.c, self.tile.vectors * self.isa.lanes))
-        self.bias = b.param("bias", (shape.k,)) if "bias" in shape.epilogue.steps else None
+        self.ending.declare_weights()
         self.out = b.param("out", shape.result)
         with b.loop("task", tiling.bands * tiling.groups, "parallel") as task:
             # Neighbouring tasks share the rows.
@@ -140,8 +140,7 @@ class _Kernel:
 
         def finish(row: Expr, column: Expr, value: Expr) -> None:
             place = b.compute_once("place", (low + row) * shape.k + column)
-            operand = operands.at(b, self.others, place, self.bias, column)
-            b.store(self.out, place, applied(b, shape.epilogue, value, operand))
+            b.store(self.out, place, self.ending.done(value, Spot(place, column)))
 
         a = Rows(self.x, lambda row: (low + row) * shape.c, ((shape.c, 1),))
         microkernel.gemm(b, self.isa, self.tile, a, self.weight, self.chunk, shape.k, finish, some)

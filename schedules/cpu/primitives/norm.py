@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
 from tvm import tirx
 
+from schedules import activations
 from schedules.cpu.builder import Buffer, Builder, Expr, lanes_of, minimum, splat
 from schedules.cpu.generator import Arrays, Generator
 from schedules.cpu.lanes import across, power_of_two, without_first
-from schedules.cpu.primitives import rows
+from schedules.cpu.primitives import operands, rows
+from schedules.cpu.primitives.operands import Ending, Spot
 from schedules.cpu.primitives.rows import RowsShape, Tiling
 from schedules.cpu.primitives.unrolling import even, every
 from schedules.cpu.primitives.windows import lanes_for
 from schedules.machines.cpus import Isa
-from schedules.spec import KernelSpec
+from schedules.spec import Epilogue, KernelSpec
 
+BIAS = "bias"  # the epilogue's weight, as `b` is the norm's own
 WRITTEN_OUT = 16  # vectors of a row that are no loop: of more, LLVM takes seconds
 
 
 @dataclass(frozen=True)
 class LayerNormShape(RowsShape):
     eps: float = 1e-5
+    epilogue: Epilogue = field(default=Epilogue())
 
     @property
     def flops(self) -> int:
@@ -123,23 +127,32 @@ class _Kernel:
         self.b = Builder(isa.dtype, isa.stored)
 
     def constants(self, weights: dict[str, np.ndarray]) -> list[np.ndarray]:
-        return [np.asarray(weights[name], np.float32) for name in "gb"]
+        own = [np.asarray(weights[name], np.float32) for name in "gb"]
+        return [*own, *operands.constants(self.shape.epilogue, _of_epilogue(weights))]
 
     def function(self) -> tirx.PrimFunc:
         b, c = self.b, self.shape.c
         x = b.param("x", self.shape.whole)
+        ending = Ending(b, self.shape.epilogue, self.shape.whole)
         gain, bias = (b.param(name, (c,), "float32") for name in ("gain", "bias"))
+        ending.declare_weights()
         out = b.param("out", self.shape.whole)
 
         def body(first: Expr, count: int) -> None:
             def finish(row: Expr, column: Expr, value: Expr) -> None:
                 scaled = value * b.load(gain, column, self.vector) + b.load(bias, column, self.vector)
-                b.store(out, (first + row) * c + column, scaled)
+                spot = Spot((first + row) * c + column, column)
+                b.store(out, spot.place, ending.done(scaled, spot))
 
             normalised_rows(b, x, lambda row: (first + row) * c, count, c, self.vector, self.shape.eps, finish)
 
         rows.in_bands(b, self.shape, self.tiling, body)
         return b.function("layer_norm")
+
+
+def _of_epilogue(arrays: Arrays) -> dict[str, np.ndarray]:
+    """The arrays by the names that they have in an epilogue."""
+    return {**arrays, "b": arrays[BIAS]} if BIAS in arrays else dict(arrays)
 
 
 class LayerNorm(Generator):
@@ -151,10 +164,12 @@ class LayerNorm(Generator):
 
     def problem(self, spec: KernelSpec) -> LayerNormShape | None:
         *lead, c = spec.x.shape
-        plain = spec.out.shape == spec.x.shape and not spec.x.strides and not spec.epilogue.steps
-        if not plain or {each.name: each.shape for each in spec.weights} != {"g": (c,), "b": (c,)}:
+        if spec.out.shape != spec.x.shape or not operands.fit(spec):
             return None
-        return LayerNormShape(tuple(lead), c, spec["eps"])
+        added = {BIAS if name == "b" else name: (c,) for name in spec.epilogue.weights}
+        if {each.name: each.shape for each in spec.weights} != {"g": (c,), "b": (c,), **added}:
+            return None
+        return LayerNormShape(tuple(lead), c, spec["eps"], spec.epilogue)
 
     def default_for(self, problem: LayerNormShape, unit: Isa, threads: int) -> Tiling:
         return rows.default(problem, threads)
@@ -169,4 +184,5 @@ class LayerNorm(Generator):
         x = np.asarray(arrays["x"], np.float64)
         centred = x - x.mean(-1, keepdims=True)
         deviation = np.sqrt((centred**2).mean(-1, keepdims=True) + problem.eps)
-        return centred / deviation * arrays["g"] + arrays["b"]
+        normal = centred / deviation * arrays["g"] + arrays["b"]
+        return activations.reference(problem.epilogue.steps, normal, _of_epilogue(arrays))

@@ -10,11 +10,11 @@ from tvm import tirx
 
 from schedules import activations
 from schedules.cpu.builder import Buffer, Builder, Expr, integer, minimum, splat
-from schedules.cpu.epilogue import applied
 from schedules.cpu.generator import Arrays, Generator
 from schedules.cpu.lanes import largest
 from schedules.cpu.microkernel import pieces
 from schedules.cpu.primitives import operands, windows
+from schedules.cpu.primitives.operands import Ending, Spot
 from schedules.cpu.primitives.windows import Step, Sweep, Tiling, Windows, lanes_for
 from schedules.machines.cpus import Isa
 from schedules.spec import Epilogue, KernelSpec
@@ -27,18 +27,20 @@ class PoolShape(Windows):
     mode: str = "max"
     count_padding: bool = False  # whether the mean counts what is padded
     epilogue: Epilogue = field(default=Epilogue())
+    gates: tuple[str, ...] = ()
 
 
 class _Pool(Sweep):
     shape: PoolShape
 
     def constants(self, weights: dict[str, np.ndarray]) -> list[np.ndarray]:
-        return []
+        return operands.constants(self.shape.epilogue, weights)
 
     def function(self) -> tirx.PrimFunc:
         b, shape = self.b, self.shape
         x = b.param("x", shape.image)
-        self.others = operands.parameters(b, shape.epilogue.operands, shape.result)
+        self.ending = Ending(b, shape.epilogue, shape.result, shape.gates)
+        self.ending.declare_weights()
         self.out = b.param("out", shape.result)
         self.loops(x)
         return b.function("pool")
@@ -51,13 +53,13 @@ class _Pool(Sweep):
             return lambda kx, total, value: largest(total, value)
         return lambda kx, total, value: total + value
 
-    def finish(self, place: Expr, vector: Expr, total: Expr, rows: Expr, columns: int) -> None:
+    def finish(self, spot: Spot, vector: Expr, total: Expr, rows: Expr, columns: int) -> None:
         b, shape = self.b, self.shape
         if shape.mode == "avg":
             count = math.prod(shape.kernel) if shape.count_padding else integer(rows) * columns
             share = 1 / count if isinstance(count, int) else b.splat(1.0, 1) / tirx.Cast("float32", count)
             total = b.bind("mean", total * b.splat(share, self.lanes))
-        b.store(self.out, place, applied(b, shape.epilogue, total, operands.at(b, self.others, place)))
+        b.store(self.out, spot.place, self.ending.done(total, spot))
 
 
 def _pooled(shape: PoolShape, arrays: Arrays) -> np.ndarray:
@@ -73,13 +75,21 @@ class Pool(Generator):
     TILING = Tiling
 
     def problem(self, spec: KernelSpec) -> PoolShape | None:
-        if spec.x.layout != "NHWC" or not operands.fit(spec) or spec["mode"] not in ("max", "avg"):
+        if spec.x.layout != "NHWC" or spec["mode"] not in ("max", "avg"):
+            return None
+        if not operands.fit(spec, gated=True) or not operands.weighted(spec, {}):
             return None
         n, h, w, c = spec.x.shape
         kernel, strides, padding, dilation, mode = (spec[name] for name in ATTRS)
         counted = mode == "avg" and spec.get("count_padding", False)
-        shape = PoolShape(n, h, w, c, kernel, strides, padding, dilation, mode, counted, spec.epilogue)
-        return shape if spec.out.shape == shape.result and "bias" not in spec.epilogue.steps else None
+        shape = PoolShape(
+            *(n, h, w, c, kernel, strides, padding, dilation),
+            mode=mode,
+            count_padding=counted,
+            epilogue=spec.epilogue,
+            gates=operands.gates(spec),
+        )
+        return shape if spec.out.shape == shape.result else None
 
     def default_for(self, problem: PoolShape, unit: Isa, threads: int) -> Tiling:
         return windows.default(problem, _unit(problem, unit), threads)
@@ -106,6 +116,11 @@ class MeanShape:
     h: int
     w: int
     c: int
+    epilogue: Epilogue = field(default=Epilogue())
+
+    @property
+    def result(self) -> tuple[int, ...]:
+        return self.n, self.c
 
     @property
     def flops(self) -> int:
@@ -128,11 +143,14 @@ class _Mean:
         self.b = Builder(isa.dtype, isa.stored)
 
     def constants(self, weights: dict[str, np.ndarray]) -> list[np.ndarray]:
-        return []
+        return operands.constants(self.shape.epilogue, weights)
 
     def function(self) -> tirx.PrimFunc:
         shape, b, groups = self.shape, self.b, self.tiling.groups
-        x, out = b.param("x", (shape.n, shape.h, shape.w, shape.c)), b.param("out", (shape.n, shape.c))
+        x = b.param("x", (shape.n, shape.h, shape.w, shape.c))
+        self.ending = Ending(b, shape.epilogue, shape.result)
+        self.ending.declare_weights()
+        out = b.param("out", shape.result)
         parts = -(-shape.c // self.width)
         with b.loop("task", shape.n * groups, "parallel") as task:
             image, group = b.compute_once("image", task // groups), b.compute_once("group", task % groups)
@@ -157,7 +175,8 @@ class _Mean:
                 b.store(total, 0, b.load(total, 0, lanes) + value)
         for k, total in zip(vectors, sums, strict=True):
             mean = b.load(total, 0, lanes) * splat(1 / positions, lanes)
-            b.store(out, image * shape.c + channel + k * lanes, mean)
+            spot = Spot(image * shape.c + channel + k * lanes, channel + k * lanes)
+            b.store(out, spot.place, self.ending.done(mean, spot))
 
 
 class Mean(Generator):
@@ -168,10 +187,11 @@ class Mean(Generator):
     WIDE = True
 
     def problem(self, spec: KernelSpec) -> MeanShape | None:
-        if spec.x.layout != "NHWC" or spec.x.strides or spec.epilogue.steps:
+        if spec.x.layout != "NHWC" or not operands.fit(spec) or not operands.weighted(spec, {}):
             return None
-        shape = MeanShape(*spec.x.shape)
-        return shape if spec.out.shape == (shape.n, shape.c) else None
+        n, h, w, c = spec.x.shape
+        shape = MeanShape(n, h, w, c, spec.epilogue)
+        return shape if spec.out.shape == shape.result else None
 
     def default_for(self, problem: MeanShape, unit: Isa, threads: int) -> MeanTiling:
         lanes = lanes_for(problem.c, unit)
@@ -188,7 +208,8 @@ class Mean(Generator):
         return _Mean(problem, unit, tiling)
 
     def reference_for(self, problem: MeanShape, arrays: Arrays) -> np.ndarray:
-        return np.asarray(arrays["x"], np.float64).mean((1, 2))
+        mean = np.asarray(arrays["x"], np.float64).mean((1, 2))
+        return activations.reference(problem.epilogue.steps, mean, dict(arrays))
 
 
 def sum_positions(b: Builder, isa: Isa, x: Buffer, image: Expr, positions: int, channels: int, target: Buffer) -> None:

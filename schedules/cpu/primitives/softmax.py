@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from tvm import tirx
 
+from schedules import activations
 from schedules.cpu.builder import Buffer, Builder, Expr, lanes_of, splat
 from schedules.cpu.generator import Arrays, Generator
 from schedules.cpu.lanes import across, exp2, power_of_two
-from schedules.cpu.primitives import rows
+from schedules.cpu.primitives import operands, rows
+from schedules.cpu.primitives.operands import Ending, Spot
 from schedules.cpu.primitives.rows import RowsShape, Tiling
 from schedules.cpu.primitives.unrolling import even, every, sweep
 from schedules.machines.cpus import Isa
 from schedules.saa_shape import NO_SHARE
-from schedules.spec import KernelSpec
+from schedules.spec import Epilogue, KernelSpec
 
 UNROLLED = 8  # loops of up to this many turns are written out
 
@@ -78,6 +80,8 @@ def powers_of_rows(
 
 @dataclass(frozen=True)
 class SoftmaxShape(RowsShape):
+    epilogue: Epilogue = field(default=Epilogue())
+
     @property
     def flops(self) -> int:
         return 16 * self.rows * self.c
@@ -91,11 +95,14 @@ class _Kernel:
         self.b = Builder(isa.dtype, isa.stored)
 
     def constants(self, weights: dict[str, np.ndarray]) -> list[np.ndarray]:
-        return []
+        return operands.constants(self.shape.epilogue, weights)
 
     def function(self) -> tirx.PrimFunc:
         b = self.b
-        self.x, self.out = b.param("x", self.shape.whole), b.param("out", self.shape.whole)
+        self.x = b.param("x", self.shape.whole)
+        self.ending = Ending(b, self.shape.epilogue, self.shape.whole)
+        self.ending.declare_weights()
+        self.out = b.param("out", self.shape.whole)
         rows.in_bands(b, self.shape, self.tiling, self._rows)
         return b.function("softmax")
 
@@ -118,7 +125,8 @@ class _Kernel:
             factor = b.bind("factor", b.load(inverse, row))
 
             def divided(i: Expr, width: int) -> None:
-                b.store(self.out, place + i, b.load(scores, row * self.pitch + i, width) * splat(factor, width))
+                share = b.load(scores, row * self.pitch + i, width) * splat(factor, width)
+                b.store(self.out, place + i, self.ending.done(share, Spot(place + i, i)))
 
             sweep(b, lanes, c, divided)
 
@@ -138,8 +146,8 @@ class Softmax(Generator):
 
     def problem(self, spec: KernelSpec) -> SoftmaxShape | None:
         *lead, c = spec.x.shape
-        plain = spec.out.shape == spec.x.shape and not spec.x.strides and not spec.epilogue.steps
-        return SoftmaxShape(tuple(lead), c) if plain else None
+        fits = spec.out.shape == spec.x.shape and operands.fit(spec) and operands.weighted(spec, {})
+        return SoftmaxShape(tuple(lead), c, spec.epilogue) if fits else None
 
     def default_for(self, problem: SoftmaxShape, unit: Isa, threads: int) -> Tiling:
         return rows.default(problem, threads)
@@ -151,4 +159,5 @@ class Softmax(Generator):
         return _Kernel(problem, unit, tiling)
 
     def reference_for(self, problem: SoftmaxShape, arrays: Arrays) -> np.ndarray:
-        return softmax(np.asarray(arrays["x"], np.float64))
+        shares = softmax(np.asarray(arrays["x"], np.float64))
+        return activations.reference(problem.epilogue.steps, shares, dict(arrays))

@@ -19,6 +19,7 @@ import numpy as np
 from tvm import tirx
 
 from schedules.cpu.builder import Buffer, Builder, Expr, integer, maximum, minimum
+from schedules.cpu.primitives.operands import Spot
 from schedules.machines.cpus import Isa
 
 CHUNK = 1 << 15  # numbers of the input that are swept for all channels: few enough to be there for the next ones
@@ -137,7 +138,7 @@ class Sweep(ABC):
         """How the values of row `ky` of a window count."""
 
     @abstractmethod
-    def finish(self, place: Expr, vector: Expr, total: Expr, rows: Expr, columns: int) -> None:
+    def finish(self, spot: Spot, vector: Expr, total: Expr, rows: Expr, columns: int) -> None:
         """The end of a result, whose window had so many rows and columns in the image."""
 
     def starts(self) -> list[int]:
@@ -173,7 +174,7 @@ class Sweep(ABC):
         # The rows of the windows that are in the image.
         begin = b.compute_once("ky_begin", maximum(0, (down - 1 - top) // down))
         end = b.compute_once("ky_end", minimum(high, (shape.h - top + down - 1) // down))
-        strip = _Strip(self, x, vector, source, target)
+        strip = _Strip(self, x, vector, source, Spot(target, channel, image))
         if math.prod(shape.kernel) * self.tiling.strip > WRITTEN_OUT:
             strip.row(begin, end)
             return
@@ -193,7 +194,7 @@ class _Strip:
     x: Buffer
     vector: Expr
     source: Expr
-    target: Expr
+    target: Spot
 
     def row(self, begin: Expr, end: Expr) -> None:
         """All strips of a row; those of which all windows are within the image's columns are one loop."""
@@ -242,7 +243,8 @@ class _Strip:
         for i, total in enumerate(sums):
             columns = sum(present(i * shape.strides[1] + kx * shape.dilation[1]) for kx in range(shape.kernel[1]))
             result = b.bind("total", b.load(total, 0, lanes))
-            sweep.finish(self.target + (x + i) * shape.c, self.vector, result, end - begin, columns)
+            spot = self.target._replace(place=self.target.place + (x + i) * shape.c)
+            sweep.finish(spot, self.vector, result, end - begin, columns)
 
     def _windows(self, column: int, size: int) -> list[tuple[int, int]]:
         """The results whose windows see a column, and where in the window it is."""
