@@ -10,8 +10,10 @@ import tvm
 from tvm import relax
 from tvm.relax.dpl import is_const, is_op, wildcard
 
+from relay_patterns.epilogue import Chain, chains
 from relay_patterns.graph import Graph
 from relay_patterns.region import Parts, Reading, add, array, extents, multiply, reading, reshaped, softmax
+from schedules.spec import FLOAT
 
 SWAPPED = [0, 2, 1, 3]  # heads and tokens
 
@@ -41,12 +43,21 @@ def attention(graph: Graph, var: relax.Var) -> Iterator[tuple[relax.Var, Reading
     matched = _ATTENTION.pattern.extract_matched_expr(call, graph.values)
     if matched is not None:
         parts = {name: matched[part] for name, part in _ATTENTION.parts.items() if part in matched}
-        found = _read(graph, parts, var)
-        if found is not None:
-            yield var, found
+        for chain in chains(graph, _by_head(graph, var), extents(var)[-1], axis=-1):
+            found = _read(graph, parts, var, chain)
+            if found is not None:
+                yield chain.result, found
 
 
-def _read(graph: Graph, parts: Parts, var: relax.Var) -> Reading | None:
+def _by_head(graph: Graph, var: relax.Var) -> relax.Var:
+    """The result with images and heads apart, which is where what follows begins."""
+    users = graph.users(var)
+    call = graph.call(users[0]) if len(users) == 1 and var not in graph.outputs else None
+    is_reshape = call is not None and call.op == tvm.ir.Op.get("relax.reshape")
+    return users[0] if is_reshape and extents(users[0])[-2:] == extents(var)[-2:] else var
+
+
+def _read(graph: Graph, parts: Parts, var: relax.Var, chain: Chain) -> Reading | None:
     """Query by token, key turned, value by token: of three axes (heads alone) or of four (images and heads)."""
     *lead, tokens, width = extents(parts["query"])
     *_, keys = extents(parts["turned"])
@@ -65,7 +76,8 @@ def _read(graph: Graph, parts: Parts, var: relax.Var) -> Reading | None:
     if not fits or scale is None:
         return None
     query, turned, value = (graph.variable(parts[name]) for name in ("query", "turned", "value"))
-    inputs = {"q": _by_token(query), "k": _by_token(turned, turned=True), "v": _by_token(value)}
+    axes = len(lead) + 2
+    inputs = {"q": _by_token(query, axes), "k": _by_token(turned, axes, turned=True), "v": _by_token(value, axes)}
     if "mask" in parts:
         mask = extents(parts["mask"])
         whole = (*lead, tokens, keys)
@@ -73,24 +85,27 @@ def _read(graph: Graph, parts: Parts, var: relax.Var) -> Reading | None:
             return None
         inputs["mask"] = graph.variable(parts["mask"])
     batch, heads = lead if len(lead) == 2 else (1, lead[0])
-    shape = extents(var)
+    shape = extents(chain.result)
 
     def by_head(out: relax.Expr) -> relax.Expr:
         return relax.op.reshape(relax.op.permute_dims(out, SWAPPED), shape)
 
+    for name, other in chain.operands.items():
+        inputs[name] = _by_token(relax.op.reshape(other, (batch, heads, tokens, valued)), axes=4)
     out = (batch, tokens, heads, valued)
-    return reading("attention", inputs, {}, out, {"scale": scale}, layout="")._replace(result=by_head)
+    shapes: dict[str, tuple[int, ...]]
+    shapes = {"q": (batch, tokens, heads, width), "k": (batch, keys, heads, width), "v": (batch, keys, heads, valued)}
+    shapes |= {"mask": extents(parts["mask"])} if "mask" in parts else {}
+    # What is permuted here has no type yet, so stand-ins have the shapes.
+    named = {name: relax.Var(name, relax.TensorType(shapes.get(name, out), FLOAT)) for name in inputs}
+    found = reading("attention", named, chain.weights, out, {"scale": scale}, chain.steps, layout="")
+    return found._replace(inputs=tuple(inputs.values()), result=by_head)
 
 
-def _by_token(data: relax.Expr, turned: bool = False) -> relax.Expr:
+def _by_token(data: relax.Expr, axes: int, turned: bool = False) -> relax.Expr:
     """[images, tokens, heads, width], from heads before tokens; a key that is turned is turned back."""
-    whole = data if len(extents(data)) == 4 else relax.op.expand_dims(data, 0)
-    return _sized(relax.op.permute_dims(whole, [0, 3, 1, 2] if turned else SWAPPED))
-
-
-def _sized(expr: relax.Expr) -> relax.Expr:
-    """With the type that it has, so that its extents can be asked for."""
-    return relax.BlockBuilder().normalize(expr)
+    whole = data if axes == 4 else relax.op.expand_dims(data, 0)
+    return relax.op.permute_dims(whole, [0, 3, 1, 2] if turned else SWAPPED)
 
 
 def _scale(parts: Parts) -> float | None:

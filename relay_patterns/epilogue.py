@@ -1,4 +1,4 @@
-"""What follows a primitive and can be done before its result is stored: bias, activations, other tensors.
+"""What follows a primitive and can be done before its result is stored: a bias, a scale, activations, other tensors.
 
 A chain is followed forward from the primitive's result, as long as nothing else reads what it leaves behind.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tvm
@@ -18,6 +18,7 @@ from tvm.relax.dpl import DFPattern, is_const, is_op, wildcard
 from relay_patterns.graph import Graph
 from relay_patterns.region import array, extents, per_channel
 from schedules.activations import ACTIVATIONS, Arithmetic, Value
+from schedules.spec import BY_CHANNEL
 
 STEPS = 4  # at most, behind the bias
 APART = 4  # operators at most between an activation's argument and its value
@@ -25,42 +26,80 @@ APART = 4  # operators at most between an activation's argument and its value
 
 @dataclass(frozen=True)
 class Chain:
-    """Steps so far, the other tensors that they read, the bias, and the variable that has the result."""
+    """Steps so far, what they read, and the variable that has the result.
+
+    `factor` and `shift` are no steps: what the primitive's own weights are to be multiplied by, and what is then to be
+    added to them.
+    """
 
     result: relax.Var
     steps: tuple[str, ...] = ()
     operands: dict[str, relax.Expr] = field(default_factory=dict)
-    bias: np.ndarray | None = None
+    weights: dict[str, np.ndarray] = field(default_factory=dict)
+    factor: np.ndarray | float = 1.0
+    shift: np.ndarray | float = 0.0
 
     def then(self, step: str, result: relax.Var, **changes: Any) -> Chain:
         return replace(self, result=result, steps=(*self.steps, step), **changes)
 
 
-def chains(graph: Graph, var: relax.Var, channels: int, axis: int) -> list[Chain]:
-    """All chains that begin behind a primitive's result, the longest first; channels lie along `axis`."""
+class _Channels(NamedTuple):
+    """How many there are, and along which axis; the steps that can go into the primitive's own weights."""
+
+    number: int
+    axis: int
+    folds: tuple[str, ...]
+
+
+def chains(graph: Graph, var: relax.Var, channels: int, axis: int, folds: tuple[str, ...] = ()) -> list[Chain]:
+    """All chains that begin behind a primitive's result, the longest first."""
+    along = _Channels(channels, axis, folds)
     found = [Chain(var)]
-    if biased := _biased(graph, found[-1], channels, axis):
-        found.append(biased)
-    while len(found[-1].steps) < STEPS + 1 and (longer := _longer(graph, found[-1])):
+    while len(found[-1].steps) < STEPS + 1 and (longer := _longer(graph, found[-1], along)):
         found.append(longer)
     return found[::-1]
 
 
-def _biased(graph: Graph, chain: Chain, channels: int, axis: int) -> Chain | None:
-    for user, other in _combined(graph, chain.result, "relax.add"):
-        rank = len(extents(chain.result))
-        if isinstance(other, tvm.ir.GenericConst):
-            bias = per_channel(other, channels, rank, axis)
-            return None if bias is None else chain.then("bias", user, bias=bias)
+def _longer(graph: Graph, chain: Chain, along: _Channels) -> Chain | None:
+    # Activations first: what one of them adds or multiplies by looks like a weight.
+    if active := _activated(graph, chain.result):
+        return chain.then(*active)
+    return _weighted(graph, chain, along) or _joined(graph, chain, along)
+
+
+def _weighted(graph: Graph, chain: Chain, along: _Channels) -> Chain | None:
+    """A constant by channel, or of one number, is added or multiplied by."""
+    for op, step in (("add", "bias"), ("multiply", "scale")):
+        for user, other in _combined(graph, chain.result, f"relax.{op}"):
+            whole, name = extents(chain.result), BY_CHANNEL[step]
+            constant = isinstance(other, tvm.ir.GenericConst) and extents(user) == whole
+            weight = per_channel(other, along.number, len(whole), along.axis) if constant else None
+            if weight is None:
+                continue
+            if not {*chain.steps} - {"bias"} and (step in along.folds or (along.folds and step in chain.steps)):
+                return _folded(chain, step, user, weight)
+            if name not in chain.weights:
+                return chain.then(step, user, weights={**chain.weights, name: weight})
     return None
 
 
-def _longer(graph: Graph, chain: Chain) -> Chain | None:
-    if active := _activated(graph, chain.result):
-        return chain.then(*active)
+def _folded(chain: Chain, step: str, user: relax.Var, weight: np.ndarray) -> Chain:
+    """Nothing but a bias came before: a step goes into the primitive's weights, a second bias into the first."""
+    if step == "scale":
+        scaled = {name: each * weight for name, each in chain.weights.items()}
+        return replace(chain, result=user, weights=scaled, factor=chain.factor * weight, shift=chain.shift * weight)
+    if "bias" in chain.steps:
+        return replace(chain, result=user, weights={"b": chain.weights["b"] + weight})
+    return replace(chain, result=user, shift=chain.shift + weight)
+
+
+def _joined(graph: Graph, chain: Chain, along: _Channels) -> Chain | None:
+    """Another tensor is added or multiplied by: as large as the result, or one number an image and channel."""
+    whole = extents(chain.result)
+    fitting = [whole, *([(*whole[:2], 1, 1)] if len(whole) == 4 and along.axis == 1 else [])]
     for word in ("add", "multiply"):
         for user, other in _combined(graph, chain.result, f"relax.{word}"):
-            if isinstance(other, relax.Var) and extents(other) == extents(chain.result) == extents(user):
+            if isinstance(other, relax.Var) and extents(other) in fitting and extents(user) == whole:
                 name = f"residual{len(chain.operands) or ''}"
                 return chain.then(f"{word} {name}", user, operands={**chain.operands, name: other})
     return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ from relay_patterns.attention import attention
 from relay_patterns.epilogue import Chain, chains
 from relay_patterns.graph import Graph
 from relay_patterns.region import Reading, array, extents, reading
+
+Weights = dict[str, np.ndarray]
 
 
 def conv(graph: Graph, var: relax.Var) -> Iterator[tuple[relax.Var, Reading]]:
@@ -29,9 +32,9 @@ def conv(graph: Graph, var: relax.Var) -> Iterator[tuple[relax.Var, Reading]]:
     how: dict[str, Any] = {name: _numbers(getattr(attrs, name)) for name in ("strides", "padding", "dilation")}
     if not depthwise:
         how["groups"] = int(attrs.groups)
-    for chain in chains(graph, var, channels, axis=1):
-        op = "depthwise" if depthwise else "conv"
-        yield chain.result, _with(chain, op, call.args[0], weight, extents(var), how)
+    for chain in chains(graph, var, channels, axis=1, folds=("scale",)):
+        op, own = "depthwise" if depthwise else "conv", {"w": weight * chain.factor}
+        yield chain.result, _with(chain, op, call.args[0], own, extents(var), how)
 
 
 def linear(graph: Graph, var: relax.Var) -> Iterator[tuple[relax.Var, Reading]]:
@@ -42,8 +45,9 @@ def linear(graph: Graph, var: relax.Var) -> Iterator[tuple[relax.Var, Reading]]:
     weight, rank = array(call.args[1]), len(extents(var))
     if weight.ndim != 2 or rank < 2:
         return
-    for chain in chains(graph, var, weight.shape[1], axis=-1):
-        yield chain.result, _with(chain, "linear", call.args[0], weight, extents(var), {}, layout="")
+    for chain in chains(graph, var, weight.shape[1], axis=-1, folds=("scale",)):
+        own = {"w": weight * chain.factor}
+        yield chain.result, _with(chain, "linear", call.args[0], own, extents(var), {}, layout="")
 
 
 def layer_norm(graph: Graph, var: relax.Var) -> Iterator[tuple[relax.Var, Reading]]:
@@ -52,17 +56,27 @@ def layer_norm(graph: Graph, var: relax.Var) -> Iterator[tuple[relax.Var, Readin
     if call is None or not all(map(_constant, call.args[1:])) or not isinstance(call.args[0], relax.Var):
         return
     attrs, rank = call.attrs, len(extents(var))
-    if [int(axis) % rank for axis in attrs.axes] == [rank - 1] and attrs.center and attrs.scale:
-        weights = {"g": array(call.args[1]), "b": array(call.args[2])}
-        eps = {"eps": float(attrs.epsilon)}
-        yield var, reading("layer_norm", {"x": call.args[0]}, weights, extents(var), eps, layout="")
+    if [int(axis) % rank for axis in attrs.axes] != [rank - 1] or not (attrs.center and attrs.scale):
+        return
+    gain, offset, how = array(call.args[1]), array(call.args[2]), {"eps": float(attrs.epsilon)}
+    for chain in chains(graph, var, len(gain), axis=-1, folds=("scale", "bias")):
+        own = {"g": gain * chain.factor, "b": offset * chain.factor + chain.shift}
+        named = {"bias" if name == "b" else name: each for name, each in chain.weights.items()}  # `b` is the norm's own
+        chain = replace(chain, weights=named)
+        yield chain.result, _with(chain, "layer_norm", call.args[0], own, extents(var), how, layout="")
 
 
 def softmax(graph: Graph, var: relax.Var) -> Iterator[tuple[relax.Var, Reading]]:
     """Over the last axis."""
     call = _of(graph, var, "relax.nn.softmax")
-    if call is not None and isinstance(call.args[0], relax.Var) and int(call.attrs.axis) in (-1, len(extents(var)) - 1):
-        yield var, reading("softmax", {"x": call.args[0]}, {}, extents(var), layout="")
+    if (
+        call is None
+        or not isinstance(call.args[0], relax.Var)
+        or int(call.attrs.axis) not in (-1, len(extents(var)) - 1)
+    ):
+        return
+    for chain in chains(graph, var, extents(var)[-1], axis=-1):
+        yield chain.result, _with(chain, "softmax", call.args[0], {}, extents(var), {}, layout="")
 
 
 def pool(graph: Graph, var: relax.Var) -> Iterator[tuple[relax.Var, Reading]]:
@@ -78,7 +92,8 @@ def pool(graph: Graph, var: relax.Var) -> Iterator[tuple[relax.Var, Reading]]:
         if mode == "avg":
             attrs["count_padding"] = bool(call.attrs.count_include_pad)
         if _windows(extents(call.args[0])[2:], attrs) == extents(var)[2:]:
-            yield var, reading("pool", {"x": call.args[0]}, {}, extents(var), attrs)
+            for chain in chains(graph, var, extents(var)[1], axis=1):
+                yield chain.result, _with(chain, "pool", call.args[0], {}, extents(var), attrs)
 
 
 def _windows(size: tuple[int, ...], attrs: dict[str, Any]) -> tuple[int, ...]:
@@ -100,7 +115,8 @@ def mean(graph: Graph, var: relax.Var) -> Iterator[tuple[relax.Var, Reading]]:
     ):
         return
     if sorted(int(axis) % 4 for axis in call.attrs.axis) == [2, 3]:
-        yield var, reading("mean", {"x": call.args[0]}, {}, extents(var))
+        for chain in chains(graph, var, extents(var)[1], axis=1):
+            yield chain.result, _with(chain, "mean", call.args[0], {}, extents(var), {})
 
 
 # Readings of one primitive, the one that does most first.
@@ -111,10 +127,10 @@ PRIMITIVES: tuple[Callable[[Graph, relax.Var], Iterator[tuple[relax.Var, Reading
 
 
 def _with(
-    chain: Chain, op: str, x: relax.Expr, weight: np.ndarray, out: tuple[int, ...], attrs: Any, layout: str = "NCHW"
+    chain: Chain, op: str, x: relax.Expr, own: Weights, out: tuple[int, ...], attrs: Any, layout: str = "NCHW"
 ) -> Reading:
-    weights = {"w": weight} | ({} if chain.bias is None else {"b": chain.bias})
-    return reading(op, {"x": x, **chain.operands}, weights, out, attrs, chain.steps, layout)
+    """A primitive that has weights of its own, with what follows it."""
+    return reading(op, {"x": x, **chain.operands}, {**own, **chain.weights}, out, attrs, chain.steps, layout)
 
 
 def _of(graph: Graph, var: relax.Var, op: str) -> relax.Call | None:
