@@ -5,9 +5,9 @@ A chain is followed forward from the primitive's result, as long as nothing else
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +17,7 @@ from tvm.relax.dpl import DFPattern, is_const, is_op, wildcard
 
 from relay_patterns.graph import Graph
 from relay_patterns.region import array, extents, per_channel
-from schedules.activations import ACTIVATIONS, Arithmetic, Value
+from schedules.activations import ACTIVATIONS, Activation, Arithmetic, Value
 from schedules.spec import BY_CHANNEL
 
 STEPS = 4  # at most, behind the bias
@@ -122,42 +122,88 @@ class _Patterns(Arithmetic):
     """Formulas as patterns over the graph, and the numbers that must stand in a match."""
 
     def __init__(self) -> None:
+        self.root = ""  # the operator that was written last: the value's
         self.numbers: list[tuple[DFPattern, float]] = []
-        self.clips: list[tuple[DFPattern, tuple[float, float]]] = []
+        self.fields: list[tuple[DFPattern, Callable[[relax.Call], list[float]], list[float | _Parameter]]] = []
 
     def number(self, value: float, like: Any) -> DFPattern:
         self.numbers.append((is_const(), value))
         return self.numbers[-1][0]
 
     def binary(self, name: str, a: Any, b: Any) -> DFPattern:
-        return is_op(f"relax.{name}")(a, b)
+        return self.operator(name, [a, b], {})
 
     def unary(self, name: str, a: Any) -> DFPattern:
-        return is_op(f"relax.{name}")(a)
+        return self.operator(name, [a], {})
 
-    def clip(self, value: Any, low: float, high: float) -> DFPattern:
-        self.clips.append((is_op("relax.clip")(value, wildcard(), wildcard()), (low, high)))
-        return self.clips[-1][0]
+    def operator(self, name: str, operands: list[Any], attrs: dict[str, Any]) -> DFPattern:
+        self.root = f"relax.{name}"
+        pattern = is_op(self.root)(*operands)
+        self.fields += [(pattern, partial(_attribute, each), [wanted]) for each, wanted in attrs.items()]
+        return pattern
 
-    def fit(self, matched: Any) -> bool:
-        """Whether the numbers of a match are those of the formula."""
-        numbers = all(np.all(np.float32(value) == array(matched[each])) for each, value in self.numbers)
-        return numbers and all(_bounds(matched[each]) == bounds for each, bounds in self.clips)
+    def clip(self, value: Any, low: Any, high: Any) -> DFPattern:
+        pattern = self.operator("clip", [value, wildcard(), wildcard()], {})
+        self.fields.append((pattern, _bounds, [low, high]))
+        return pattern
+
+    def read(self, matched: Any) -> dict[_Parameter, float] | None:
+        """What stands in a match for the formula's parameters; None where its other numbers differ."""
+        if not all(np.all(np.float32(value) == array(matched[each])) for each, value in self.numbers):
+            return None
+        found: dict[_Parameter, float] = {}
+        for pattern, numbers, wanted in self.fields:
+            for number, want in zip(numbers(matched[pattern]), wanted, strict=True):
+                if isinstance(want, _Parameter):
+                    found[want] = number
+                elif number != want:
+                    return None
+        return found
 
 
-def _bounds(clip: relax.Call) -> tuple[float, float]:
-    low, high = (float(getattr(bound, "value", bound)) for bound in clip.args[1:])
-    return low, high
+@dataclass(frozen=True)
+class _Parameter:
+    """A number that an activation has of its own, such as a slope, where it stands in a form."""
+
+    index: int
+
+
+def _attribute(name: str, call: relax.Call) -> list[float]:
+    return [float(getattr(call.attrs, name))]
+
+
+def _bounds(clip: relax.Call) -> list[float]:
+    return [float(getattr(bound, "value", bound)) for bound in clip.args[1:]]
+
+
+class _Form(NamedTuple):
+    """A way to write an activation."""
+
+    row: Activation
+    x: DFPattern
+    value: DFPattern
+    arithmetic: _Patterns
+
+    def step(self, graph: Graph, var: relax.Var, last: relax.Var) -> str | None:
+        """The activation, if that is what is computed from one variable to the other."""
+        matched = self.value.extract_matched_expr(graph.values[last], graph.values)
+        if matched is None or not graph.variable(matched[self.x]).same_as(var):
+            return None
+        numbers = self.arithmetic.read(matched)
+        if numbers is None:
+            return None
+        return replace(self.row, numbers=tuple(numbers[_Parameter(i)] for i in range(len(self.row.numbers)))).step
 
 
 @cache
-def _forms() -> list[tuple[str, DFPattern, DFPattern, _Patterns]]:
-    """Every way to write an activation: its name, the argument, the value, and what must fit."""
-    found = []
+def _forms() -> dict[str, list[_Form]]:
+    """Every way to write an activation, by the operator that gives its value."""
+    found: dict[str, list[_Form]] = {}
     for row in ACTIVATIONS.values():
         for form in row.graphs:
             arithmetic, x = _Patterns(), wildcard()
-            found.append((row.name, x, form(Value(arithmetic, x)).raw, arithmetic))
+            value = form(Value(arithmetic, x), *map(_Parameter, range(len(row.numbers)))).raw
+            found.setdefault(arithmetic.root, []).append(_Form(row, x, value, arithmetic))
     return found
 
 
@@ -166,14 +212,17 @@ def _activated(graph: Graph, var: relax.Var) -> tuple[str, relax.Var] | None:
     if var in graph.outputs:
         return None
     for last in _behind(graph, var):
-        inner = graph.between([var], last)
-        if inner is None or any(user not in inner and not user.same_as(last) for user in graph.users(var)):
-            continue
-        for name, x, pattern, arithmetic in _forms():
-            matched = pattern.extract_matched_expr(graph.values[last], graph.values)
-            if matched is not None and graph.variable(matched[x]).same_as(var) and arithmetic.fit(matched):
-                return name, last
+        forms = _forms().get(getattr(graph.values[last].op, "name", ""), ())
+        step = next(filter(None, (form.step(graph, var, last) for form in forms)), None)
+        if step is not None and _is_all(graph, var, last):
+            return step, last
     return None
+
+
+def _is_all(graph: Graph, var: relax.Var, last: relax.Var) -> bool:
+    """Whether nothing else is computed from a value, nor from what lies between it and the last one."""
+    inner = graph.between([var], last)
+    return inner is not None and all(user in inner or user.same_as(last) for user in graph.users(var))
 
 
 def _behind(graph: Graph, var: relax.Var) -> list[relax.Var]:
@@ -181,6 +230,7 @@ def _behind(graph: Graph, var: relax.Var) -> list[relax.Var]:
     found: list[relax.Var] = []
     nearest = [var]
     for _ in range(APART):
-        nearest = [user for each in nearest for user in graph.users(each) if graph.call(user) is not None]
-        found += [user for user in nearest if user not in found]
+        users = dict.fromkeys(user for each in nearest for user in graph.users(each))
+        nearest = [user for user in users if graph.call(user) is not None and user not in found]
+        found += nearest
     return found

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -34,8 +34,13 @@ class Arithmetic(ABC):
         return value
 
     def clip(self, value: Any, low: float, high: float) -> Any:
-        raised = self.binary("maximum", value, self.number(low, value))
-        return self.binary("minimum", raised, self.number(high, value))
+        """An infinite bound is none."""
+        raised = self.binary("maximum", value, self.number(low, value)) if low > -math.inf else value
+        return self.binary("minimum", raised, self.number(high, value)) if high < math.inf else raised
+
+    def operator(self, name: str, operands: list[Any], attrs: dict[str, Any]) -> Any:
+        """An operator of the graph: only patterns know it."""
+        raise NotImplementedError(name)
 
 
 @dataclass(frozen=True)
@@ -90,35 +95,95 @@ class Value:
     def erf(self) -> Value:
         return Value(self.of, self.of.unary("erf", self.raw))
 
-    def op(self, name: str) -> Value:
-        """An operator of the graph that is an activation by itself: only patterns know it."""
-        return Value(self.of, self.of.unary(name, self.raw))
+    def op(self, name: str, *others: Value | float, **attrs: Any) -> Value:
+        """An operator of the graph, with this as its first operand: only patterns know it."""
+        raw = (other.raw if isinstance(other, Value) else self.of.number(other, self.raw) for other in others)
+        return Value(self.of, self.of.operator(name, [self.raw, *raw], attrs))
 
 
-Formula = Callable[[Value], Value]
+Formula = Callable[..., Value]
 
 
 @dataclass(frozen=True)
 class Activation:
-    """What is computed, and the ways in which graphs write it; the first way is as the formula, where none is given."""
+    """What is computed, and the ways in which graphs write it.
+
+    An activation may have numbers that the formulas take after the value. Its step names them: "leaky:0.01".
+    """
 
     name: str
     formula: Formula
     graphs: tuple[Formula, ...]
+    numbers: tuple[float, ...] = ()
+
+    @property
+    def step(self) -> str:
+        """Numbers as short as float32 allows: what PyTorch and ONNX read from a file is the same text."""
+        return ":".join([self.name, *(str(np.float32(number)) for number in self.numbers)])
+
+
+class _Table(Mapping[str, Activation]):
+    """The rows by their steps; a row with numbers of its own is one of any numbers."""
+
+    def __init__(self, *rows: Activation) -> None:
+        self._rows = {row.name: row for row in rows}
+
+    def __getitem__(self, step: str) -> Activation:
+        name, *numbers = step.split(":")
+        row = self._rows[name]
+        try:
+            found = replace(row, numbers=tuple(map(float, numbers)))
+        except ValueError:
+            raise KeyError(step) from None
+        if len(numbers) != len(row.numbers):
+            raise KeyError(step)
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        return (row.step for row in self._rows.values())
+
+    def __len__(self) -> int:
+        return len(self._rows)
 
 
 def _sigmoid(x: Value) -> Value:
     return 1.0 / (1.0 + (-x).exp())
 
 
+def _bent(x: Value) -> Value:
+    """What GELU's tanh form has the tangent of."""
+    return math.sqrt(2 / math.pi) * (x + 0.044715 * (x * (x * x)))
+
+
+def _cubed(x: Value) -> Value:
+    """The same with a power."""
+    return math.sqrt(2 / math.pi) * (x + 0.044715 * x.op("power", 3.0))
+
+
+def _mish(x: Value) -> Value:
+    """tanh(log(1 + e^x)) without a logarithm; where e^x is infinite, the quotient is 0."""
+    e = x.exp()
+    return x * (1.0 - 2.0 / (e * (e + 2.0) + 2.0))
+
+
 # fmt: off
-ACTIVATIONS = {
-    row.name: row
-    for row in (
+ACTIVATIONS: Mapping[str, Activation] = _Table(
+    *(
         Activation("relu", lambda x: x.maximum(0.0), (lambda x: x.op("nn.relu"),)),
         Activation("relu6", lambda x: x.clip(0.0, 6.0), (lambda x: x.clip(0.0, 6.0),)),
         Activation(
             "gelu", lambda x: x * (0.5 + 0.5 * (x * math.sqrt(0.5)).erf()), (lambda x: x.op("nn.gelu"),)
+        ),
+        Activation(
+            "gelu_tanh",
+            # 1 + tanh(u) is 2 sigmoid(2u), and exactly 0 for minus infinity, which a device's tanh may miss by a bit.
+            lambda x: x * _sigmoid(2.0 * _bent(x)),
+            (
+                lambda x: x.op("nn.gelu_tanh"),
+                lambda x: 0.5 * (x * (1.0 + _bent(x).tanh())),  # torch.onnx
+                lambda x: (0.5 * x) * (1.0 + _cubed(x).tanh()),  # Hugging Face, in ONNX
+                lambda x: (0.5 * x) * (1.0 + _bent(x).tanh()),
+            ),
         ),
         Activation("sigmoid", _sigmoid, (lambda x: x.op("sigmoid"),)),
         Activation("silu", lambda x: x * _sigmoid(x), (lambda x: x.op("nn.silu"), lambda x: x * x.op("sigmoid"))),
@@ -136,8 +201,32 @@ ACTIVATIONS = {
                 lambda x: x * ((x + 3.0).clip(0.0, 6.0) / 6.0),  # ONNX
             ),
         ),
+        Activation(
+            "mish",
+            _mish,
+            (
+                lambda x: x * x.op("greater", 20.0).op("where", x, (x.exp() + 1.0).op("log")).tanh(),  # torch.export
+                lambda x: x * (x.exp() + 1.0).op("log").tanh(),  # ONNX's operator
+                lambda x: x * (x.maximum(0.0) + (x.op("abs").op("negative").exp() + 1.0).op("log")).tanh(),
+            ),
+        ),
+        Activation(
+            "elu",
+            lambda x: x.maximum(0.0) + (x.minimum(0.0).exp() - 1.0),
+            (
+                lambda x: x.op("nn.relu") - (1.0 - x.exp()).op("nn.relu"),
+                lambda x: -1.0 * (1.0 - x.exp()).op("nn.relu") + x.op("nn.relu"),  # ONNX
+            ),
+        ),
+        Activation(
+            "leaky",
+            lambda x, slope: x.maximum(0.0) + x.minimum(0.0) * slope,
+            (lambda x, slope: x.op("nn.leakyrelu", alpha=slope),),
+            numbers=(0.01,),
+        ),
+        Activation("clip", Value.clip, (Value.clip,), numbers=(-1.0, 1.0)),
     )
-}
+)
 # fmt: on
 
 
@@ -156,7 +245,8 @@ class Numpy(Arithmetic):
 
 def activated(name: str, value: Any, arithmetic: Arithmetic) -> Any:
     """The activation of a value."""
-    return ACTIVATIONS[name].formula(Value(arithmetic, arithmetic.named("x", value))).raw
+    row = ACTIVATIONS[name]
+    return row.formula(Value(arithmetic, arithmetic.named("x", value)), *row.numbers).raw
 
 
 def reference(steps: tuple[str, ...], value: np.ndarray, operands: dict[str, np.ndarray]) -> np.ndarray:

@@ -72,5 +72,5 @@ def applied(b: Builder, epilogue: Epilogue, value: Expr, operand: Operand) -> Ex
         elif word in FITTED:
             value = FITTED[word](b, value)
         else:
-            value = b.bind(word, activated(word, value, Vectors(b)))
+            value = b.bind(word.partition(":")[0], activated(word, value, Vectors(b)))
     return value

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -195,6 +196,28 @@ class Attended(nn.Module):
         return torch.sigmoid(mixed * 0.5) * heads
 
 
+class Active(nn.Module):
+    """Activations that PyTorch writes as several operators, or that have numbers of their own."""
+
+    STEPS: ClassVar = {
+        "gelu_tanh": nn.GELU(approximate="tanh"),
+        "leaky:0.2": nn.LeakyReLU(0.2),
+        "mish": nn.Mish(),
+        "elu": nn.ELU(),
+        "hardswish": nn.Hardswish(),
+        "hardsigmoid": nn.Hardsigmoid(),
+        "clip:-0.5:2.0": nn.Hardtanh(-0.5, 2.0),
+    }
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers = ((nn.Conv2d(C, C, 1, bias=False), active) for active in self.STEPS.values())
+        self.layers = nn.Sequential(*(each for layer in layers for each in layer))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
 class Batched(nn.Module):
     """Attention of products of batches, where images and heads are one axis."""
 
@@ -249,6 +272,7 @@ EXPECTED = {
             *("softmax scale add residual", "mean bias sigmoid"),
         ],
     ),
+    "active": (Active(), [STEM, *(f"conv {step}" for step in Active.STEPS)]),
     "batched": (Batched(), [STEM, "attention add residual"]),
     "attended": (Attended(), [STEM, "attention scale sigmoid multiply residual"]),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -22,7 +23,12 @@ PYTORCH: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
     "tanh": torch.tanh,
     "sigmoid": torch.sigmoid,
+    "leaky:0.01": F.leaky_relu,
+    "leaky:0.2": lambda x: F.leaky_relu(x, 0.2),
+    "clip:-1.0:1.0": F.hardtanh,
+    "clip:-inf:0.5": lambda x: x.clamp(max=0.5),
 }
+STEPS = [*ACTIVATIONS, "leaky:0.2", "clip:-inf:0.5"]
 VALUES = np.concatenate([np.linspace(-12, 12, 1000), [0.0, -0.0, -90, 90, -1e4, 1e4]]).astype("float32")
 
 
@@ -53,7 +59,7 @@ def result(call: Call, isa: Isa, steps: tuple[str, ...], x: np.ndarray, **others
 
 
 @pytest.mark.parametrize("isa", [AVX512, AVX2, NEON, NEON.storing("float16")], ids=str)
-@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("name", STEPS)
 def test_an_activation_is_pytorchs(call: Call, name: str, isa: Isa) -> None:
     half = isa.stored == "float16"
     values = VALUES.astype(isa.stored)
@@ -64,13 +70,20 @@ def test_an_activation_is_pytorchs(call: Call, name: str, isa: Isa) -> None:
 
 
 @pytest.mark.parametrize("isa", [AVX512, NEON], ids=lambda isa: isa.name)
-@pytest.mark.parametrize("name", sorted(ACTIVATIONS.keys() - {"gelu"}))
+@pytest.mark.parametrize("name", sorted({*STEPS} - {"gelu"}))
 def test_what_is_not_a_number_stays_so(call: Call, name: str, isa: Isa) -> None:
     """A broken camera must not look like an answer."""
     values = np.array([np.nan, 1, np.inf, -np.inf, -1], "float32").repeat(16)
     with np.errstate(invalid="ignore"):
         wanted = expected(name, values)
     np.testing.assert_array_equal(np.isnan(result(call, isa, (name,), values)), np.isnan(wanted))
+
+
+def test_the_step_of_an_activation_has_its_numbers() -> None:
+    row = ACTIVATIONS["leaky:0.1"]
+    assert row.numbers == (0.1,) and row.step == "leaky:0.1"
+    assert replace(row, numbers=(float(np.float32(0.1)),)).step == "leaky:0.1"  # as ONNX has it
+    assert not any(step in ACTIVATIONS for step in ("leaky", "leaky:x", "leaky:1:2", "relu:1", "softplus"))
 
 
 def test_steps_are_done_in_their_order(call: Call) -> None:

@@ -1,0 +1,102 @@
+"""Activations as graphs write them: that each way is found, and that it is what PyTorch computes."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+import torch.nn.functional as F
+import tvm
+from onnx import TensorProto, helper
+from tvm import relax
+
+from relay_patterns import find_primitives
+from saevit_tvm.compiler import street
+from saevit_tvm.compiler.importers import import_model
+from schedules.activations import ACTIVATIONS, Numpy, Value
+
+PYTORCH = {
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+    "leaky": F.leaky_relu,
+    "clip": F.hardtanh,
+}
+OPERATORS = {
+    "nn.relu": F.relu,
+    "nn.gelu": F.gelu,
+    "nn.silu": F.silu,
+    "nn.gelu_tanh": PYTORCH["gelu_tanh"],
+    "nn.leakyrelu": lambda x, alpha: F.leaky_relu(x, alpha),
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+    "greater": lambda x, other: x > other,
+    "power": lambda x, other: x**other,
+    **{name: getattr(torch, name) for name in ("abs", "negative", "log", "where")},
+}
+
+
+class Graphs(Numpy):
+    """Numbers, with the operators of graphs."""
+
+    def operator(self, name: str, operands: list[Any], attrs: dict[str, Any]) -> Any:
+        tensors = [torch.from_numpy(each) if isinstance(each, np.ndarray) else each for each in operands]
+        return OPERATORS[name](*tensors, **attrs).numpy()
+
+
+@pytest.mark.parametrize("row", ACTIVATIONS.values(), ids=lambda row: row.name)
+def test_all_ways_to_write_an_activation_are_one(row: Any) -> None:
+    x = np.linspace(-9, 9, 181)
+    function = PYTORCH.get(row.name) or getattr(F, row.name)
+    wanted = function(torch.from_numpy(x)).numpy()
+    for form in (row.formula, *row.graphs):
+        np.testing.assert_allclose(form(Value(Graphs(), x), *row.numbers).raw, wanted, rtol=1e-9, atol=1e-9)
+
+
+# Nodes of ONNX, from "a" to "y"; numbers are constants.
+ONNX: dict[str, list[tuple[Any, ...]]] = {
+    "gelu_tanh, an operator": [("Gelu", "a", "y", {"approximate": "tanh"})],
+    "gelu_tanh, from PyTorch": [
+        *(("Mul", "a", "a", "b"), ("Mul", "a", "b", "c"), ("Mul", 0.044715, "c", "d"), ("Add", "a", "d", "e")),
+        *(("Mul", (2 / np.pi) ** 0.5, "e", "f"), ("Tanh", "f", "g"), ("Add", 1.0, "g", "h"), ("Mul", "a", "h", "i")),
+        ("Mul", 0.5, "i", "y"),
+    ],
+    "gelu_tanh, with a power": [
+        *(("Pow", "a", 3.0, "c"), ("Mul", "c", 0.044715, "d"), ("Add", "a", "d", "e")),
+        *(("Mul", "e", (2 / np.pi) ** 0.5, "f"), ("Tanh", "f", "g"), ("Add", "g", 1.0, "h")),
+        *(("Mul", "a", 0.5, "i"), ("Mul", "i", "h", "y")),
+    ],
+    "leaky:0.1": [("LeakyRelu", "a", "y", {"alpha": 0.1})],
+    "mish, an operator": [("Mish", "a", "y", {})],
+    "mish": [("Softplus", "a", "b"), ("Tanh", "b", "c"), ("Mul", "a", "c", "y")],
+    "elu": [("Elu", "a", "y", {})],
+    "hardswish": [("HardSwish", "a", "y")],
+    # Its factor and its offset go into the matrix.
+    "bias clip:0.0:1.0": [("HardSigmoid", "a", "y", {})],
+    # Twice the same, so that it is no activation.
+    "": [("Mul", "a", "a", "b"), ("Mul", "a", "b", "c"), ("Tanh", "c", "d"), ("Mul", "a", "d", "y")],
+}
+
+
+@pytest.mark.parametrize("name", ONNX)
+def test_activations_of_onnx(name: str) -> None:
+    weights = [helper.make_tensor("w", TensorProto.FLOAT, [4, 4], np.eye(4).ravel())]
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["a"])]
+    for op, *values in ONNX[name]:
+        attrs = values.pop() if isinstance(values[-1], dict) else {}
+        for number in (value for value in values if isinstance(value, float)):
+            weights.append(helper.make_tensor(str(number), TensorProto.FLOAT, [], [number]))
+        nodes.append(helper.make_node(op, [*map(str, values[:-1])], [values[-1]], **attrs))
+    ends = (helper.make_tensor_value_info(each, TensorProto.FLOAT, [2, 4]) for each in "xy")
+    graph = helper.make_graph(nodes, "net", *([end] for end in ends), weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
+    onnx.checker.check_model(model)
+    mod = import_model(SimpleNamespace(onnx=model, name="net", graph_digest=None))
+    mod = street.run(mod, street.simplify(), tvm.target.Target("llvm"))
+    (reading,) = find_primitives(mod["main"], lambda _spec: True).values()
+    assert isinstance(mod["main"], relax.Function)
+    assert " ".join(reading.spec.epilogue.steps) == name.partition(",")[0]
