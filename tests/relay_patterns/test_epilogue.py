@@ -12,9 +12,8 @@ import torch
 import torch.nn.functional as F
 import tvm
 from onnx import TensorProto, helper
-from tvm import relax
 
-from relay_patterns import find_primitives
+from relay_patterns import Reading, find_primitives
 from saevit_tvm.compiler import street
 from saevit_tvm.compiler.importers import import_model
 from schedules.activations import ACTIVATIONS, Numpy, Value
@@ -82,21 +81,54 @@ ONNX: dict[str, list[tuple[Any, ...]]] = {
 }
 
 
-@pytest.mark.parametrize("name", ONNX)
-def test_activations_of_onnx(name: str) -> None:
-    weights = [helper.make_tensor("w", TensorProto.FLOAT, [4, 4], np.eye(4).ravel())]
-    nodes = [helper.make_node("MatMul", ["x", "w"], ["a"])]
-    for op, *values in ONNX[name]:
+def found(nodes: list[tuple[Any, ...]], first: str = "MatMul", **weights: np.ndarray) -> Reading:
+    """The only primitive behind which these nodes are, all of them in one spec."""
+    named = dict(weights)
+    made = [helper.make_node(first, ["x", *weights], ["a"])]
+    for op, *values in nodes:
         attrs = values.pop() if isinstance(values[-1], dict) else {}
-        for number in (value for value in values if isinstance(value, float)):
-            weights.append(helper.make_tensor(str(number), TensorProto.FLOAT, [], [number]))
-        nodes.append(helper.make_node(op, [*map(str, values[:-1])], [values[-1]], **attrs))
+        named |= {str(value): np.array(value) for value in values[:-1] if not isinstance(value, str)}
+        made.append(helper.make_node(op, [*map(str, values[:-1])], [values[-1]], **attrs))
     ends = (helper.make_tensor_value_info(each, TensorProto.FLOAT, [2, 4]) for each in "xy")
-    graph = helper.make_graph(nodes, "net", *([end] for end in ends), weights)
+    constants = [onnx.numpy_helper.from_array(each.astype("float32"), name) for name, each in named.items()]
+    graph = helper.make_graph(made, "net", *([end] for end in ends), constants)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
     onnx.checker.check_model(model)
     mod = import_model(SimpleNamespace(onnx=model, name="net", graph_digest=None))
     mod = street.run(mod, street.simplify(), tvm.target.Target("llvm"))
     (reading,) = find_primitives(mod["main"], lambda _spec: True).values()
-    assert isinstance(mod["main"], relax.Function)
-    assert " ".join(reading.spec.epilogue.steps) == name.partition(",")[0]
+    return reading
+
+
+@pytest.mark.parametrize("name", ONNX)
+def test_activations_of_onnx(name: str) -> None:
+    assert " ".join(found(ONNX[name], w=np.eye(4)).spec.epilogue.steps) == name.partition(",")[0]
+
+
+S, B = np.array([1.0, -2.0, 0.5, 3.0]), np.array([0.25, 1.0, -1.0, 2.0])
+AFFINE = [
+    *(("Mul", "a", S, "b"), ("Add", "b", B, "c"), ("Mul", 2.0, "c", "d"), ("Add", 1.0, "d", "e")),
+    ("Relu", "e", "y"),
+]
+
+
+def test_scales_and_offsets_go_into_weights() -> None:
+    linear = found(AFFINE, w=np.eye(4))
+    assert linear.spec.epilogue.steps == ("bias", "relu") and [*linear.weights] == ["w", "b"]
+    np.testing.assert_allclose(linear.weights["w"], np.diag(2 * S))
+    np.testing.assert_allclose(linear.weights["b"], 2 * B + 1)
+    norm = found(AFFINE, "LayerNormalization", g=S, o=B)
+    assert norm.spec.epilogue.steps == ("relu",) and [*norm.weights] == ["g", "b"]
+    np.testing.assert_allclose(norm.weights["g"], 2 * S * S)
+    np.testing.assert_allclose(norm.weights["b"], 2 * (B * S + B) + 1)
+
+
+def test_behind_an_activation_they_are_steps() -> None:
+    nodes = [("Relu", "a", "b"), ("Mul", "b", S, "c"), ("Add", "c", B, "y")]
+    linear = found(nodes, w=np.eye(4))
+    assert linear.spec.epilogue.steps == ("relu", "scale", "bias") and [*linear.weights] == ["w", "s", "b"]
+    norm = found(nodes, "LayerNormalization", g=S, o=B)
+    assert norm.spec.epilogue.steps == ("relu", "scale", "bias") and [*norm.weights] == ["g", "b", "s", "bias"]
+    for reading, name in ((linear, "b"), (norm, "bias")):
+        np.testing.assert_allclose(reading.weights["s"], S)
+        np.testing.assert_allclose(reading.weights[name], B)

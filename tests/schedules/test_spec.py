@@ -31,6 +31,16 @@ GOLDEN = {
         [Tensor("out", (1, 48, 8, 8), layout="NCHW")],
         {"heads": 3, "r": 2, "eps": 1e-5, "scale": 0.25},
     ),
+    '{"op":"pool","inputs":{"x":"2x8x6x6 NCHW","gate":"2x8x1x1 NCHW"},"weights":{"s":"8"},'
+    '"outputs":{"out":"2x8x3x3 NCHW"},"attrs":{"kernel":[2,2],"mode":"max","strides":[2,2]},'
+    '"epilogue":["scale","leaky:0.01","multiply gate"]}': KernelSpec.of(
+        "pool",
+        [Tensor("x", (2, 8, 6, 6), layout="NCHW"), Tensor("gate", (2, 8, 1, 1), layout="NCHW")],
+        [Tensor("s", (8,))],
+        [Tensor("out", (2, 8, 3, 3), layout="NCHW")],
+        {"mode": "max", "kernel": (2, 2), "strides": (2, 2)},
+        ["scale", "leaky:0.01", "multiply gate"],
+    ),
     '{"op":"sum","inputs":{"x":""},"outputs":{"out":""}}': KernelSpec.of(
         "sum", [Tensor("x", ())], [], [Tensor("out", ())]
     ),
