@@ -1,6 +1,6 @@
 """NVIDIA's compiler as a library (NVRTC) and nvFatbin beside it, as PyPI has them: no nvcc, no host compiler.
 
-NVRTC makes machine code for one architecture or PTX for one; nvFatbin puts many into one fat binary.
+NVRTC makes PTX for one architecture and machine code of that; nvFatbin puts many into one fat binary.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ class Program:
 
     architecture: str
     code: bytes
+    ptx: bytes
     spills: dict[str, int]
 
 
@@ -67,11 +68,9 @@ def cuda_runtime() -> dict[str, Path]:
 
 def compile_all(source: str, architectures: Sequence[str], with_ptx: bool = True) -> tuple[list[Program], bytes]:
     """Machine code for each architecture, and PTX of the last, which is the newest, or b"" where none is wanted."""
-    newest = architectures[-1].replace("sm_", "compute_")
     with ThreadPoolExecutor(cores()) as pool:
-        ptx = pool.submit(_compile, source, newest) if with_ptx else None
         programs = list(pool.map(lambda sm: _machine_code(source, sm), architectures))
-        return programs, ptx.result().code if ptx else b""
+    return programs, programs[-1].ptx if with_ptx else b""
 
 
 def fat_binary(programs: Sequence[Program], ptx: bytes) -> bytes:
@@ -113,7 +112,7 @@ def _alone(source: str, kernels: Container[str]) -> str:
 
 
 def _compile(source: str, architecture: str) -> Program:
-    """One call of NVRTC; "sm_90" asks for machine code, "compute_90" for PTX."""
+    """One call of NVRTC; machine code is made of PTX, so both are there."""
     nvrtc, there = _libraries()[0], folder()
     assert there is not None
     include = there / "include"
@@ -133,11 +132,11 @@ def _compile(source: str, architecture: str) -> Program:
         if status:
             lines = [line for line in log.splitlines() if "error" in line] or [f"status {status}"]
             raise CompileError(f"NVIDIA's compiler refuses the kernels for {architecture}: {lines[0]}")
-        code = _read(program, "CUBIN" if architecture.startswith("sm_") else "PTX")
+        code, ptx = _read(program, "CUBIN"), _read(program, "PTX")
     finally:
         nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
     spills = {name: int(stores) + int(loads) for name, stores, loads in _SPILLED.findall(log)}
-    return Program(architecture, code, spills)
+    return Program(architecture, code, ptx, spills)
 
 
 def _read(program: ctypes.c_void_p, what: str) -> bytes:
