@@ -4,4 +4,5 @@ python=${PYTHON:-python3}
 [ -d .venv ] || "$python" -m venv .venv
 . .venv/bin/activate
 pip install -qq --upgrade pip
-pip install -qq --editable ".${EXTRAS:-}"
+# Python compiles a file when it first imports it; of what comes here most is never imported.
+pip install -qq --no-compile --editable ".${EXTRAS:-}"
