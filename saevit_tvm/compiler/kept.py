@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import tvm
+from tvm_ffi import structural_hash
 
 from saevit_tvm.support import cache, toolchain
 
@@ -29,7 +30,8 @@ def key(scheduled: tvm.IRModule, target: Target) -> str:
     linker = toolchain.linker(target)
     described = [target.tvm, target.arch, target.link_flags, linker.cc_argv, _file(linker.cc_argv[0]), tvm.__version__]
     total = hashlib.sha256(json.dumps(described).encode())
-    total.update(tvm.ir.save_json(scheduled).encode())
+    # Of all content, weights among it, and the same in every process; as JSON, a module takes a second to write.
+    total.update(str(structural_hash(scheduled)).encode())
     for room in BEHIND:
         for file in sorted((ROOT / room).rglob("*.py")):
             total.update(file.read_bytes())

@@ -18,12 +18,16 @@ if TYPE_CHECKING:
     from tvm.relax import VMExecutable
 
 
-# Passes of TVM that are most of a build and change nothing here: LLVM does the first two itself, and the others are
-# for virtual threads and double buffers, which no CPU kernel has.
+# Passes of TVM that are most of a build and change nothing here: LLVM does the first three itself, and the others are
+# for GPUs, software pipelines, virtual threads and double buffers, which no CPU kernel has.
 NEEDLESS = [
     "tirx.CommonSubexprElim",
     "s_tir.HoistIfThenElse",
+    "tirx.RemoveNoOp",
     "s_tir.RenormalizeSplitPattern",
+    "s_tir.InjectPermutedLayout",
+    "s_tir.InjectSoftwarePipeline",
+    "s_tir.ThreadSync",
     "s_tir.InjectVirtualThread",
     "s_tir.InjectDoubleBuffer",
 ]
