@@ -3,6 +3,8 @@
 python=${PYTHON:-python3}
 [ -d .venv ] || "$python" -m venv .venv
 . .venv/bin/activate
-pip install -qq --upgrade pip
-# Python compiles a file when it first imports it; of what comes here most is never imported.
-pip install -qq --no-compile --editable ".${EXTRAS:-}"
+if [ -z "${SAEVIT_TVM_SET_UP:-}" ]; then # else all is there, as CI says
+    pip install -qq --upgrade pip
+    # Python compiles a file when it first imports it; of what comes here most is never imported.
+    pip install -qq --no-compile --editable ".${EXTRAS:-}"
+fi
