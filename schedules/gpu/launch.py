@@ -16,7 +16,7 @@ from textwrap import indent
 from typing import Any, ClassVar
 
 import numpy as np
-from tvm import tirx
+from tvm import s_tir, tirx
 from tvm.script import from_source
 from tvm.script import tirx as script
 
@@ -246,6 +246,17 @@ class Kernel(ABC):
         )
         attrs = {"tirx.noalias": True, "op_pattern": OPAQUE, **attributes}
         return f"@T.prim_func(private=True, s_tir=True)\ndef {self.NAME}({params}):\n    T.func_attr({attrs!r})\n"
+
+
+class Lone(Kernel):
+    """One that reads a single buffer, of the type that it writes.
+
+    Of those TVM asks whether they only reshape, and looks for the answer in a block, which must be there.
+    """
+
+    def generated(self, limits: Limits, tiling: Mapping[str, int] | None = None) -> tirx.PrimFunc:
+        func = super().generated(limits, tiling)
+        return func.with_body(s_tir.SBlockRealize([], True, s_tir.SBlock([], [], [], "root", func.body)))
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,13 @@ from schedules.activations import ACTIVATIONS
 from schedules.dtypes import stored_as
 from schedules.gpu.fused import ciffn_plan, dwsconv_plan, saa_plan
 from schedules.gpu.launch import Launch, Launches, Limits, Weights
+from schedules.gpu.primitives.attention import Attention
 from schedules.gpu.primitives.depthwise import MOST_TAPS, Depthwise
 from schedules.gpu.primitives.head import Head
 from schedules.gpu.primitives.linear import Linear
+from schedules.gpu.primitives.norm import LayerNorm
+from schedules.gpu.primitives.pool import Mean, Pool
+from schedules.gpu.primitives.softmax import Softmax
 from schedules.gpu.primitives.tensor import convolution
 from schedules.spec import FLOAT, Epilogue, KernelSpec
 
@@ -112,6 +116,55 @@ def _linear(spec: KernelSpec, _limits: Limits, dtype: str, given: str) -> list[L
     return [Launch(kernel, ("x", "w", *finish.reads), "out")]
 
 
+def _attention(spec: KernelSpec, _limits: Limits, dtype: str, given: str) -> list[Launch] | None:
+    shapes, finish = {each.name: each.shape for each in spec.inputs}, _finish(spec)
+    (n, t, heads, d), (_, s, _, dv), mask = shapes["q"], shapes["v"], shapes.get("mask", ())
+    wanted = {"q": (n, t, heads, d), "k": (n, s, heads, d), "v": (n, s, heads, dv)}
+    repeated = not mask or (len(mask) == 4 and all(a in (1, b) for a, b in zip(mask, (n, heads, t, s), strict=True)))
+    if finish is None or not repeated or any(shapes[name] != shape for name, shape in wanted.items()):
+        return None
+    kernel = Attention(n, t, s, heads, d, dv, spec["scale"], mask, finish.epilogue, stored_as(dtype), given)
+    return [Launch(kernel, (*wanted, *(["mask"] if mask else []), *finish.reads), "out")]
+
+
+def _layer_norm(spec: KernelSpec, _limits: Limits, dtype: str, given: str) -> list[Launch] | None:
+    """Its own offset is the weight `b`: there cannot be a bias, too."""
+    *lead, c = spec.x.shape
+    finish = _finish(spec)
+    if finish is None or "b" in finish.reads or any(each.shape != (c,) for each in spec.weights):
+        return None
+    kernel = LayerNorm(tuple(lead), c, spec["eps"], finish.epilogue, stored_as(dtype), given)
+    return [Launch(kernel, ("x", "g", "b", *finish.reads), "out")]
+
+
+def _softmax(spec: KernelSpec, _limits: Limits, dtype: str, given: str) -> list[Launch] | None:
+    *lead, c = spec.x.shape
+    finish = _finish(spec)
+    if finish is None:
+        return None
+    kernel = Softmax(tuple(lead), c, finish.epilogue, stored_as(dtype), given)
+    return [Launch(kernel, ("x", *finish.reads), "out")]
+
+
+def _pool(spec: KernelSpec, _limits: Limits, dtype: str, given: str) -> list[Launch] | None:
+    finish = _finish(spec)
+    if finish is None or spec["mode"] not in ("max", "avg"):
+        return None
+    fields = {"kernel": spec["kernel"], **_window(spec), "mode": spec["mode"], "count_padding": spec["count_padding"]}
+    n, c, h, w = spec.x.shape
+    kernel = Pool(n, c, h, w, **fields, epilogue=finish.epilogue, dtype=stored_as(dtype), given=given)
+    return [Launch(kernel, ("x", *finish.reads), "out")]
+
+
+def _mean(spec: KernelSpec, _limits: Limits, dtype: str, given: str) -> list[Launch] | None:
+    finish = _finish(spec)
+    if finish is None:
+        return None
+    n, c, h, w = spec.x.shape
+    kernel = Mean(n, c, h, w, finish.epilogue, stored_as(dtype), given)
+    return [Launch(kernel, ("x", *finish.reads), "out")]
+
+
 def _window(spec: KernelSpec) -> dict[str, Any]:
     return {name: spec[name] for name in ("strides", "padding", "dilation")}
 
@@ -156,5 +209,10 @@ PLANNERS: Mapping[str, Planner] = {
     "conv": Planner(_conv, finishes=True),
     "depthwise": Planner(_depthwise, finishes=True),
     "linear": Planner(_linear, layout="", finishes=True),
+    "attention": Planner(_attention, layout="", finishes=True),
+    "layer_norm": Planner(_layer_norm, layout="", finishes=True),
+    "softmax": Planner(_softmax, layout="", finishes=True),
+    "pool": Planner(_pool, finishes=True),
+    "mean": Planner(_mean, finishes=True),
     "head": Planner(_head),
 }

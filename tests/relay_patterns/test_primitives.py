@@ -332,7 +332,11 @@ class All(nn.Module):
 
 
 @pytest.mark.slow
+<<<<<<< HEAD
 @pytest.mark.parametrize(("target", "rules"), [("native", 22), ("generic-opencl", 40)])
+=======
+@pytest.mark.parametrize(("target", "rules"), [("native", 12), ("generic-opencl", 7)])
+>>>>>>> 679bf2f (Compute attention, layer norm, softmax and pooling of any model on GPUs)
 def test_they_are_computed_rightly(target: str, rules: int, tmp_path: Path) -> None:
     """A build compares the artifact with PyTorch. At most so many kernels are left to the rules, which move numbers."""
     if target == "generic-opencl" and not opencl.available()[0]:

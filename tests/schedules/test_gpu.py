@@ -30,13 +30,17 @@ from schedules.gpu.fused.saa import Attend, Recover, Sample
 from schedules.gpu.fused.saa_batch import BatchSample, Mix, Normalise, Spread
 from schedules.gpu.launch import Launches
 from schedules.gpu.plan import accepts, plan
+from schedules.gpu.primitives.attention import Attention
 from schedules.gpu.primitives.cast import Cast
 from schedules.gpu.primitives.conv import Conv
 from schedules.gpu.primitives.depthwise import Depthwise
 from schedules.gpu.primitives.fragments import ARITHMETICS
 from schedules.gpu.primitives.head import Head
 from schedules.gpu.primitives.linear import Linear
+from schedules.gpu.primitives.norm import LayerNorm
+from schedules.gpu.primitives.pool import Mean, Pool
 from schedules.gpu.primitives.reduce import CommonPart
+from schedules.gpu.primitives.softmax import Softmax
 from schedules.gpu.primitives.tensor import TensorConv
 from schedules.gpu.registry import KERNELS, chosen_tiling, declare, expand, kernel_of, tilings
 from schedules.kernels import declare as declare_spec
@@ -772,6 +776,11 @@ def kernels() -> list[Any]:
         Conv(1, 14, 14, 64, 64, (3, 1), padding=(1, 0, 1, 0), epilogue=RESIDUAL_RELU),
         Linear((1, 197), 192, 768, BIAS_GELU),
         Linear((2, 49), 90, 30, RESIDUAL_RELU, "float16", "float16"),
+        Attention(1, 197, 197, 12, 64, 64, 0.125, epilogue=Epilogue(("bias", "add residual"))),
+        LayerNorm((2, 49), 384, 1e-6, Epilogue(("gelu",)), "float16", "float32"),
+        Softmax((3,), 1000, Epilogue(("bias",))),
+        Pool(1, 64, 112, 112, strides=(2, 2), padding=SAME, epilogue=Epilogue(("multiply gate",))),
+        Mean(1, 320, 7, 7),
         Sample(1, 28, 28, 96, 6, 4),
         Attend(1, 7, 7, 320, 20, 1),
         Attend(1, 56, 56, 48, 3, 8),

@@ -13,14 +13,11 @@ Everything in here is computed in float32, whatever is stored.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
 
-from tvm import s_tir, tirx
-
 from schedules.gpu.fused.saa import SAA, Items, Moments, Sample, mixed
-from schedules.gpu.launch import Buffer, Kernel, Limits, Program, blocks, nest
+from schedules.gpu.launch import Buffer, Kernel, Limits, Lone, Program, blocks, nest
 from schedules.gpu.primitives import reduce
 
 GROUPS = (32, 64, 128, 256)
@@ -41,17 +38,6 @@ class Columns(SAA):
 
     def column(self, channel: str, image: str, token: str) -> str:
         return f"({channel} * {self.n} + {image}) * {self.tokens} + {token}"
-
-
-class Lone(Kernel):
-    """One that reads a single buffer, of the type that it writes.
-
-    Of those TVM asks whether they only reshape, and looks for the answer in a block, which must be there.
-    """
-
-    def generated(self, limits: Limits, tiling: Mapping[str, int] | None = None) -> tirx.PrimFunc:
-        func = super().generated(limits, tiling)
-        return func.with_body(s_tir.SBlockRealize([], True, s_tir.SBlock([], [], [], "root", func.body)))
 
 
 @dataclass(frozen=True)
