@@ -186,10 +186,11 @@ class _Body:
 
     def statements(self) -> list[str]:
         tiling = self.tiling
+        largest = self.each_key(f"acc[0] = {larger('acc[0]', self.score)}")
         tile = [
             *self.staging("keys", self.of.d),
             self.scores(),
-            self.each_query("acc[0] = " + LOWEST, self.each_key("acc[0] = " + larger("acc[0]", self.score)), self.put),
+            self.each_query(f"acc[0] = {LOWEST}", largest, self.put),
             self.each_query(*self.powers()),
             *self.staging("values", self.of.dv),
             self.mix(),
@@ -290,26 +291,21 @@ class _Body:
         return f"+ {self.memory.load('mask', index)}"
 
     def powers(self) -> list[str]:
-        """The tile's largest score of query i is known; so are what the tiles before it are worth, and its powers."""
-        parts, top = self.tiling.parts, self.line
-        power = f"power[{self.line} * {self.tiling.tile} + {self.local_key}]"
-        shrunk = nest(f"for e in T.unroll({self.columns}):", f"mix[i * {self.columns} + e] = " + self.shrunk)
+        """Of the tile, for query i, whose largest score is known now: what the tiles before gave shrinks by as much."""
+        parts, mix = self.tiling.parts, f"mix[i * {self.columns} + e]"
+        found = f"most[{self.line} * {parts} + p]"
         return [
             "acc[0] = top[i]",
-            nest(f"for p in range({parts}):", f"top[i] = {larger('top[i]', f'most[{top} * {parts} + p]')}"),
+            nest(f"for p in range({parts}):", f"top[i] = {larger('top[i]', found)}"),
             "acc[0] = T.exp(acc[0] - top[i])",
             "total[i] = total[i] * acc[0]",
-            shrunk,
+            nest(f"for e in T.unroll({self.columns}):", f"{mix} = {mix} * acc[0]"),
             self.each_key(
                 f"{self.score} = T.exp({self.score} - top[i])",
                 f"total[i] = total[i] + {self.score}",
-                f"{power} = {self.score}",
+                f"power[{self.line} * {self.tiling.tile} + {self.local_key}] = {self.score}",
             ),
         ]
-
-    @property
-    def shrunk(self) -> str:
-        return f"mix[i * {self.columns} + e] * acc[0]"
 
     # Values -----------------------------------------------------------
 
