@@ -6,11 +6,7 @@ A generator is found by itself, by its file in `fused/` or `primitives/`.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
-from importlib import import_module
-from inspect import isabstract
-from pkgutil import iter_modules
-from types import ModuleType
+from collections.abc import Mapping
 
 import numpy as np
 import tvm
@@ -19,21 +15,14 @@ from tvm.s_tir import Schedule
 
 from schedules.cpu import fused, primitives
 from schedules.cpu.generator import Arrays, Generator
+from schedules.discovery import classes
 from schedules.kernels import declared, noted, tiled
 from schedules.machines.cpus import Isa
 from schedules.spec import KernelSpec
 
-
-def _generators(package: ModuleType) -> Iterator[Generator]:
-    for file in iter_modules(package.__path__):
-        module = import_module(f"{package.__name__}.{file.name}")
-        for each in vars(module).values():
-            own = isinstance(each, type) and each.__module__ == module.__name__
-            if own and issubclass(each, Generator) and not isabstract(each):
-                yield each()
-
-
-GENERATORS = (*_generators(fused), *_generators(primitives))
+GENERATORS: tuple[Generator, ...] = tuple(
+    each() for package in (fused, primitives) for each in classes(package, Generator)
+)
 DIVISION = ("bands", "groups", "chunk")  # the knobs, of any generator, that depend on the number of threads
 
 

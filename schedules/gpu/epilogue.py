@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from schedules.activations import Arithmetic, activated
-from schedules.gpu.launch import Memory, nest
+from schedules.gpu.launch import Buffer, Memory, nest
 from schedules.spec import Epilogue
 
 BIAS = Epilogue(("bias",))
@@ -43,32 +43,60 @@ def gelu(value: str) -> str:
 FITTED: dict[str, Callable[[str], str]] = {"gelu": gelu}
 
 
+PLANE = "plane"  # begins the name of an operand that has one number an image and channel
+
+
+def epilogue_reads(
+    epilogue: Epilogue, out: Buffer, channels: int, images: int | None = None, bias: str = "b"
+) -> dict[str, Buffer]:
+    """What an epilogue reads, in the order in which a plan gives it; of `images`, planes are known."""
+    found = {}
+    for step, name in (("bias", bias), ("scale", "factor")):
+        if step in epilogue.steps:
+            found[name] = Buffer((channels,))
+    for operand in epilogue.operands:
+        plane = Buffer((images, channels, 1, 1), out.dtype) if images and operand.startswith(PLANE) else None
+        found[operand] = plane or out
+    return found
+
+
 @dataclass(frozen=True)
 class Results:
     """`lanes` neighbouring results, which are stored together from `target` on.
 
-    `value` is the number in registers of lane v, `bias` what is added to it. `more` is room for an operand's numbers.
+    `value` is the number in registers of lane v, `channel` the place of its weights, `plane` that of its image and
+    channel. `more` is room for an operand's numbers.
     """
 
     memory: Memory
     lanes: int
     value: str
-    bias: str
+    channel: str
     target: str
+    plane: str = ""
+    offset: str = "b"
+
+    @property
+    def bias(self) -> str:
+        return f"{self.offset}[{self.channel}]"
 
     def through(self, steps: tuple[str, ...]) -> list[str]:
         """The statements of some steps."""
         found = []
         for step in steps:
             word, _, operand = step.partition(" ")
-            if operand:
+            if operand and not operand.startswith(PLANE):
                 found.append(self.memory.load_lanes("more", "0", operand, self.target, self.lanes))
-            found.append(self._each_lane(self._result(word)))
+            found.append(self._each_lane(self._result(word, operand)))
         return found
 
-    def _result(self, word: str) -> str:
+    def _result(self, word: str, operand: str) -> str:
         if word == "bias":
             return f"{self.value} + {self.bias}"
+        if word == "scale":
+            return f"{self.value} * factor[{self.channel}]"
+        if operand.startswith(PLANE):
+            return f"{self.value} {OPERATORS[word]} {self.memory.load(operand, self.plane)}"
         if word in OPERATORS:
             return f"{self.value} {OPERATORS[word]} more[v]"
         return FITTED[word](self.value) if word in FITTED else activated(word, self.value, Text())

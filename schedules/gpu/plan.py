@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from schedules.activations import ACTIVATIONS
+from schedules.discovery import modules
 from schedules.dtypes import stored_as
-from schedules.gpu.fused import ciffn_plan, dwsconv_plan, saa_plan
+from schedules.gpu import fused
+from schedules.gpu.epilogue import PLANE
 from schedules.gpu.launch import Launch, Launches, Limits, Weights
 from schedules.gpu.primitives.attention import Attention
 from schedules.gpu.primitives.depthwise import MOST_TAPS, Depthwise
@@ -19,7 +21,7 @@ from schedules.gpu.primitives.norm import LayerNorm
 from schedules.gpu.primitives.pool import Mean, Pool
 from schedules.gpu.primitives.softmax import Softmax
 from schedules.gpu.primitives.tensor import convolution
-from schedules.spec import FLOAT, Epilogue, KernelSpec
+from schedules.spec import BY_CHANNEL, FLOAT, Epilogue, KernelSpec
 
 OPERANDS = {"add": "residual", "multiply": "gate"}  # what kernels call the other tensors of an epilogue
 
@@ -88,7 +90,7 @@ def _stored(launches: list[Launch], constants: Weights) -> dict[str, np.ndarray]
 def _conv(spec: KernelSpec, limits: Limits, dtype: str, given: str) -> list[Launch] | None:
     n, h, w, c = spec.x.axes("NHWC")
     high, wide, within, k = spec.weight("w").shape
-    finish = _finish(spec)
+    finish = _finish(spec, planes=True)
     if within != c or finish is None:
         return None
     fields = {"n": n, "h": h, "w": w, "c": c, "k": k, "kernel": (high, wide), **_window(spec)}
@@ -99,7 +101,7 @@ def _conv(spec: KernelSpec, limits: Limits, dtype: str, given: str) -> list[Laun
 def _depthwise(spec: KernelSpec, _limits: Limits, dtype: str, _given: str) -> list[Launch] | None:
     n, c, h, w = spec.x.shape
     high, wide, channels = spec.weight("w").shape
-    finish = _finish(spec)
+    finish = _finish(spec, planes=True)
     if channels != c or finish is None or high * wide > MOST_TAPS:
         return None
     fields = {"kernel": (high, wide), **_window(spec), "epilogue": finish.epilogue, "dtype": stored_as(dtype)}
@@ -128,10 +130,9 @@ def _attention(spec: KernelSpec, _limits: Limits, dtype: str, given: str) -> lis
 
 
 def _layer_norm(spec: KernelSpec, _limits: Limits, dtype: str, given: str) -> list[Launch] | None:
-    """Its own offset is the weight `b`: there cannot be a bias, too."""
     *lead, c = spec.x.shape
-    finish = _finish(spec)
-    if finish is None or "b" in finish.reads or any(each.shape != (c,) for each in spec.weights):
+    finish = _finish(spec, bias="bias")  # its own offset is the weight `b`
+    if finish is None or any(each.shape != (c,) for each in spec.weights):
         return None
     kernel = LayerNorm(tuple(lead), c, spec["eps"], finish.epilogue, stored_as(dtype), given)
     return [Launch(kernel, ("x", "g", "b", *finish.reads), "out")]
@@ -147,7 +148,7 @@ def _softmax(spec: KernelSpec, _limits: Limits, dtype: str, given: str) -> list[
 
 
 def _pool(spec: KernelSpec, _limits: Limits, dtype: str, given: str) -> list[Launch] | None:
-    finish = _finish(spec)
+    finish = _finish(spec, planes=True)
     if finish is None or spec["mode"] not in ("max", "avg"):
         return None
     fields = {"kernel": spec["kernel"], **_window(spec), "mode": spec["mode"], "count_padding": spec["count_padding"]}
@@ -182,30 +183,40 @@ class Finish(NamedTuple):
     reads: tuple[str, ...]
 
 
-def _finish(spec: KernelSpec) -> Finish | None:
-    """None where a step is unknown, or an operand is not as large as the result.
+def _finish(spec: KernelSpec, bias: str = "b", planes: bool = False) -> Finish | None:
+    """None where a step is unknown, or an operand does not fit: as large as the result, or a plane, if these are known.
 
     Kernels name their operands in their own way, so that equal kernels are equal whatever the graph calls its values.
     """
-    shapes = {each.name: each.shape for each in spec.inputs}
+    shapes, whole = {each.name: each.shape for each in spec.inputs}, spec.out.shape
     steps: list[str] = []
     operands: list[str] = []
     for step in spec.epilogue.steps:
         word, _, operand = step.partition(" ")
-        if not operand and (word == "bias" or word in ACTIVATIONS):
+        if not operand and (word in BY_CHANNEL or word in ACTIVATIONS):
             steps.append(word)
-        elif word in OPERANDS and shapes.get(operand) == spec.out.shape:
-            steps.append(f"{word} {OPERANDS[word]}{len(operands) or ''}")
-            operands.append(operand)
-        else:
+            continue
+        is_plane = planes and shapes.get(operand) == (*whole[:2], 1, 1) != whole
+        if word not in OPERANDS or not (is_plane or shapes.get(operand) == whole):
             return None
-    return Finish(Epilogue(tuple(steps)), (*(["b"] if "bias" in steps else []), *operands))
+        steps.append(f"{word} {PLANE if is_plane else OPERANDS[word]}{len(operands) or ''}")
+        operands.append(operand)
+    weights = [name for step, name in (("bias", bias), ("scale", "s")) if step in steps]
+    if not {*weights} <= {each.name for each in spec.weights}:
+        return None
+    return Finish(Epilogue(tuple(steps)), (*weights, *operands))
+
+
+def _fused() -> Iterator[tuple[str, Planner]]:
+    """Of every file BLOCK_plan.py."""
+    for module in modules(fused):
+        block, plan, _ = module.__name__.rpartition(".")[2].rpartition("_plan")
+        if plan:
+            yield block, Planner(module.launches, getattr(module, "constants", lambda _, weights: weights))
 
 
 PLANNERS: Mapping[str, Planner] = {
-    "saa": Planner(saa_plan.launches, saa_plan.constants),
-    "ciffn": Planner(ciffn_plan.launches, ciffn_plan.constants),
-    "dwsconv": Planner(dwsconv_plan.launches),
+    **dict(_fused()),
     "conv": Planner(_conv, finishes=True),
     "depthwise": Planner(_depthwise, finishes=True),
     "linear": Planner(_linear, layout="", finishes=True),

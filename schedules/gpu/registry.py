@@ -9,30 +9,13 @@ from tvm import tirx
 from tvm.s_tir import Schedule
 
 from schedules import kernels
-from schedules.gpu.fused.saa import Attend, Recover, Sample
-from schedules.gpu.fused.saa_batch import BatchSample, Mix, Normalise, Spread
+from schedules.discovery import classes
+from schedules.gpu import fused, primitives
 from schedules.gpu.launch import PREFIX, Kernel, Limits
-from schedules.gpu.primitives.attention import Attention
-from schedules.gpu.primitives.cast import Cast
-from schedules.gpu.primitives.conv import Conv
-from schedules.gpu.primitives.depthwise import Depthwise
-from schedules.gpu.primitives.head import Head
-from schedules.gpu.primitives.linear import Linear
-from schedules.gpu.primitives.norm import LayerNorm
-from schedules.gpu.primitives.pool import Mean, Pool
-from schedules.gpu.primitives.reduce import CommonPart
-from schedules.gpu.primitives.softmax import Softmax
-from schedules.gpu.primitives.tensor import TensorConv
 
-# By what their specs say is computed.
+# By what their specs say is computed; found by their files.
 KERNELS: dict[str, type[Kernel]] = {
-    PREFIX + kernel.NAME: kernel
-    for kernel in (
-        *(Conv, TensorConv, Depthwise, Linear, CommonPart, Head, Cast),
-        *(Attention, LayerNorm, Softmax, Pool, Mean),
-        *(Sample, Attend, Recover),
-        *(BatchSample, Normalise, Mix, Spread),
-    )
+    PREFIX + kernel.NAME: kernel for package in (fused, primitives) for kernel in classes(package, Kernel)
 }
 
 

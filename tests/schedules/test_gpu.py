@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from saevit_tvm.runtime import opencl
 from schedules.activations import ACTIVATIONS, reference
 from schedules.dtypes import stored_as
-from schedules.gpu.epilogue import BIAS_GELU, BIAS_RESIDUAL
+from schedules.gpu.epilogue import BIAS_GELU, BIAS_RESIDUAL, PLANE
 from schedules.gpu.fused.saa import Attend, Recover, Sample
 from schedules.gpu.fused.saa_batch import BatchSample, Mix, Normalise, Spread
 from schedules.gpu.launch import Launches
@@ -46,7 +46,7 @@ from schedules.gpu.registry import KERNELS, chosen_tiling, declare, expand, kern
 from schedules.kernels import declare as declare_spec
 from schedules.kernels import tiled
 from schedules.machines.gpus import CUDA_LIMITS, GENERIC, GPUS, LIMITS, Limits
-from schedules.spec import Epilogue, KernelSpec, Tensor
+from schedules.spec import BY_CHANNEL, Epilogue, KernelSpec, Tensor
 
 # As on Adreno: local memory that is worth using, tiles for many registers. But PoCL has no arithmetic in float16.
 LOCAL = dataclasses.replace(LIMITS["adreno"], half=False)
@@ -77,8 +77,9 @@ def logical(
     layout = "" if op == "linear" else "NCHW"
     constants = [Tensor(name, value.shape) for name, value in given.items()]
     result = Tensor("out", out or x, layout=layout if len(out or x) == 4 else "")
-    others = [dataclasses.replace(result, name=name) for name in epilogue.operands]
-    return KernelSpec.of(op, [Tensor("x", x, layout=layout), *others], constants, [result], attrs, epilogue.steps)
+    shapes = {name: (*result.shape[:2], 1, 1) if name.startswith(PLANE) else result.shape for name in epilogue.operands}
+    read = [dataclasses.replace(result, name=name, shape=shape) for name, shape in shapes.items()]
+    return KernelSpec.of(op, [Tensor("x", x, layout=layout), *read], constants, [result], attrs, epilogue.steps)
 
 
 def compiled(lowered: Launches, limits: Limits, chance: random.Random | None = None) -> Any:
@@ -365,8 +366,19 @@ def test_dwsconv(limits: Limits, h: int, w: int, folder: Path) -> None:
 
 def finished(spec: KernelSpec, out: torch.Tensor, given: dict[str, np.ndarray], **operands: np.ndarray) -> torch.Tensor:
     """The epilogue of a spec, in float64."""
-    bias = {"b": given["b"][:, None, None] if spec.x.layout else given["b"]} if "b" in given else {}
-    return torch.from_numpy(reference(spec.epilogue.steps, out.numpy(), {**bias, **operands}))
+    by_channel = {name: given[name][:, None, None] if spec.x.layout else given[name] for name in "bs" if name in given}
+    return torch.from_numpy(reference(spec.epilogue.steps, out.numpy(), {**by_channel, **operands}))
+
+
+def by_channel(steps: str, channels: int) -> dict[str, tuple[int, ...]]:
+    """The weights that an epilogue needs."""
+    return {name: (channels,) for step, name in BY_CHANNEL.items() if step in steps}
+
+
+def others(spec: KernelSpec) -> dict[str, np.ndarray]:
+    """Numbers for the other tensors that an epilogue reads."""
+    shapes = {each.name: each.shape for each in spec.inputs}
+    return {name: image(*shapes[name])[::-1] for name in spec.epilogue.operands}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -403,6 +415,9 @@ POINT = Window((1, 1), padding=(0, 0, 0, 0))
         ((1, 8, 7, 5), 8, Window(), "bias, relu, add residual", LOCAL, "float32"),
         ((1, 12, 8, 8), 16, POINT, "silu, multiply gate, bias, add residual", NVIDIA, "float32"),
         ((1, 5, 6, 7), 9, Window(), "", GENERIC, "float32"),
+        # Gates of one number an image and channel, and scales.
+        ((2, 8, 6, 6), 12, POINT, "bias, multiply plane, relu, add plane1", GENERIC, "float32"),
+        ((2, 8, 7, 5), 8, Window(), "bias, relu, scale, add residual", LOCAL, "float16"),
         ((2, 16, 4, 8), 8, POINT, "relu6, add residual", GENERIC, "float16"),
         # Kernels that are not square, uneven edges and steps, and gaps.
         ((1, 4, 9, 11), 8, Window((1, 7), (1, 2), (0, 3, 0, 2)), "bias, tanh", GENERIC, "float32"),
@@ -410,10 +425,10 @@ POINT = Window((1, 1), padding=(0, 0, 0, 0))
     ],
 )
 def test_conv(x: tuple[int, ...], k: int, window: Window, steps: str, limits: Limits, dtype: str, folder: Path) -> None:
-    given = weights(w=(*window.kernel, x[1], k), **({"b": (k,)} if "bias" in steps else {}))
+    given = weights(w=(*window.kernel, x[1], k), **by_channel(steps, k))
     out = window.over(image(*x), torch.from_numpy(given["w"]).double().permute(3, 2, 0, 1))
     spec = logical("conv", x, given, tuple(out.shape), steps, **window.attrs())
-    operands = {name: image(*out.shape)[::-1] for name in spec.epilogue.operands}
+    operands = others(spec)
     agree(spec, given, image(*x), finished(spec, out, given, **operands), folder, limits, dtype, **operands)
 
 
@@ -433,14 +448,15 @@ def test_conv(x: tuple[int, ...], k: int, window: Window, steps: str, limits: Li
         ((1, 3, 9, 8), Window((7, 7), padding=(3, 3, 3, 3)), "bias", GENERIC, "float32"),
         ((1, 6, 8, 12), Window(dilation=(2, 3), padding=(2, 3, 2, 3)), "add residual, relu", NVIDIA, "float32"),
         ((2, 3, 7, 9), Window((2, 4), (1, 3), (1, 0, 0, 5)), "", LOCAL, "float32"),
+        ((2, 4, 6, 8), Window(), "relu, scale, multiply plane", NVIDIA, "float32"),
         ((1, 4, 6, 6), Window((1, 1), (2, 2), (0, 0, 0, 0)), "bias, multiply gate", GENERIC, "float16"),
     ],
 )
 def test_depthwise(x: tuple[int, ...], window: Window, steps: str, limits: Limits, dtype: str, folder: Path) -> None:
-    given = weights(w=(*window.kernel, x[1]), **({"b": (x[1],)} if "bias" in steps else {}))
+    given = weights(w=(*window.kernel, x[1]), **by_channel(steps, x[1]))
     out = window.over(image(*x), torch.from_numpy(given["w"]).double().permute(2, 0, 1)[:, None])
     spec = logical("depthwise", x, given, tuple(out.shape), steps, **window.attrs())
-    operands = {name: image(*out.shape)[::-1] for name in spec.epilogue.operands}
+    operands = others(spec)
     expected = finished(spec, out, given, **operands)
     for chance in (None, random.Random(0), random.Random(1)):
         agree(spec, given, image(*x), expected, folder, limits, dtype, chance, **operands)
@@ -455,15 +471,15 @@ def test_depthwise(x: tuple[int, ...], window: Window, steps: str, limits: Limit
         ((3, 7, 9), 7, "gelu", GENERIC, "float32"),  # nothing is a multiple of four
         ((1, 32), 10, "bias", NVIDIA, "float32"),  # a single token
         ((197, 48), 24, "bias, silu, multiply gate", NVIDIA, "float32"),
-        ((1, 13, 64), 32, "bias, gelu", GENERIC, "float16"),
+        ((1, 13, 64), 32, "bias, gelu, scale", GENERIC, "float16"),
         ((2, 9, 48), 16, "bias, gelu", dataclasses.replace(LOCAL, texels=0), "float16"),
     ],
 )
 def test_linear(x: tuple[int, ...], k: int, steps: str, limits: Limits, dtype: str, folder: Path) -> None:
-    given = weights(w=(x[-1], k), **({"b": (k,)} if "bias" in steps else {}))
+    given = weights(w=(x[-1], k), **by_channel(steps, k))
     out = torch.from_numpy(image(*x)).double() @ torch.from_numpy(given["w"]).double()
     spec = logical("linear", x, given, tuple(out.shape), steps)
-    operands = {name: image(*out.shape)[::-1] for name in spec.epilogue.operands}
+    operands = others(spec)
     expected = finished(spec, out, given, **operands)
     for chance in (None, random.Random(0), random.Random(1)):
         agree(spec, given, image(*x), expected, folder, limits, dtype, chance, **operands)
@@ -493,12 +509,12 @@ def test_what_there_are_no_kernels_for_is_declined() -> None:
 
     fine = conv("bias, add residual, relu")
     assert accepts(fine, GENERIC)
-    small = dataclasses.replace(fine.inputs[1], shape=(1, 16, 1, 1))
+    small = dataclasses.replace(fine.inputs[1], shape=(1, 1, 6, 6))
     grouped = dataclasses.replace(conv(groups=2), weights=(Tensor("w", (3, 3, 4, 16)), Tensor("b", (16,))))
     for spec in (
         conv("bias, softplus"),  # an activation that nobody knows
         conv("bias, divide residual"),
-        dataclasses.replace(fine, inputs=(fine.x, small)),  # a number a channel
+        dataclasses.replace(fine, inputs=(fine.x, small)),  # a number a position
         dataclasses.replace(fine, inputs=(fine.x,)),
         grouped,
         dataclasses.replace(fine, op="convolution"),
@@ -520,8 +536,10 @@ def any_primitive(draw: st.DrawFn) -> KernelSpec:
         draw(st.integers(1, 130)),
         draw(st.integers(1, 130)),
     )
-    steps = draw(st.lists(st.sampled_from(["bias", "add residual", "multiply gate", *ACTIVATIONS]), max_size=4))
-    bias = {"b": (c if op == "depthwise" else k,)} if "bias" in steps else {}
+    steps = draw(
+        st.lists(st.sampled_from(["bias", "scale", "add residual", "multiply gate", *ACTIVATIONS]), max_size=4)
+    )
+    bias = by_channel(" ".join(steps), c if op == "depthwise" else k)
     if op == "linear":
         tokens = tuple(draw(st.lists(st.integers(1, 30), max_size=3)))
         return logical(op, (*tokens, c), weights(w=(c, k), **bias), (*tokens, k), ", ".join(steps))
@@ -557,7 +575,7 @@ def test_any_primitive(spec: KernelSpec, limits: Limits, dtype: str, seed: int, 
         turned = weight.permute(2, 0, 1)[:, None] if spec.op == "depthwise" else weight.permute(3, 2, 0, 1)
         window = Window(given["w"].shape[:2], *(spec[name] for name in ("strides", "padding", "dilation")))
         out = window.over(x, turned)
-    operands = {name: image(*out.shape)[::-1] for name in spec.epilogue.operands}
+    operands = others(spec)
     expected = finished(spec, out, given, **operands)
     agree(spec, given, x, expected, folder, limits, dtype, random.Random(seed), **operands)
 

@@ -23,11 +23,12 @@ from schedules.cpu.primitives.attention import Attention
 from schedules.cpu.primitives.norm import LayerNorm
 from schedules.cpu.primitives.pool import Mean, Pool
 from schedules.cpu.primitives.softmax import Softmax
+from schedules.gpu.epilogue import PLANE
 from schedules.gpu.launch import Launch
 from schedules.gpu.plan import accepts, plan
 from schedules.gpu.registry import declare, kernel_of
 from schedules.machines.gpus import CUDA_LIMITS, GENERIC, LIMITS, Limits
-from schedules.spec import Epilogue, KernelSpec, Tensor
+from schedules.spec import BY_CHANNEL, Epilogue, KernelSpec, Tensor
 
 FAMILIES: dict[str, Generator] = {each.OP: each for each in (Attention(), LayerNorm(), Softmax(), Pool(), Mean())}
 # As other devices have it, for a driver that has no arithmetic in float16.
@@ -74,10 +75,13 @@ def spec_of(
     epilogue = Epilogue(tuple(step for step in steps.split(", ") if step))
     result = Tensor("out", out, layout=layout if len(out) == 4 else "")
     tensors = [Tensor(name, shape, layout=layout) for name, shape in inputs.items()]
-    tensors += [replace(result, name=name) for name in epilogue.operands]
+    shapes = {name: (*out[:2], 1, 1) if name.startswith(PLANE) else out for name in epilogue.operands}
+    tensors += [replace(result, name=name, shape=shape) for name, shape in shapes.items()]
     channels = out[1] if op == "pool" else out[-1]
     weights = [Tensor("g", (channels,))] if op == "layer_norm" else []
-    weights += [Tensor("b", (channels,))] if op == "layer_norm" or "bias" in epilogue.steps else []
+    weights += [Tensor("b", (channels,))] if op == "layer_norm" else []  # its own
+    named = {**BY_CHANNEL, "bias": "bias" if op == "layer_norm" else "b"}
+    weights += [Tensor(name, (channels,)) for step, name in named.items() if step in epilogue.steps]
     return KernelSpec.of(op, tensors, weights, [result], attrs, epilogue.steps)
 
 
@@ -117,6 +121,7 @@ CASES = [
     Case(rows("layer_norm", 2, 25, 48, steps="gelu, add residual"), NVIDIA),
     Case(rows("layer_norm", 3, 421), MALI, "float16"),  # more of a row than registers hold
     Case(rows("layer_norm", 3, 1, steps="multiply gate"), ADRENO, seed=2),
+    Case(rows("layer_norm", 3, 12, steps="relu, scale, bias")),
     Case(rows("softmax", 2, 25, 48, steps="bias, tanh, multiply gate"), ADRENO),
     Case(rows("softmax", 3, 1605), GENERIC, "float16", given="float32"),
     Case(rows("softmax", 1, 5), NVIDIA, seed=1),
@@ -124,7 +129,8 @@ CASES = [
     Case(pool((2, 5, 7, 9), (3, 4), "avg", "multiply gate", strides=(2, 2), padding=(0, 0, 1, 1)), GENERIC, "float16"),
     Case(pool((1, 3, 7, 9), (7, 9), "avg", count_padding=True, **SAME), NVIDIA, seed=0),
     Case(pool((1, 2, 13, 9), (5, 9), "max", kernel=(5, 4), dilation=(2, 1), padding=(0, 2, 0, 1)), given="float32"),
-    Case(mean(3, 21, 5, 2, steps="bias, silu")),
+    Case(mean(3, 21, 5, 2, steps="bias, silu, scale")),
+    Case(pool((2, 3, 9, 11), (9, 11), "max", "multiply plane, scale", **SAME)),
     Case(mean(1, 4, 30, 31, steps="add residual"), ADRENO, "float16"),
 ]
 
@@ -148,16 +154,18 @@ def expected(case: Case, arrays: Arrays) -> np.ndarray:
     """By the references of the CPU's generators, which have images channels last, and an epilogue apart."""
     spec, steps = case.spec, case.spec.epilogue
     inputs = tuple(each for each in spec.inputs if each.name not in steps.operands)
-    weights = spec.weights if spec.op == "layer_norm" else ()
+    weights = spec.weights[:2] if spec.op == "layer_norm" else ()
     plain = replace(spec, inputs=inputs, weights=weights, epilogue=Epilogue())
     image = bool(spec.x.layout)
     with np.errstate(all="ignore"):
         turned = {**arrays, "x": arrays["x"].transpose(0, 2, 3, 1)} if image else arrays
         out = FAMILIES[spec.op].reference(plain.laid_out("NHWC") if image else plain, turned)
-        out, bias = out.astype("float64"), arrays.get("b", np.zeros(1))
+        named = {"b": arrays.get("bias", arrays.get("b")), "s": arrays.get("s")}
+        by_channel, out = {name: each for name, each in named.items() if each is not None}, out.astype("float64")
         if spec.op == "pool":
-            out, bias = out.transpose(0, 3, 1, 2), bias[:, None, None]
-        return activations.reference(steps.steps, out, {**arrays, "b": bias})
+            out = out.transpose(0, 3, 1, 2)
+            by_channel = {name: each[:, None, None] for name, each in by_channel.items()}
+        return activations.reference(steps.steps, out, {**arrays, **by_channel})
 
 
 @pytest.fixture(scope="module")
@@ -293,7 +301,7 @@ def test_what_there_are_no_kernels_for_is_declined() -> None:
     norm, heads = rows("layer_norm", 4, 8), attention(2, 9, 21, 2, 20, 12)
     q, k, v = heads.inputs
     for spec in (
-        rows("layer_norm", 4, 8, steps="bias"),  # its own offset has the name
+        replace(rows("layer_norm", 4, 8, steps="bias"), weights=norm.weights),  # its own offset is another
         replace(norm, weights=(norm.weights[0], Tensor("b", (4,)))),
         rows("softmax", 4, 8, steps="softplus"),
         pool((1, 4, 8, 8), (4, 4), "max", **SAME),  # which is not what comes out

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from itertools import product
 
-from schedules.gpu.epilogue import Results
+from schedules.gpu.epilogue import Results, epilogue_reads
 from schedules.gpu.launch import Buffer, Kernel, Limits, Memory, Program, blocks, nest
 from schedules.gpu.primitives.rows import LOWEST, lanes_of, larger, power_of_two
 from schedules.spec import Epilogue
@@ -69,8 +69,7 @@ class Attention(Kernel):
         found = {name: Buffer((self.n, size, self.heads, width), self.given) for name, (size, width) in tokens.items()}
         # What no kernel of ours has computed is float32, and float16 would make infinities of large numbers.
         masks = {"mask": Buffer(self.mask)} if self.mask else {}
-        bias = {"b": Buffer((self.dv,))} if "bias" in self.epilogue.steps else {}
-        return {**found, **masks, **bias, **dict.fromkeys(self.epilogue.operands, self.out)}
+        return {**found, **masks, **epilogue_reads(self.epilogue, self.out, self.dv)}
 
     @property
     def out(self) -> Buffer:
@@ -323,7 +322,7 @@ class _Body:
         """The results of query i, and away with them."""
         of, parts = self.of, self.tiling.parts
         target = f"{self.place(of.t, self.token, of.dv)} + {self.column}"
-        results = Results(self.memory, self.lanes, self.mixed, f"b[{self.column} + v]", target)
+        results = Results(self.memory, self.lanes, self.mixed, f"{self.column} + v", target)
         at = f"i * {self.columns} + c * {self.lanes}"
         stored = self.each_column(
             self.each_lane(f"{self.mixed} = {self.mixed} / acc[0]"),

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import product
 
 from schedules.dtypes import stored_as
-from schedules.gpu.epilogue import BIAS, Results, gelu, split
+from schedules.gpu.epilogue import BIAS, Results, epilogue_reads, gelu, split
 from schedules.gpu.launch import TEXEL, Buffer, Kernel, Limits, Memory, Program, blocks, nest
 from schedules.gpu.primitives.matrix import Matrix
 from schedules.spec import Epilogue
@@ -85,15 +85,16 @@ class Convolution(Kernel):
             "x": Buffer((self.n, self.c, self.h, self.w), self.given),
             "w": Buffer((*(self.kernel if self.taps > 1 else ()), self.c, self.k), stored_as(self.dtype)),
         }
-        if "bias" in self.epilogue.steps:
-            found["b"] = Buffer((self.k,))
+        finish = epilogue_reads(self.epilogue, self.out, self.k, self.n)
+        if "b" in finish:
+            found["b"] = finish.pop("b")
         if self.common:
             found |= {"dec_w": Buffer((self.c,)), "dec_b": Buffer((1,))}
         elif self.rank_one:
             found["by_position"] = Buffer((self.n, 1, self.height, self.width))
         if self.rank_one:
             found["by_channel"] = Buffer((self.k,))
-        return found | dict.fromkeys(self.epilogue.operands, self.out)
+        return found | finish
 
     @property
     def out(self) -> Buffer:
@@ -262,7 +263,7 @@ class _Body:
         biased, steps, joining = split(conv.epilogue)
         at = f"acc[j * {lanes} + v]"
         target = f"(bz * {conv.k} + {channel} + j) * {conv.positions} + {self.position}"
-        results = Results(self.memory, lanes, at, f"b[{channel} + j]", target)
+        results = Results(self.memory, lanes, at, f"{channel} + j", target, f"bz * {conv.k} + {channel} + j")
         value = f"{at} + {results.bias}" if biased else at
         found = []
         if conv.common:

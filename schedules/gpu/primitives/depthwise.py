@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import product
 
-from schedules.gpu.epilogue import BIAS, Results, split
+from schedules.gpu.epilogue import BIAS, Results, epilogue_reads, split
 from schedules.gpu.launch import Buffer, Kernel, Limits, Memory, Program, blocks, nest
 from schedules.gpu.primitives.windows import Windows
 from schedules.spec import Epilogue
@@ -41,8 +41,7 @@ class Depthwise(Windows, Kernel):
     @property
     def reads(self) -> dict[str, Buffer]:
         image, taps = Buffer((self.n, self.c, self.h, self.w), self.dtype), Buffer((*self.kernel, self.c), self.dtype)
-        bias = {"b": Buffer((self.c,))} if "bias" in self.epilogue.steps else {}
-        return {"x": image, "w": taps, **bias, **dict.fromkeys(self.epilogue.operands, self.out)}
+        return {"x": image, "w": taps, **epilogue_reads(self.epilogue, self.out, self.c, self.n)}
 
     @property
     def out(self) -> Buffer:
@@ -162,7 +161,7 @@ class _Body:
         total = total if self.dtype == "float32" else f'T.Cast("float32", {total})'
         row = f"{self.row} + {r}"
         target = f"{self.plane} * {of.height * of.width} + ({row}) * {of.width} + {self.column}"
-        results = Results(self.memory, wide, "sum[v]", "b[by]", target)
+        results = Results(self.memory, wide, "sum[v]", "by", target, self.plane)
         biased, *others = split(of.epilogue)
         value = f"{total} + {results.bias}" if biased else total
         return nest(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import product
 
 from schedules.dtypes import stored_as
-from schedules.gpu.epilogue import BIAS, Results, split
+from schedules.gpu.epilogue import BIAS, Results, epilogue_reads, split
 from schedules.gpu.launch import TEXEL, Buffer, Kernel, Limits, Memory, Program, blocks, nest
 from schedules.gpu.primitives.conv import HALF_TERMS
 from schedules.gpu.primitives.matrix import Matrix
@@ -57,8 +57,7 @@ class Linear(Kernel):
     @property
     def reads(self) -> dict[str, Buffer]:
         found = {"x": Buffer((*self.tokens, self.c), self.given), "w": Buffer((self.c, self.k), stored_as(self.dtype))}
-        bias = {"b": Buffer((self.k,))} if "bias" in self.epilogue.steps else {}
-        return {**found, **bias, **dict.fromkeys(self.epilogue.operands, self.out)}
+        return {**found, **epilogue_reads(self.epilogue, self.out, self.k)}
 
     @property
     def out(self) -> Buffer:
@@ -196,7 +195,7 @@ class _Body:
         """The epilogue of every token, and away with the results."""
         channels, channel = self.tiling.channels, self.matrix.channel
         at, target = f"acc[i * {channels} + v]", f"{self.token} * {self.of.k} + {channel}"
-        results = Results(self.memory, channels, at, f"b[{channel} + v]", target)
+        results = Results(self.memory, channels, at, f"{channel} + v", target)
         biased, *others = split(self.of.epilogue)
         steps = [self.each_channel(f"{at} = {at} + {results.bias}")] if biased else []
         for each in others:

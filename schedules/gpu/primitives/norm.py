@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from schedules.gpu.epilogue import Results
+from schedules.gpu.epilogue import Results, epilogue_reads
 from schedules.gpu.launch import Buffer, Kernel, Limits, Program
 from schedules.gpu.primitives import rows
 from schedules.spec import Epilogue
@@ -32,7 +32,7 @@ class LayerNorm(Kernel):
     @property
     def reads(self) -> dict[str, Buffer]:
         found = {"x": Buffer((*self.lead, self.c), self.given), "g": Buffer((self.c,)), "b": Buffer((self.c,))}
-        return {**found, **dict.fromkeys(self.epilogue.operands, self.out)}
+        return {**found, **epilogue_reads(self.epilogue, self.out, self.c, bias="bias")}
 
     @property
     def out(self) -> Buffer:
@@ -44,7 +44,7 @@ class LayerNorm(Kernel):
     def program(self, limits: Limits, tiling: rows.Tiling) -> Program:
         row = rows.Rows(self.memory(limits), self.count, self.c, tiling)
         away = f"({row.value} - mean[0])"
-        results = Results(row.memory, row.lanes, row.value, "", row.target)
+        results = Results(row.memory, row.lanes, row.value, f"{row.column} + v", row.target, offset="bias")
         normal = f"{away} * scale[0] * g[{row.column} + v] + b[{row.column} + v]"
         body = [
             *row.summed("mean[0]", "first", row.value, loads=True),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from schedules.gpu.epilogue import Results
+from schedules.gpu.epilogue import Results, epilogue_reads
 from schedules.gpu.launch import Buffer, Limits, Lone, Program, blocks, nest
 from schedules.gpu.primitives import head, rows
 from schedules.gpu.primitives.windows import Windows
@@ -28,9 +28,8 @@ class Pool(Windows, Lone):
 
     @property
     def reads(self) -> dict[str, Buffer]:
-        bias = {"b": Buffer((self.c,))} if "bias" in self.epilogue.steps else {}
-        others = dict.fromkeys(self.epilogue.operands, self.out)
-        return {"x": Buffer((self.n, self.c, self.h, self.w), self.given), **bias, **others}
+        image = Buffer((self.n, self.c, self.h, self.w), self.given)
+        return {"x": image, **epilogue_reads(self.epilogue, self.out, self.c, self.n)}
 
     @property
     def out(self) -> Buffer:
@@ -42,7 +41,7 @@ class Pool(Windows, Lone):
     def program(self, limits: Limits, tiling: head.Tiling) -> Program:
         memory, positions = self.memory(limits), self.height * self.width
         item = f"(bx * {tiling.group} + tx)"
-        results = Results(memory, 1, "acc[0]", f"b[{item} // {positions} % {self.c}]", item)
+        results = Results(memory, 1, "acc[0]", f"{item} // {positions} % {self.c}", item, f"{item} // {positions}")
         count = f"T.float32({self.taps})" if self.count_padding else "count[0]"
         body = [
             "acc[0] = T.float32(0)",
@@ -105,9 +104,8 @@ class Mean(Lone):
 
     @property
     def reads(self) -> dict[str, Buffer]:
-        bias = {"b": Buffer((self.c,))} if "bias" in self.epilogue.steps else {}
-        others = dict.fromkeys(self.epilogue.operands, self.out)
-        return {"x": Buffer((self.n, self.c, self.h, self.w), self.given), **bias, **others}
+        image = Buffer((self.n, self.c, self.h, self.w), self.given)
+        return {"x": image, **epilogue_reads(self.epilogue, self.out, self.c)}
 
     @property
     def out(self) -> Buffer:
@@ -120,7 +118,7 @@ class Mean(Lone):
         """A channel of an image is a row of neighbours."""
         area = self.h * self.w
         row = rows.Rows(self.memory(limits), self.n * self.c, area, tiling)
-        results = Results(row.memory, 1, "total[0]", f"b[{row.row} % {self.c}]", row.row)
+        results = Results(row.memory, 1, "total[0]", f"{row.row} % {self.c}", row.row)
         stored = nest(
             f"if tx == 0 and {row.row} < {row.count}:",
             f"total[0] = total[0] * T.float32({1 / area!r})",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from schedules.gpu.epilogue import Results
+from schedules.gpu.epilogue import Results, epilogue_reads
 from schedules.gpu.launch import Buffer, Limits, Lone, Program
 from schedules.gpu.primitives import rows
 from schedules.spec import Epilogue
@@ -33,9 +33,7 @@ class Softmax(Lone):
 
     @property
     def reads(self) -> dict[str, Buffer]:
-        bias = {"b": Buffer((self.c,))} if "bias" in self.epilogue.steps else {}
-        others = dict.fromkeys(self.epilogue.operands, self.out)
-        return {"x": Buffer((*self.lead, self.c), self.given), **bias, **others}
+        return {"x": Buffer((*self.lead, self.c), self.given), **epilogue_reads(self.epilogue, self.out, self.c)}
 
     @property
     def out(self) -> Buffer:
@@ -47,7 +45,7 @@ class Softmax(Lone):
     def program(self, limits: Limits, tiling: rows.Tiling) -> Program:
         row = rows.Rows(self.memory(limits), self.count, self.c, tiling)
         power = f"T.exp({row.value} - top[0])"
-        results = Results(row.memory, row.lanes, row.value, f"b[{row.column} + v]", row.target)
+        results = Results(row.memory, row.lanes, row.value, f"{row.column} + v", row.target)
         body = [
             *row.reduced("top[0]", "first", row.value, rows.larger, rows.LOWEST, loads=True),
             *row.summed("total[0]", "second", power),

@@ -327,7 +327,9 @@ class _Body:
         target = (
             f"({column} // {conv.positions} * {conv.k} + {channel}) * {conv.positions} + {column} % {conv.positions}"
         )
-        results = Results(self.memory, lanes, "result[v]", f"b[{channel}]", target)
+        results = Results(
+            self.memory, lanes, "result[v]", channel, target, f"{column} // {conv.positions} * {conv.k} + {channel}"
+        )
         biased, *others = split(conv.epilogue)
         value, found = f"rows[{mine} + {row} * {self.row} + {at} + v]", []
         value += f" + {results.bias}" if biased else ""
