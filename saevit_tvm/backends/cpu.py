@@ -20,6 +20,7 @@ from tvm.s_tir.meta_schedule.space_generator import PostOrderApply, ScheduleFn
 
 from relay_patterns import Accepts
 from saevit_tvm.backends.base import Backend, Description
+from saevit_tvm.compiler import kernels as compiled_kernels
 from saevit_tvm.compiler import library, street
 from saevit_tvm.compiler.passes import (
     ApplyRecords,
@@ -60,12 +61,8 @@ class Cpu(Backend):
         target, records = recipe.target.tvm, recipe.records
         return schedules(records and records.database, isa_of(target), threads_of(target))
 
-    def keeps_libraries(self, target: Target) -> bool:
-        return target.output == "library"
-
     def executable(self, mod: tvm.IRModule, target: Target, what: str) -> relax.VMExecutable:
-        with library.generating_code(mod):
-            return relax.build(mod, tvm.target.Target(target.tvm), relax_pipeline=None)
+        return compiled_kernels.executable(mod, target)
 
     def space(self, kernel: tvm.IRModule, target: Description) -> Any | None:
         if declared(kernel["main"]) is None:

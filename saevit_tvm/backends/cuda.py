@@ -7,9 +7,8 @@ every kernel for every architecture, within its limits; never source.
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -48,9 +47,9 @@ class Cuda(Gpu):
         with library.in_one_line(f"CUDA {what}"), generating_source():
             return relax.build(mod, tvm.target.Target(target.tvm), relax_pipeline=None)
 
-    def device_code(self, make: Callable[[], relax.VMExecutable], target: Target, dump: Dump) -> DeviceCode:
+    def device_code(self, executable: relax.VMExecutable, target: Target, dump: Dump) -> DeviceCode:
         assert isinstance(target, CUDATarget)
-        source = source_of(make().mod)
+        source = source_of(executable.mod)
         dump.text("kernels.cu", source)
         return compile_kernels(source, target.architectures)
 
@@ -127,5 +126,5 @@ def beside_this_cpu(compiled: Compiled) -> Compiled:
     """The same kernels, called alike, from a host part for this machine."""
     assert isinstance(compiled.target, CUDATarget)
     target = compiled.target.beside_this_cpu()
-    make = functools.partial(street.assembled, compiled.backend, compiled.module, target, "kernels", Dump())
-    return replace(compiled, make=make, target=target)
+    executable = street.assembled(compiled.backend, compiled.module, target, "kernels", Dump())
+    return replace(compiled, executable=executable, target=target)

@@ -35,9 +35,6 @@ class OpenCL(Gpu):
     driver = " but its GPU's OpenCL driver"
     driver_compiles = True
 
-    def keeps_libraries(self, target: Target) -> bool:
-        return target.output == "library"
-
     def executable(self, mod: tvm.IRModule, target: Target, what: str) -> relax.VMExecutable:
         with library.in_one_line(f"OpenCL {what}"), generating_kernels(limits_of(target.tvm)):
             return relax.build(mod, tvm.target.Target(target.tvm), relax_pipeline=None)

@@ -35,15 +35,21 @@ NEEDLESS = [
 NEEDLESS_WITHOUT_BLOCKS = ["s_tir.CompactBufferAllocation"]
 
 
-@contextlib.contextmanager
-def generating_code(mod: tvm.IRModule | None = None) -> Iterator[None]:
-    """The setting in which kernels (of this module) become machine code, for a library and for a measurement alike."""
-    from tvm import s_tir, tirx, transform
+def settings(mod: tvm.IRModule | None = None) -> dict[str, Any]:
+    """What TVM is told for the kernels of a module, or for any."""
+    from tvm import s_tir, tirx
 
     kernels = [func for func in mod.functions.values() if isinstance(func, tirx.PrimFunc)] if mod else []
     loops = kernels and not any(isinstance(kernel.body, s_tir.SBlockRealize) for kernel in kernels)
-    needless = NEEDLESS + NEEDLESS_WITHOUT_BLOCKS if loops else NEEDLESS
-    with transform.PassContext(opt_level=3, disabled_pass=needless):
+    return {"opt_level": 3, "disabled_pass": NEEDLESS + (NEEDLESS_WITHOUT_BLOCKS if loops else [])}
+
+
+@contextlib.contextmanager
+def generating_code(mod: tvm.IRModule | None = None) -> Iterator[None]:
+    """The setting in which kernels (of this module) become machine code, for a library and for a measurement alike."""
+    from tvm import transform
+
+    with transform.PassContext(**settings(mod)):
         yield
 
 

@@ -18,7 +18,6 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
@@ -28,7 +27,7 @@ from tvm.ir.transform import Pass
 from tvm.relax import transform
 
 from relay_patterns import Accepts, find_blocks, find_primitives, missed
-from saevit_tvm.compiler import kept, parsing
+from saevit_tvm.compiler import parsing
 from saevit_tvm.compiler.importers import import_model
 from saevit_tvm.compiler.legalize import OPERATORS
 from saevit_tvm.compiler.passes import DeclareKernels, FoldBatchNorm, KeepTokens, RemoveNoOps
@@ -108,13 +107,9 @@ class Phases(ABC):
     def executable(self, mod: tvm.IRModule, target: Target, what: str) -> relax.VMExecutable:
         """Code for the host and for the device; `what` it is of, for an error."""
 
-    def device_code(self, make: Callable[[], relax.VMExecutable], target: Target, dump: Dump) -> DeviceCode | None:
-        """Kernels of the executable that `make` makes, compiled by another compiler than TVM's."""
+    def device_code(self, executable: relax.VMExecutable, target: Target, dump: Dump) -> DeviceCode | None:
+        """Kernels compiled by another compiler than TVM's."""
         return None
-
-    def keeps_libraries(self, target: Target) -> bool:
-        """Whether a library may be taken from an earlier build of the same."""
-        return False
 
     def tunable(self, kernel: TunableKernel) -> bool:
         return True
@@ -182,12 +177,9 @@ def _running(passes: Sequence[Pass], target: tvm.target.Target) -> Callable[[tvm
 
 @dataclass(frozen=True)
 class Compiled:
-    """An executable and what is worth knowing about how it came to be.
+    """An executable and what is worth knowing about how it came to be."""
 
-    `make` compiles it, which is not done where a library that was linked before is all that is wanted.
-    """
-
-    make: Callable[[], relax.VMExecutable]
+    executable: relax.VMExecutable
     module: tvm.IRModule  # what it was made from: scheduled kernels, and the graph that calls them
     target: Target
     kernels: dict[str, int]
@@ -197,22 +189,10 @@ class Compiled:
     records: list[dict[str, Any]]  # which folders of the store served how many kernels
     code: DeviceCode | None  # of the kernels, where they are not the host's
     backend: Phases
-    key: str | None = None  # of its library, where that is kept
-
-    @cached_property
-    def executable(self) -> relax.VMExecutable:
-        return self.make()
 
     def export(self, path: Path) -> None:
         """Link the bare library, weights inside."""
-        library = self.key and kept.load(self.key)
-        if library:
-            path.write_bytes(library)
-            path.chmod(0o755)
-            return
         self.backend.link(self, path)
-        if self.key:
-            kept.keep(self.key, path)
 
 
 @dataclass(frozen=True)
@@ -228,15 +208,12 @@ def compile_model(backend: Phases, recipe: Recipe, dump_ir: Path | None = None) 
     """The whole street; `dump_ir` is a folder for the module after every phase."""
     dump, found = Dump(dump_ir), Found()
     mod = walked(backend, recipe, found, dump)
-    make = cache(partial(assembled, backend, mod, recipe.target, f"kernels of {recipe.source.name}", dump))
-    key = kept.key(mod, recipe.target) if backend.keeps_libraries(recipe.target) and dump_ir is None else None
-    if key is None or kept.load(key) is None:
-        make()
-    code = backend.device_code(make, recipe.target, dump)
+    executable = assembled(backend, mod, recipe.target, f"kernels of {recipe.source.name}", dump)
+    code = backend.device_code(executable, recipe.target, dump)
     digest, used = (recipe.records.digest, recipe.records.used) if recipe.records else (None, [])
     warnings = found.warnings + (code.warnings if code else [])
     counts = count_kernels(mod)
-    return Compiled(make, mod, recipe.target, counts, found.counts, digest, warnings, used, code, backend, key)
+    return Compiled(executable, mod, recipe.target, counts, found.counts, digest, warnings, used, code, backend)
 
 
 def assembled(backend: Phases, scheduled: tvm.IRModule, target: Target, what: str, dump: Dump) -> relax.VMExecutable:

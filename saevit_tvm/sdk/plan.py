@@ -73,16 +73,20 @@ def plan_of(compiled: Compiled) -> Plan:
     return made
 
 
-def write_kernels(compiled: Compiled, path: Path) -> None:
-    """The machine code of the kernels, as an object file."""
+def write_kernels(compiled: Compiled, folder: Path) -> list[Path]:
+    """The machine code of the kernels, as object files."""
     modules = list(compiled.executable.mod.imports)
-    if len(modules) != 1:
+    if not all(module.is_compilation_exportable() and not module.imports for module in modules):
         raise CompileError("only models that run on the CPU alone can be linked statically: use --flavour shared.")
-    modules[0].write_to_file(str(path), "o")
-    wanted = set(re.findall(rb"\0(__TVM\w+)(?=\0)", path.read_bytes()))
-    if wanted - _PROVIDED:
-        names = ", ".join(sorted(name.decode().strip("_") for name in wanted - _PROVIDED))
+    paths = [folder / f"kernel{number}.o" for number, _ in enumerate(modules)]
+    wanted: set[bytes] = set()
+    for path, module in zip(paths, modules, strict=True):
+        module.write_to_file(str(path), "o")
+        wanted |= set(re.findall(rb"\0(__TVM\w+)(?=\0)", path.read_bytes())) - _PROVIDED
+    if wanted:
+        names = ", ".join(sorted(name.decode().strip("_") for name in wanted))
         raise CompileError(f"the model's kernels need {names} of TVM's runtime: use --flavour shared.")
+    return paths
 
 
 class _Reader:

@@ -211,9 +211,9 @@ def _make_static(work: _Work) -> dict[str, int]:
         work.warnings.append("the tuning records have changed since the artifact was built, so the kernels may differ")
     plan = plan_of(compiled)
     (work.folder / "src" / "static" / "plan.c").write_text(c_source.plan_source(plan))
-    write_kernels(compiled, work.scratch / "kernels.o")
+    kernels = write_kernels(compiled, work.scratch)
     _pack_weights(work, plan)
-    _join(work, [work.scratch / "kernels.o", work.scratch / "weights.o"], work.folder / "lib" / "saevit_model.o")
+    _join(work, [*kernels, work.scratch / "weights.o"], work.folder / "lib" / "saevit_model.o")
     _compile_runtime(work, "static")
     scratch = {"scratch": plan.shared_scratch, "scratch_per_thread": plan.scratch_size}
     return {"arena": plan.arena_size, **scratch, "weights": len(plan.weights)}

@@ -1,0 +1,114 @@
+"""A kernel is compiled once, by itself, and nothing else is taken for what was kept of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tvm
+from tvm import relax
+from tvm_ffi import structural_hash
+
+from saevit_tvm import backends, targets
+from saevit_tvm.compiler import kernels, street
+from saevit_tvm.models.opening import open_model
+
+TARGET = targets.native()
+VECTOR = relax.TensorType((8,), "int32")
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("SAEVIT_TVM_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / kernels.KIND
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def loops(factor: int, offset: int, result: str = "y") -> tvm.tirx.PrimFunc:
+    source = f"""
+@T.prim_func(private=True, s_tir=True)
+def scaled(x: T.Buffer((8,), "int32"), {result}: T.Buffer((8,), "int32")):
+    for i in range(8):
+        {result}[i] = x[i] * {factor} + {offset}
+"""
+    return tvm.script.from_source(source, extra_vars={"T": tvm.script.tirx})
+
+
+def answer(**called: tvm.tirx.PrimFunc) -> list[int]:
+    """What the kernels, called one after the other, make of 0 to 7."""
+    builder = relax.BlockBuilder()
+    value = start = relax.Var("start", VECTOR)
+    with builder.function("main", [start]):
+        for name, kernel in called.items():
+            value = builder.emit(relax.call_tir(builder.add_func(kernel, name), [value], VECTOR))
+        builder.emit_func_output(value)
+    mod = street.run(builder.get(), street.virtual_machine(), tvm.target.Target(TARGET.tvm))
+    machine = relax.VirtualMachine(kernels.executable(mod, TARGET), tvm.cpu())
+    return list(machine["main"](tvm.runtime.tensor(np.arange(8, dtype="int32"))).numpy())
+
+
+def test_equal_loops_may_have_two_names(folder: Path) -> None:
+    for name in ("one", "two", "one"):
+        assert answer(**{name: loops(3, 1)}) == [3 * x + 1 for x in range(8)]
+    assert len(names(folder)) == 2
+    assert answer(one=loops(3, 1), two=loops(5, 2)) == [15 * x + 7 for x in range(8)]
+    assert len(names(folder)) == 3
+
+
+def test_names_of_arguments_are_part_of_a_kernel(folder: Path) -> None:
+    """TVM says them of wrong arguments."""
+    answer(one=loops(3, 1))
+    answer(one=loops(3, 1, result="z"))
+    assert len(names(folder)) == 2
+
+
+def test_other_loops_are_not_taken_for_these(folder: Path) -> None:
+    """For TVM's structural hash some of them are the same."""
+    seen: dict[int, tuple[int, int]] = {}
+    for numbers in [(factor, offset) for factor in range(2, 20) for offset in range(1, 100)]:
+        first = seen.setdefault(structural_hash(loops(*numbers)), numbers)
+        if first != numbers:
+            break
+    for factor, offset in (first, numbers):
+        assert answer(one=loops(factor, offset)) == [factor * x + offset for x in range(8)]
+    assert len(names(folder)) == 2
+
+
+def test_what_is_kept_is_not_compiled_again(folder: Path) -> None:
+    answer(one=loops(3, 1))
+    (first,) = folder.iterdir()
+    answer(one=loops(5, 2))
+    (second,) = set(folder.iterdir()) - {first}
+    first.write_bytes(second.read_bytes())
+    assert answer(one=loops(3, 1)) == [5 * x + 2 for x in range(8)]
+
+
+def test_what_is_damaged_is_compiled_anew(folder: Path) -> None:
+    answer(one=loops(3, 1))
+    (place,) = folder.iterdir()
+    whole = place.read_bytes()
+    place.write_bytes(whole[:-1])
+    assert answer(one=loops(3, 1)) == [3 * x + 1 for x in range(8)]
+    assert place.read_bytes() == whole
+
+
+@pytest.mark.slow
+def test_other_weights_need_no_compiler(folder: Path, tmp_path: Path) -> None:
+    def library(seed: int) -> bytes:
+        source = open_model("saevit_micro", image_size=32, seed=seed)
+        backends.compile_model(source, TARGET).export(tmp_path / "library.so")
+        return (tmp_path / "library.so").read_bytes()
+
+    first = library(seed=0)
+    kept = names(folder)
+    assert len(kept) == 18
+    assert library(seed=1) != first
+    assert names(folder) == kept
+    for path in sorted(folder.iterdir())[:3]:
+        path.unlink()
+    assert library(seed=0) == first  # whether kernels were kept or compiled anew
+    assert names(folder) == kept
