@@ -1,13 +1,19 @@
 """How the few operators are spelled out that TVM lowers badly, or not at all.
 
-GELU would become one call of libm's erf a number; transposed convolutions have no channels-last form.
+GELU would become one call of libm's erf a number; transposed convolutions have no channels-last form. What takes the
+larger or the smaller of two numbers would lose one that is none: a ReLU would make 0 of it.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 from tvm import relax, te, tirx, topi
+
+Pair = Callable[[Any, Any], Any]
 
 
 def _gelu(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
@@ -23,13 +29,14 @@ def _conv2d_transpose(builder: relax.BlockBuilder, call: relax.Call) -> relax.Ex
     attrs = call.attrs
     strides = [int(step) for step in attrs.strides]
     kernel = [int(extent) for extent in call.args[1].ty.shape]
+    dilation = [int(step) for step in attrs.dilation]
     channels_last = attrs.data_layout == "NHWC"
     upsampling = (
         attrs.groups == kernel[0]
         and kernel[1] == 1
         and kernel[2:] == strides
         and not any([*attrs.padding, *attrs.output_padding])
-        and all(int(step) == 1 for step in attrs.dilation)
+        and dilation == [1, 1]
     )
 
     def scatter(x: te.Tensor, weight: te.Tensor) -> te.Tensor:
@@ -45,6 +52,8 @@ def _conv2d_transpose(builder: relax.BlockBuilder, call: relax.Call) -> relax.Ex
 
     def general(x: te.Tensor, weight: te.Tensor) -> te.Tensor:
         data = topi.transpose(x, (0, 3, 1, 2)) if channels_last else x
+        if any(step != 1 for step in dilation):
+            weight = topi.nn.dilate(weight, [1, 1, *dilation])  # TVM's own would leave dilation out
         extra = [int(pad) for pad in attrs.output_padding]
         out = topi.nn.group_conv2d_transpose_nchw(
             data, weight, strides, list(attrs.padding), x.dtype, extra, int(attrs.groups)
@@ -55,4 +64,124 @@ def _conv2d_transpose(builder: relax.BlockBuilder, call: relax.Call) -> relax.Ex
     return builder.call_te(compute, call.args[0], call.args[1], primfunc_name_hint="conv2d_transpose")
 
 
-OPERATORS = {"relax.nn.gelu": _gelu, "relax.nn.conv2d_transpose": _conv2d_transpose}
+# The larger and the smaller ------------------------------------------------------
+
+
+def _larger(a: Any, b: Any) -> Any:
+    """NaN where one of the two is: there no comparison holds, and their sum is NaN, too."""
+    return tirx.Select(a >= b, a, tirx.Select(b > a, b, a + b))
+
+
+def _smaller(a: Any, b: Any) -> Any:
+    return tirx.Select(a <= b, a, tirx.Select(b < a, b, a + b))
+
+
+def _bounded(x: Any, low: float, high: float) -> Any:
+    """Within bounds; an infinite one is none."""
+    for bound, beyond in ((low, lambda x, low: x < low), (high, lambda x, high: x > high)):
+        if math.isfinite(bound):
+            limit = tirx.const(bound, x.ty.dtype)
+            x = tirx.Select(beyond(x, limit), limit, x)
+    return x
+
+
+def _is_float(expr: relax.Expr) -> bool:
+    return str(expr.ty.dtype).removeprefix("T.").startswith(("float", "bfloat"))
+
+
+def _elements(builder: relax.BlockBuilder, call: relax.Call, low: float, high: float, name: str) -> relax.Expr:
+    def bounded(x: te.Tensor) -> te.Tensor:
+        return te.compute(x.shape, lambda *i: _bounded(x(*i), low, high), name=name)
+
+    return builder.call_te(bounded, call.args[0], primfunc_name_hint=name)
+
+
+def _relu(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+    return _elements(builder, call, 0.0, math.inf, "relu")
+
+
+def _clip(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+    low, high = (float(getattr(bound, "value", bound)) for bound in call.args[1:])
+    return _elements(builder, call, low, high, "clip") if _is_float(call) else _by_tvm("relax.clip", builder, call)
+
+
+def _joined(builder: relax.BlockBuilder, call: relax.Call, combine: Pair, name: str) -> relax.Expr:
+    """Of two tensors, which are repeated as numpy does it."""
+    if not _is_float(call):
+        return _by_tvm(f"relax.{name}", builder, call)
+
+    def joined(a: te.Tensor, b: te.Tensor) -> te.Tensor:
+        def at(x: te.Tensor, place: tuple[Any, ...]) -> Any:
+            own = place[len(place) - len(x.shape) :]
+            return x(*(0 if int(extent) == 1 else i for extent, i in zip(x.shape, own, strict=True)))
+
+        return te.compute(call.ty.shape.values, lambda *i: combine(at(a, i), at(b, i)), name=name)
+
+    return builder.call_te(joined, *call.args, primfunc_name_hint=name)
+
+
+def _reducer(combine: Pair, name: str) -> Any:
+    start = tirx.min_value if name == "max" else tirx.max_value
+    return te.comm_reducer(combine, start, name=name)
+
+
+def _reduced(builder: relax.BlockBuilder, call: relax.Call, combine: Pair, name: str) -> relax.Expr:
+    """Over some axes."""
+    if not _is_float(call):
+        return _by_tvm(f"relax.{name}", builder, call)
+    rank = len(call.args[0].ty.shape)
+    over = set(range(rank)) if call.attrs.axis is None else {int(axis) % rank for axis in call.attrs.axis}
+
+    def reduced(x: te.Tensor) -> te.Tensor:
+        axes = {axis: te.reduce_axis((0, x.shape[axis]), f"r{axis}") for axis in sorted(over)}
+
+        def element(*place: Any) -> Any:
+            kept = iter([i for axis, i in enumerate(place) if not (call.attrs.keepdims and axis in over)])
+            where = [axes[axis] if axis in over else next(kept) for axis in range(rank)]
+            return _reducer(combine, name)(x(*where), axis=[*axes.values()])
+
+        return te.compute(call.ty.shape.values, element, name=name)
+
+    return builder.call_te(reduced, call.args[0], primfunc_name_hint=name)
+
+
+def _max_pool2d(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+    attrs = call.attrs
+    above, left = (int(each) for each in attrs.padding[:2])
+    strides, dilation, size = ([int(e) for e in of] for of in (attrs.strides, attrs.dilation, attrs.pool_size))
+    rows, columns = attrs.layout.index("H"), attrs.layout.index("W")
+
+    def pooled(x: te.Tensor) -> te.Tensor:
+        dy, dx = (te.reduce_axis((0, extent), name) for extent, name in zip(size, ("dy", "dx"), strict=True))
+        least = tirx.min_value(x.dtype)
+
+        def element(*place: Any) -> Any:
+            y = place[rows] * strides[0] + dy * dilation[0] - above
+            across = place[columns] * strides[1] + dx * dilation[1] - left
+            where = [{rows: y, columns: across}.get(axis, i) for axis, i in enumerate(place)]
+            inside = tirx.all(y >= 0, y < x.shape[rows], across >= 0, across < x.shape[columns])
+            return _reducer(_larger, "max")(tirx.if_then_else(inside, x(*where), least), axis=[dy, dx])
+
+        return te.compute(call.ty.shape.values, element, name="max_pool2d")
+
+    return builder.call_te(pooled, call.args[0], primfunc_name_hint="max_pool2d")
+
+
+def _by_tvm(operator: str, builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+    """As TVM lowers it: whole numbers are numbers."""
+    from tvm.ir import Op
+
+    return Op.get(operator).get_attr("FLegalize")(builder, call)
+
+
+OPERATORS = {
+    "relax.nn.gelu": _gelu,
+    "relax.nn.conv2d_transpose": _conv2d_transpose,
+    "relax.nn.relu": _relu,
+    "relax.clip": _clip,
+    "relax.maximum": partial(_joined, combine=_larger, name="maximum"),
+    "relax.minimum": partial(_joined, combine=_smaller, name="minimum"),
+    "relax.max": partial(_reduced, combine=_larger, name="max"),
+    "relax.min": partial(_reduced, combine=_smaller, name="min"),
+    "relax.nn.max_pool2d": _max_pool2d,
+}

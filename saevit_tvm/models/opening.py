@@ -260,6 +260,22 @@ def _open_timm(
     )
 
 
+def open_program(program: torch.export.ExportedProgram, name: str = "program") -> ModelSource:
+    """A program of torch.export that takes one tensor of float32."""
+    (given,) = (node for node in program.graph.nodes if node.name in program.graph_signature.user_inputs)
+    shape = tuple(given.meta["val"].shape)
+    return _foreign(
+        name=name,
+        module=program.module(),
+        input_shape=shape,
+        recipe=_recipe(name, shape[0], shape[2:], None, False),
+        weights={"source": "program"},
+        weights_digest=weight_files.digest_tensors({**program.state_dict, **program.constants}),
+        graph_digest=None,
+        preprocessing=_preprocessing(shape[2:]),
+    )
+
+
 def _open_pt2(path: Path, batch: int, size: Size | None) -> ModelSource:
     from saevit_tvm.models.pt2 import load_program
 
@@ -323,6 +339,24 @@ def _open_onnx(path: Path, batch: int, size: Size | None) -> ModelSource:
         weights={"source": "file", "file": path.name},
         weights_digest=f"sha256:{digest}",
         graph_digest=digest,
+        preprocessing=_preprocessing(shape[2:]),
+    )
+
+
+def open_graph(model: Any, name: str = "graph") -> ModelSource:
+    """An ONNX model that takes one tensor of float32, all of whose extents are fixed."""
+    constants = {tensor.name for tensor in model.graph.initializer}
+    (given,) = (value for value in model.graph.input if value.name not in constants)
+    shape = tuple(dim.dim_value for dim in given.type.tensor_type.shape.dim)
+    return _foreign(
+        name=name,
+        module=None,
+        onnx=model,
+        input_shape=shape,
+        recipe=_recipe(name, shape[0], shape[2:], None, False),
+        weights={"source": "program"},
+        weights_digest=f"sha256:{hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()}",
+        graph_digest=None,
         preprocessing=_preprocessing(shape[2:]),
     )
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
@@ -17,7 +15,7 @@ from saevit_tvm.backends import cpu
 from saevit_tvm.compiler import street
 from saevit_tvm.compiler.importers import import_model
 from saevit_tvm.compiler.passes import DeclareKernels
-from saevit_tvm.models.opening import open_model
+from saevit_tvm.models.opening import open_model, open_program
 from schedules.machines.cpus import isa_of
 from schedules.spec import KernelSpec
 
@@ -74,9 +72,7 @@ def net() -> tuple[nn.Module, tvm.IRModule]:
     torch.manual_seed(0)
     module = Net().eval()
     exported = torch.export.export(module, (torch.randn(1, 3, 8, 8),), strict=False)
-    return module, lowered(
-        import_model(SimpleNamespace(onnx=None, graph_digest=None, name="net", exported=lambda: exported))
-    )
+    return module, lowered(import_model(open_program(exported)))
 
 
 def test_sums_and_transcendentals_are_computed_in_float32(net: tuple[nn.Module, tvm.IRModule]) -> None:

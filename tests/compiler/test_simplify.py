@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +16,7 @@ from saevit_tvm.backends import cpu
 from saevit_tvm.compiler import street
 from saevit_tvm.compiler.importers import import_model
 from saevit_tvm.models import weights
-from saevit_tvm.models.opening import open_model
+from saevit_tvm.models.opening import open_model, open_program
 
 PERMUTE = "relax.permute_dims"
 
@@ -25,7 +24,7 @@ PERMUTE = "relax.permute_dims"
 def module_of(net: nn.Module, size: int = 16, channels: int = 3) -> tvm.IRModule:
     example = (torch.randn(1, channels, size, size),)
     exported = torch.export.export(net.eval(), example, strict=False)
-    return import_model(SimpleNamespace(onnx=None, graph_digest=None, name="net", exported=lambda: exported))
+    return import_model(open_program(exported))
 
 
 def simplified(mod: tvm.IRModule, *, channels_last: bool = False) -> tvm.IRModule:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from onnx import TensorProto, helper
 from relay_patterns import Reading, find_primitives
 from saevit_tvm.compiler import street
 from saevit_tvm.compiler.importers import import_model
+from saevit_tvm.models.opening import open_graph
 from schedules.activations import ACTIVATIONS, Numpy, Value
 
 PYTORCH = {
@@ -94,7 +94,7 @@ def found(nodes: list[tuple[Any, ...]], first: str = "MatMul", **weights: np.nda
     graph = helper.make_graph(made, "net", *([end] for end in ends), constants)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
     onnx.checker.check_model(model)
-    mod = import_model(SimpleNamespace(onnx=model, name="net", graph_digest=None))
+    mod = import_model(open_graph(model))
     mod = street.run(mod, street.simplify(), tvm.target.Target("llvm"))
     (reading,) = find_primitives(mod["main"], lambda _spec: True).values()
     return reading

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
@@ -23,7 +22,7 @@ from saevit_tvm.compiler.importers import import_model
 from saevit_tvm.compiler.passes import DeclareKernels, KeepTokens, RemoveNoOps
 from saevit_tvm.compiler.passes.kernel_calls import read
 from saevit_tvm.emulators import cuda as emulated
-from saevit_tvm.models.opening import open_model
+from saevit_tvm.models.opening import open_model, open_program
 from saevit_tvm.runtime import opencl
 from saevit_tvm.verbs.build import BuildOptions, build
 from schedules.gpu import plan
@@ -300,7 +299,7 @@ def exported(behind: nn.Module) -> torch.export.ExportedProgram:
 def found(name: str, accepts: Callable[[KernelSpec], bool]) -> list[str]:
     """What is declared of a model, in its order: the operation and its epilogue."""
     program, target = exported(EXPECTED[name][0]), tvm.target.Target(targets.native().tvm)
-    mod = import_model(SimpleNamespace(onnx=None, name="net", graph_digest=None, exported=lambda: program))
+    mod = import_model(open_program(program))
     blocks, primitives = (DeclareKernels(find, accepts) for find in (find_blocks, find_primitives))
     mod = street.run(mod, [*street.simplify(), blocks, KeepTokens(), RemoveNoOps(), primitives], target)
     calls = [binding.value for block in mod["main"].body.blocks for binding in block.bindings]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 from collections import Counter
 from pathlib import Path
-from types import MethodType, SimpleNamespace
+from types import MethodType
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from saevit_tvm.compiler import street
 from saevit_tvm.compiler.importers import import_model
 from saevit_tvm.compiler.passes import DeclareKernels
 from saevit_tvm.models import create, saevit, weights
+from saevit_tvm.models.opening import open_program
 
 SIZE = 32
 Size = int | tuple[int, int]
@@ -40,7 +42,7 @@ def graph(net: nn.Module, size: Size = SIZE, channels: int = 3, *, decompose: bo
     """Imported as the project imports, or by TVM's other mode, which keeps attention whole."""
     exported = exported_program(net, size, channels)
     if decompose:
-        mod = import_model(SimpleNamespace(onnx=None, graph_digest=None, name="net", exported=lambda: exported))
+        mod = import_model(open_program(exported))
     else:
         mod = from_exported_program(exported, unwrap_unit_return_tuple=True, run_ep_decomposition=False)
     return street.run(mod, street.simplify(), tvm.target.Target(targets.native().tvm))
@@ -234,9 +236,7 @@ def test_relatives_compute_what_pytorch_computes() -> None:
     weights.randomise(net, seed=1)
     exported = exported_program(net, (7, 10), 32, batch=2)
     count = len(net.blocks)
-    source = SimpleNamespace(
-        onnx=None, graph_digest=None, name="net", exported=lambda: exported, regions={"saa": count}
-    )
+    source = dataclasses.replace(open_program(exported), regions={"saa": count})
     compiled = compile_model(source, targets.native())
     assert compiled.regions["saa"] == {"found": count, "expected": count}
     x = torch.randn(2, 32, 7, 10)

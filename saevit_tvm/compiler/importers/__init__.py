@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 import tvm
 
-from saevit_tvm.compiler.importers import onnx, torch
 from saevit_tvm.support import cache
 
 if TYPE_CHECKING:
@@ -31,7 +30,11 @@ def import_model(source: ModelSource) -> tvm.IRModule:
     found = None if key is None else _kept(key)
     if found is not None:
         return found
-    mod = torch.import_exported(source) if source.onnx is None else onnx.import_onnx(source)
+    from saevit_tvm.compiler.importers import gate, onnx, torch  # only here: PyTorch takes two seconds
+
+    imported = torch.import_exported(source) if source.onnx is None else onnx.import_onnx(source)
+    gate.check(source, imported)
+    mod = imported.mod if source.onnx is None else tvm.relax.transform.DecomposeOpsForInference()(imported.mod)
     if key is not None:
         cache.keep(KIND, key, tvm.ir.save_json(mod).encode())
     return mod

@@ -2,22 +2,59 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import contextlib
+import io
+from collections.abc import Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
-import tvm
+import numpy as np
+from tvm import relax
 
 from saevit_tvm.compiler.importers.errors import reason
+from saevit_tvm.compiler.importers.gate import Imported, Step
 from saevit_tvm.support.errors import CompileError
 
 if TYPE_CHECKING:
     from saevit_tvm.models.opening import ModelSource
 
 
-def import_onnx(source: ModelSource) -> tvm.IRModule:
-    from tvm.relax.frontend.onnx import from_onnx
+def _importer() -> Any:
+    """TVM's, with a variable for what every node gives that depends on the input."""
+    from tvm.relax.frontend.onnx.onnx_frontend import ONNXGraphImporter
 
+    class Importer(ONNXGraphImporter):
+        def _convert_operator(self, op_name: str, inputs: Any, attrs: Any, opset: int) -> relax.Expr:
+            value = super()._convert_operator(op_name, inputs, attrs, opset)
+            computed = isinstance(value, relax.Call) and isinstance(value.ty, relax.TensorType)
+            return self.bb.emit(value) if computed and any(isinstance(each, relax.Var) for each in inputs) else value
+
+    return Importer({}, None, keep_params_in_input=False)
+
+
+def import_onnx(source: ModelSource) -> Imported:
+    model: Any = source.onnx
+    importer = _importer()
+    opset = next(each.version for each in model.opset_import if each.domain in ("", "ai.onnx"))
     try:
-        mod = from_onnx(source.onnx, keep_params_in_input=False)
+        with contextlib.redirect_stdout(io.StringIO()):  # TVM prints what it cannot convert
+            mod = importer.from_onnx(model.graph, opset)
     except Exception as error:
         raise CompileError(f"TVM cannot import {source.name}: {reason(error)}") from error
-    return tvm.relax.transform.DecomposeOpsForInference()(mod)
+    return Imported(mod, partial(_steps, model, importer._nodes))
+
+
+def _steps(model: Any, nodes: dict[str, Any], x: np.ndarray) -> Iterator[Step]:
+    """onnxruntime's values of every node that became a variable."""
+    import onnx
+    import onnxruntime
+
+    named = {name: node for node in model.graph.node for name in node.output}
+    wanted = [name for name in named if isinstance(nodes.get(name), relax.Var)]
+    whole = onnx.ModelProto()
+    whole.CopyFrom(model)
+    del whole.graph.output[:]
+    whole.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in wanted)
+    session = onnxruntime.InferenceSession(whole.SerializeToString(), providers=["CPUExecutionProvider"])
+    for name, value in zip(wanted, session.run(None, {session.get_inputs()[0].name: x}), strict=True):
+        yield Step(named[name].op_type, f" (node '{named[name].name or name}')", nodes[name].name, np.asarray(value))

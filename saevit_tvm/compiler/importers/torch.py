@@ -2,46 +2,88 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import tvm
+import numpy as np
+import torch
 
 from saevit_tvm.compiler.importers.errors import reason
+from saevit_tvm.compiler.importers.gate import Imported, Step
 from saevit_tvm.compiler.importers.operators import converters
+from saevit_tvm.compiler.importers.prepare import prepared
 from saevit_tvm.support.errors import CompileError
 
 if TYPE_CHECKING:
     from saevit_tvm.models.opening import ModelSource
 
 
-def import_exported(source: ModelSource) -> tvm.IRModule:
-    from tvm.relax.frontend.torch import from_exported_program
+def import_exported(source: ModelSource) -> Imported:
+    from tvm.relax.frontend.torch.exported_program_translator import ExportedProgramImporter
 
-    exported = source.exported()
+    program, importer = prepared(source.exported()), ExportedProgramImporter()
+    if missing := _unsupported(program):
+        raise CompileError(
+            f"TVM cannot import {source.name}: it uses operators without a rule: {', '.join(missing)}; "
+            "replace that part of the model and try again."
+        )
     try:
-        # Decomposition stays on: without it batch_norm's momentum is read as its epsilon, silently.
-        return from_exported_program(
-            exported,
+        mod = importer.from_exported_program(
+            program,
             keep_params_as_input=False,
             unwrap_unit_return_tuple=True,
+            no_bind_return_tuple=False,
             custom_convert_map=converters(),
         )
     except Exception as error:  # the importer's converters raise whatever they happen to raise
-        missing = unsupported_operators(exported)
-        why = f"it uses operators without a rule: {', '.join(missing)}" if missing else reason(error)
         raise CompileError(
-            f"TVM cannot import {source.name}: {why}; replace that part of the model and try again."
+            f"TVM cannot import {source.name}: {reason(error)}; replace that part of the model and try again."
         ) from error
+    return Imported(mod, partial(_steps, program, importer.env))
 
 
-def unsupported_operators(exported: Any) -> list[str]:
-    """Every operator of the decomposed program that TVM's importer has no rule for, all at once."""
+def _unsupported(program: Any) -> list[str]:
+    """Every operator that there is no rule for, all at once, each with where it stands in the model's source."""
     from tvm.relax.frontend.torch.exported_program_translator import ExportedProgramImporter
 
     known = ExportedProgramImporter().create_convert_map() | converters()
-    used = {
-        node.target.__name__
-        for node in exported.run_decompositions().graph.nodes
-        if node.op == "call_function" and hasattr(node.target, "_schema")
-    }
-    return sorted(used - set(known))
+    missing: dict[str, str] = {}
+    for node in program.graph.nodes:
+        if node.op == "call_function" and hasattr(node.target, "_schema") and node.target.__name__ not in known:
+            missing.setdefault(node.target.__name__, place(node))
+    return [f"{name}{missing[name]}" for name in sorted(missing)]
+
+
+def place(node: Any) -> str:
+    """Where a node comes from in the model's source, as far as torch.export kept it."""
+    frames = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
+    own = [(file, line) for file, line in frames if "/torch/" not in file]
+    return " ({}:{})".format(*own[-1]) if own else ""
+
+
+def _steps(program: Any, env: dict[Any, Any], x: np.ndarray) -> Iterator[Step]:
+    """PyTorch's own values of every node that became a variable."""
+    values = _Values(program.graph_module)
+    given = [node.meta.get("constant") for node in program.graph.nodes if node.op == "placeholder"]
+    with torch.no_grad():
+        values.run(*(torch.from_numpy(x) if each is None else each for each in given))
+    for node, value in values.found.items():
+        variable = getattr(env.get(node), "name", None)
+        if variable is not None and isinstance(value, torch.Tensor):
+            yield Step(getattr(node.target, "__name__", node.name), place(node), variable, value.numpy())
+
+
+class _Values(torch.fx.Interpreter):
+    """Keeps what every call gives."""
+
+    def __init__(self, module: torch.fx.GraphModule) -> None:
+        super().__init__(module)
+        self.found: dict[torch.fx.Node, Any] = {}
+
+    def run_node(self, node: torch.fx.Node) -> Any:
+        value = super().run_node(node)
+        if node.op == "call_function":
+            self.found[node] = value
+        return value

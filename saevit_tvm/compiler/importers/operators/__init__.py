@@ -1,6 +1,6 @@
 """Operators of torch.export that TVM's importer lacks or gets wrong: one file each, found by itself.
 
-A file has `OPERATORS`, the names of what it converts, and `convert(node, importer)`, which gives the value in Relax.
+A file has `OPERATORS`, the names of what it converts, and `convert(node, op)`, which gives the value in Relax.
 """
 
 from __future__ import annotations
@@ -8,7 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib import import_module
 from pkgutil import iter_modules
+from types import ModuleType
 from typing import Any
+
+from saevit_tvm.compiler.importers.node import Emitter
 
 Converter = Callable[[Any, Any], Any]
 
@@ -16,4 +19,8 @@ Converter = Callable[[Any, Any], Any]
 def converters() -> dict[str, Converter]:
     """By the operator's name, as in "elu.default"."""
     found = [import_module(f"{__name__}.{module.name}") for module in iter_modules(__path__)]
-    return {operator: module.convert for module in found for operator in module.OPERATORS}
+    return {operator: _converter(module) for module in found for operator in module.OPERATORS}
+
+
+def _converter(module: ModuleType) -> Converter:
+    return lambda node, importer: module.convert(node, Emitter(importer))

@@ -6,19 +6,20 @@ from typing import Any
 
 from tvm import relax
 
+from saevit_tvm.compiler.importers.node import Emitter, arguments, dtype
+
 OPERATORS = ("elu.default",)
 
 
-def convert(node: Any, importer: Any) -> relax.Expr:
+def convert(node: Any, op: Emitter) -> relax.Expr:
     """scale * x above zero, scale * alpha * (exp(input_scale * x) - 1) below."""
-    x = importer.env[node.args[0]]
-    given = dict(zip(("alpha", "scale", "input_scale"), node.args[1:], strict=False)) | node.kwargs
-    alpha, scale, input_scale = (float(given.get(name, 1.0)) for name in ("alpha", "scale", "input_scale"))
+    given = arguments(node, op)
+    x, (alpha, scale, input_scale) = given["self"], (float(given[name]) for name in ("alpha", "scale", "input_scale"))
 
     def times(value: relax.Expr, factor: float) -> relax.Expr:
-        return value if factor == 1.0 else relax.op.multiply(value, relax.const(factor, x.ty.dtype))
+        return value if factor == 1.0 else op.multiply(value, relax.const(factor, dtype(x)))
 
-    power = relax.op.exp(times(x, input_scale))
-    below = relax.op.nn.relu(relax.op.subtract(relax.const(1.0, x.ty.dtype), power))
-    above = times(relax.op.nn.relu(x), scale)
-    return importer.block_builder.emit(relax.op.subtract(above, times(below, scale * alpha)))
+    power = op.exp(times(x, input_scale))
+    below = op.nn.relu(op.subtract(relax.const(1.0, dtype(x)), power))
+    above = times(op.nn.relu(x), scale)
+    return op.subtract(above, times(below, scale * alpha))

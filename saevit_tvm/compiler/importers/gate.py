@@ -1,0 +1,62 @@
+"""An importer's mistake is not shipped: what was imported is computed here, and compared with the original.
+
+It costs about one inference in PyTorch, so it is done for every target, whether its library can be run here or not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+import tvm
+
+from saevit_tvm.compiler.importers.evaluate import evaluate, variables
+from saevit_tvm.support.errors import ParityError
+
+if TYPE_CHECKING:
+    from saevit_tvm.models.opening import ModelSource
+
+TOLERANCE = 1e-3  # of the largest value: mistakes are larger, and rounding that is added up is smaller
+SEED = 20240229
+
+
+class Step(NamedTuple):
+    """One operator of the original: its name, where it stands in the source, and what it gives."""
+
+    operator: str
+    place: str
+    variable: str  # that has it in the imported graph
+    expected: np.ndarray
+
+
+class Imported(NamedTuple):
+    """A graph, and the steps of the original on an input, in order."""
+
+    mod: tvm.IRModule
+    steps: Callable[[np.ndarray], Iterable[Step]]
+
+
+def check(source: ModelSource, imported: Imported) -> None:
+    x = np.random.RandomState(SEED).standard_normal(source.input_shape).astype(np.float32)
+    expected = source.reference(x)
+    if all(_alike(a, e) for a, e in zip(evaluate(imported.mod, [x]), expected, strict=True)):
+        return
+    named = variables(imported.mod, [x])
+    first = next((step for step in imported.steps(x) if _differs(named.get(step.variable), step.expected)), None)
+    what = "it computes something else" if first is None else f"'{first.operator}' computes something else{first.place}"
+    raise ParityError(f"TVM imports {source.name} wrongly: {what}. Nothing was built: replace that part of the model.")
+
+
+def _differs(value: Any, expected: np.ndarray) -> bool:
+    return isinstance(value, torch.Tensor) and not _alike(value.numpy(), expected)
+
+
+def _alike(a: np.ndarray, e: np.ndarray) -> bool:
+    """NaN beside NaN and infinity beside infinity are alike, too."""
+    if a.shape != e.shape:
+        return False
+    a, e = a.astype(np.float64), e.astype(np.float64)
+    largest = np.abs(e[np.isfinite(e)]).max(initial=0.0)
+    return bool(np.allclose(a, e, rtol=0, atol=TOLERANCE * largest, equal_nan=True))

@@ -1,0 +1,78 @@
+"""Sorting, the largest few, and running sums, without a sort of the runtime's: they run on every device.
+
+A value's rank is how many come before it. So what has rank r is a sum over the axis, and nothing has to be moved.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from tvm import relax
+
+from saevit_tvm.compiler.importers.node import Emitter, arguments, dtype, shape
+
+OPERATORS = ("sort.default", "sort.stable", "topk.default", "argsort.default", "argsort.stable", "cumsum.default")
+LONGEST = 4096  # numbers: work grows with the square
+
+
+def convert(node: Any, op: Emitter) -> relax.Expr:
+    given, name = arguments(node, op), node.target.__name__.partition(".")[0]
+    x = given["self"]
+    if not shape(x):
+        raise ValueError("a single number has no order")
+    axis = given["dim"] % len(shape(x))
+    if shape(x)[axis] > LONGEST:
+        raise ValueError(f"{name} of {shape(x)[axis]} numbers is more than the {LONGEST} that there are loops for")
+    x = _to_last(op, x, axis)
+    if name == "cumsum":
+        wanted = op.importer._convert_data_type(node.meta["val"].dtype)
+        return _to_last(op, _running_sum(op, op.astype(x, wanted)), axis, back=True)
+    falling = given["largest"] if name == "topk" else given["descending"]
+    place = _order(op, _rank(op, x, falling), given["k"] if name == "topk" else shape(x)[-1])
+    value = op.gather_elements(x, place, axis=-1)
+    place, value = (_to_last(op, each, axis, back=True) for each in (place, value))
+    return place if name == "argsort" else op.tuple(value, place)
+
+
+def _to_last(op: Emitter, x: relax.Expr, axis: int, back: bool = False) -> relax.Expr:
+    order = [each for each in range(len(shape(x))) if each != axis] + [axis]
+    if axis == len(order) - 1:
+        return x
+    return op.permute_dims(x, [order.index(each) for each in range(len(order))] if back else order)
+
+
+def _rank(op: Emitter, x: relax.Expr, falling: bool) -> relax.Expr:
+    """How many come before each: as PyTorch counts, which takes what is not a number for the largest of all."""
+    length, kind = shape(x)[-1], dtype(x)
+    mine, other = op.expand_dims(x, -1), op.expand_dims(x, -2)
+    less, greater = op.less, op.greater
+    before = (greater if falling else less)(other, mine)
+    # Where neither comes first, the one that stands first does.
+    tie = op.logical_not(op.logical_or(less(other, mine), greater(other, mine)))
+    if kind.startswith("float"):
+        mine_only, other_only = _only(op, mine, other), _only(op, other, mine)
+        before = op.logical_or(before, other_only if falling else mine_only)
+        tie = op.logical_and(tie, op.logical_not(op.logical_or(mine_only, other_only)))
+    earlier = relax.const(np.tri(length, k=-1, dtype=bool))
+    before = op.logical_or(before, op.logical_and(tie, earlier))
+    return op.sum(op.astype(before, "int32"), -1)
+
+
+def _only(op: Emitter, a: relax.Expr, b: relax.Expr) -> relax.Expr:
+    """Whether a alone is not a number."""
+    return op.logical_and(op.not_equal(a, a), op.equal(b, b))
+
+
+def _order(op: Emitter, rank: relax.Expr, count: int) -> relax.Expr:
+    """Where the first `count` stand."""
+    length = shape(rank)[-1]
+    has = op.equal(op.expand_dims(rank, -2), relax.const(np.arange(count, dtype="int32")[:, None], "int32"))
+    places = relax.const(np.arange(length, dtype="int64"), "int64")
+    return op.sum(op.where(has, places, relax.const(0, "int64")), -1)
+
+
+def _running_sum(op: Emitter, x: relax.Expr) -> relax.Expr:
+    length, kind = shape(x)[-1], dtype(x)
+    upto = relax.const(np.tri(length, dtype=bool))
+    return op.sum(op.where(upto, op.expand_dims(x, -2), relax.const(0, kind)), -1)

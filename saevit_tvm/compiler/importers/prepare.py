@@ -1,0 +1,106 @@
+"""An exported program before it is imported: taken apart, and what depends on no input computed by PyTorch itself.
+
+Whatever can be computed here can no longer be imported wrongly, and leaves no work to do at every inference.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
+from torch.fx import Node
+
+# Operators that are imported as they are: taken apart they would be a gather of every pixel.
+WHOLE = ("upsample_bicubic2d", "upsample_bilinear2d", "upsample_nearest2d", "_upsample_nearest_exact2d", "col2im")
+GROWTH = 1 << 20  # numbers: larger constants are kept only where they are no larger than what they are made of
+
+
+def prepared(exported: Any) -> Any:
+    """The program that is imported."""
+    table = {op: how for op, how in torch.export.default_decompositions().items() if _name(op) not in WHOLE}
+    program = exported.run_decompositions(table)
+    _without_checks(program.graph)
+    _fold(program)
+    program.graph.lint()
+    return program
+
+
+def _name(op: Any) -> str:
+    return op.__name__.partition(".")[0]
+
+
+def _without_checks(graph: torch.fx.Graph) -> None:
+    """Assertions of the model are about inputs that nobody gives: shapes are fixed, and values cannot be refused."""
+    for node in reversed(graph.nodes):
+        if node.op == "call_function" and "_assert" in node.name and not node.users:
+            graph.erase_node(node)
+    graph.eliminate_dead_code()
+
+
+def _fold(program: Any) -> None:
+    """Values that depend on no input become constants; those that something else reads are kept."""
+    known = _given(program)
+    for node in program.graph.nodes:
+        if node.op == "call_function" and _is_foldable(node, known):
+            args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), lambda each: known[each])
+            with torch.no_grad():
+                value = node.target(*args, **kwargs)
+            known[node] = value
+    for node in [each for each in known if _is_computed(each) and _is_read(each, known)]:
+        if isinstance(known[node], torch.Tensor):
+            _replace(program, node, known[node].contiguous().clone())
+    for node in known:
+        node.meta["constant"] = known[node]
+    program.graph.eliminate_dead_code()
+
+
+def _is_computed(node: Node) -> bool:
+    """Not a view: patterns over the graph know a weight by its own shape."""
+    return node.op == "call_function" and not getattr(node.target, "is_view", False)
+
+
+def _is_read(node: Node, known: dict[Node, Any]) -> bool:
+    """By something that depends on an input, perhaps through a view."""
+    return any(user not in known or (not _is_computed(user) and _is_read(user, known)) for user in node.users)
+
+
+def _given(program: Any) -> dict[Node, Any]:
+    """Parameters, buffers and constants, by their placeholders."""
+    signature, found = program.graph_signature, {}
+    tensors = {**dict(program.named_parameters()), **dict(program.named_buffers()), **program.constants}
+    targets = {spec.arg.name: spec.target for spec in signature.input_specs if spec.target in tensors}
+    for node in program.graph.nodes:
+        if node.op == "placeholder" and node.name in targets:
+            found[node] = tensors[targets[node.name]].detach()
+    return found
+
+
+def _is_foldable(node: Node, known: dict[Node, Any]) -> bool:
+    if any(each not in known for each in node.all_input_nodes):
+        return False
+    target: Any = node.target
+    if target is operator.getitem:
+        return True
+    schema = getattr(target, "_schema", None)
+    if schema is None or schema.is_mutable or torch.Tag.nondeterministic_seeded in target.tags:
+        return False
+    value = node.meta.get("val")
+    if not isinstance(value, torch.Tensor):
+        return True
+    given = sum(known[each].numel() for each in node.all_input_nodes if isinstance(known[each], torch.Tensor))
+    return value.numel() <= max(GROWTH, given)
+
+
+def _replace(program: Any, node: Node, value: torch.Tensor) -> None:
+    """By a constant of the program."""
+    name = f"folded_{node.name}"
+    first = next(iter(program.graph.nodes))
+    with program.graph.inserting_before(first):
+        constant = program.graph.placeholder(name)
+    constant.meta = {"val": node.meta.get("val"), "constant": value}
+    node.replace_all_uses_with(constant)
+    spec = InputSpec(InputKind.CONSTANT_TENSOR, TensorArgument(name=constant.name), target=name)
+    program.graph_signature.input_specs.insert(0, spec)
+    program.constants[name] = value

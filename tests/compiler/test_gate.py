@@ -1,0 +1,88 @@
+"""What is imported wrongly is not built, and the first operator that differs is named, with its line in the source."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import Tensor, nn
+from tvm import relax
+
+from saevit_tvm.compiler.importers import import_model
+from saevit_tvm.compiler.importers import torch as importer
+from saevit_tvm.models.opening import open_model, open_program
+from saevit_tvm.support.errors import CompileError, ParityError
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.layer(x))
+        y = torch.selu(y - 0.5)  # the line that is named
+        return y.mean((2, 3))
+
+
+def exported(net: nn.Module) -> torch.export.ExportedProgram:
+    return torch.export.export(net.eval(), (torch.zeros(1, 3, 8, 8),), strict=False)
+
+
+def line_of(text: str) -> int:
+    lines = Path(__file__).read_text().splitlines()
+    return next(number for number, line in enumerate(lines, 1) if line.endswith(text))
+
+
+def test_what_tvm_imports_wrongly_is_refused_with_its_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importer, "converters", dict)  # TVM's own rule leaves out the factors of SELU
+    with pytest.raises(ParityError) as refused:
+        import_model(open_program(exported(Net()), "net"))
+    place = f"{__file__}:{line_of('# the line that is named')}"
+    assert str(refused.value).startswith(f"TVM imports net wrongly: 'elu.default' computes something else ({place}).")
+
+
+def test_operators_without_a_rule_are_all_named_with_their_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Two(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.special.i0(x) + torch.lgamma(x)  # both of them
+
+    with pytest.raises(CompileError) as refused:
+        import_model(open_program(exported(Two()), "two"))
+    place = f"{__file__}:{line_of('# both of them')}"
+    assert f"special_i0.default ({place})" in str(refused.value) or f"i0.default ({place})" in str(refused.value)
+    assert f"lgamma.default ({place})" in str(refused.value)
+
+
+def test_a_wrong_node_of_onnx_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tvm.relax.frontend.onnx import onnx_frontend
+
+    helper = onnx.helper
+    nodes = [
+        helper.make_node("Relu", ["x"], ["y"], name="first"),
+        helper.make_node("Tanh", ["y"], ["z"], name="second"),
+    ]
+    values = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 3, 8, 8]) for name in "xz"]
+    model = helper.make_model(
+        helper.make_graph(nodes, "g", values[:1], values[1:]), opset_imports=[helper.make_opsetid("", 17)], ir_version=8
+    )
+    onnx.save(model, tmp_path / "net.onnx")
+    import_model(open_model(str(tmp_path / "net.onnx")))
+    wrong = classmethod(lambda cls, bb, inputs, attr, params: relax.op.sigmoid(inputs[0]))
+    monkeypatch.setattr(onnx_frontend.Tanh, "_impl_v7", wrong)
+    monkeypatch.setenv("SAEVIT_TVM_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(ParityError, match=r"'Tanh' computes something else \(node 'second'\)"):
+        import_model(open_model(str(tmp_path / "net.onnx")))
+
+
+def test_nan_is_like_nan_and_like_nothing_else() -> None:
+    from saevit_tvm.compiler.importers.gate import _alike
+
+    odd = np.array([np.nan, np.inf, 1.0])
+    assert _alike(odd, odd)
+    assert not _alike(np.array([0.0, np.inf, 1.0]), odd) and not _alike(np.array([np.nan, -np.inf, 1.0]), odd)
+    assert not _alike(np.array([0.001]), np.array([0.002]))
