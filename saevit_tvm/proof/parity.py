@@ -56,7 +56,7 @@ def deviation(ours: Sequence[Outputs], reference: Sequence[Outputs]) -> Deviatio
             error = np.abs(a.astype(np.float64) - e.astype(np.float64)).max()
             error = float(error) if np.isfinite(error) else float("inf")
             worst_abs = max(worst_abs, error)
-            worst_rel = max(worst_rel, error / max(1.0, float(np.abs(e).max())))
+            worst_rel = max(worst_rel, error / (float(np.abs(e).max()) or 1.0))  # shares, say, are all small
     return Deviation(worst_abs, worst_rel)
 
 

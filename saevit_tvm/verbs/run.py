@@ -29,6 +29,9 @@ def run(path: Path, images: Sequence[Path], top: int | None = None) -> dict[str,
 
     pictures = [load_image(image, manifest["preprocessing"]) for image in images]
     scores = _scores(engine, np.concatenate(pictures))
+    for image, row in zip(images, scores, strict=True):
+        if not np.isfinite(row).all():
+            raise ArtifactError(f"'{path}' answers NaN or infinity for '{image}': check the model's weights.")
     labels = manifest["labels"] or [str(index) for index in range(classes)]
     results = [{"image": str(image), "top": _best(row, labels, top)} for image, row in zip(images, scores, strict=True)]
     return {"artifact": str(path), "results": results}

@@ -10,19 +10,20 @@ from schedules.cpu.builder import Builder, Expr, lanes_of, splat
 
 # 2^x for |x| <= 1/2, minimax; the relative error is below 1e-7.
 _EXP2 = (1.00000007, 0.69314697, 0.2402212, 0.05550713, 0.00967554, 0.00132765)
-_ROUND = 12582912.0  # 1.5 * 2^23: adding it leaves the nearest integer in the last bits of a float32
+# 1.5 * 2^23: adding it leaves the nearest integer in the last bits of a float32; and 127, the exponent of one.
+_ROUND = 12582912.0 + 127.0
 _LOWEST = -125.0
 
 Combine = Callable[[Expr, Expr], Expr]
 
 
 def exp2(b: Builder, x: Expr, strict: bool = False) -> Expr:
-    """2^x for x <= 0, as a softmax needs it; what is smaller than 2^-125 counts as that.
+    """2^x for x <= 0, as a softmax needs it; what is smaller than 2^-125 counts as that, or if `strict` as 0.
 
-    If `strict`, it counts as 0, and NaN stays NaN.
+    NaN stays NaN: the larger of two is the second one where they are not comparable.
     """
     lanes = lanes_of(x)
-    x = b.bind("x", x if strict else tirx.max(x, splat(_LOWEST, lanes)))
+    x = b.bind("x", x if strict else tirx.max(splat(_LOWEST, lanes), x))
     integer = "int32" if lanes == 1 else f"int32x{lanes}"
     # Its bits, and back: TVM would simplify (x + 1) - 1 as if there were no rounding.
     bits = b.bind("bits", tirx.reinterpret(integer, x + splat(_ROUND, lanes)))
@@ -32,8 +33,9 @@ def exp2(b: Builder, x: Expr, strict: bool = False) -> Expr:
     for coefficient in reversed(_EXP2[:-1]):
         power = b.bind("power", power * part + splat(coefficient, lanes))
     shift = tirx.const(23, "int32") if lanes == 1 else tirx.Broadcast(tirx.const(23, "int32"), lanes)
-    exponent = tirx.shift_left(bits, shift)
-    result = b.bind("exp2", tirx.reinterpret(power.ty.dtype, tirx.reinterpret(integer, power) + exponent))
+    # A product, not a sum of exponents: whatever bits NaN has, it stays so.
+    scale = tirx.reinterpret(power.ty.dtype, tirx.shift_left(bits, shift))
+    result = b.bind("exp2", power * scale)
     return b.bind("exp2", tirx.Select(x < splat(_LOWEST, lanes), splat(0.0, lanes), result)) if strict else result
 
 

@@ -77,7 +77,8 @@ def gelus(b: Builder, values: list[Expr]) -> list[Expr]:
     lanes, fit = lanes_of(values[0]), _GELU[b.dtype]
     values = [b.bind("x", x) for x in values]
     limit = b.splat(fit.limit, lanes)
-    sizes = [b.bind("size", tirx.min(tirx.abs(x), limit)) for x in values]
+    # In this order: of a pair that is not comparable, minimum and maximum give the second one, so that NaN stays NaN.
+    sizes = [b.bind("size", tirx.min(limit, tirx.abs(x))) for x in values]
     tails: list[Expr] = [b.splat(fit.base[-1], lanes)] * len(values)
     for coefficient in reversed(fit.base[:-1]):
         addend = b.splat(coefficient, lanes)
@@ -86,14 +87,14 @@ def gelus(b: Builder, values: list[Expr]) -> list[Expr]:
         addend = b.splat(coefficient, lanes)
         tails = [b.bind("tail", tail * tail + addend) for tail in tails]
     zero = b.splat(0.0, lanes)
-    return [b.bind("gelu", tirx.max(x, zero) - size * tail) for x, size, tail in zip(values, sizes, tails, strict=True)]
+    return [b.bind("gelu", tirx.max(zero, x) - size * tail) for x, size, tail in zip(values, sizes, tails, strict=True)]
 
 
 def exp(b: Builder, x: Expr) -> Expr:
     """e^x: infinity from 88 on, a tiny number where it is next to nothing, and NaN stays NaN."""
     lanes = lanes_of(x)
     wide = x > b.splat(88.0, lanes)
-    # In this order: of a pair that is not comparable, minimum and maximum give the second one.
+    # In this order, as in GELU.
     x = b.bind("x", tirx.max(b.splat(-87.0, lanes), tirx.min(b.splat(88.0, lanes), x)))
     whole = b.bind("whole", tirx.floor(x * b.splat(1 / math.log(2), lanes) + b.splat(0.5, lanes)))
     part = b.bind("part", x - whole * b.splat(_LN2_HIGH, lanes) - whole * b.splat(_LN2_LOW, lanes))

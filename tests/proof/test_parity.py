@@ -19,11 +19,12 @@ def test_the_stream_of_inputs_is_frozen():
     assert parity.random_inputs((3,), 1, seed=20240229)[0].tolist() == pytest.approx(expected, rel=1e-6)
 
 
-def test_the_error_is_relative_to_the_largest_value_but_never_to_less_than_one():
+def test_the_error_is_relative_to_the_largest_value_of_an_output():
     large, small = np.array([100.0, -3.0], np.float32), np.array([0.5, 0.1], np.float32)
     deviation = parity.deviation([[large + 0.5, small]], [[large, small]])
     assert deviation.max_abs_error == 0.5 and deviation.max_rel_error == pytest.approx(0.005)
-    assert parity.deviation([[small + 0.25]], [[small]]).max_rel_error == 0.25
+    assert parity.deviation([[small + 0.25]], [[small]]).max_rel_error == 0.5
+    assert parity.deviation([[0 * small + 0.25]], [[0 * small]]).max_rel_error == 0.25  # of nothing there is no share
 
 
 def test_the_worst_of_all_inputs_and_outputs_counts():

@@ -128,6 +128,25 @@ def test_head(call: Call, here: Isa, shape: HeadShape, threads: int) -> None:
     assert error(call, here, shape, threads) < TOLERANCE
 
 
+@pytest.mark.parametrize("bits", [0x7FC00000, 0xFFC00000, 0x7FFFFFFF], ids=hex)
+@pytest.mark.parametrize(
+    "shape",
+    [
+        CIFFNShape(1, 6, 7, 24, 48),
+        DWSConvShape(1, 6, 7, 16),
+        ConvShape(1, 9, 9, 4, (3, 3), k=24, epilogue=GELU),
+        HeadShape(1, 3, 3, 8, 10),
+    ],
+    ids=lambda shape: type(shape).__name__,
+)
+def test_what_is_no_number_stays_none(call: Call, here: Isa, shape: Any, bits: int) -> None:
+    x = 2 * np.random.RandomState(7).standard_normal((1, shape.h, shape.w, shape.c)).astype(np.float32)
+    x.view(np.uint32)[0, 1, 2, 3] = bits
+    found, expected = computed(call, here, shape, x, weights_of(shape))
+    assert np.isnan(expected).any()
+    np.testing.assert_array_equal(np.isnan(found), np.isnan(expected))
+
+
 @pytest.mark.parametrize(
     "shape",
     [

@@ -144,6 +144,17 @@ def test_a_softmax_of_large_numbers_is_safe(call: Call, here: Isa, rate: int) ->
     assert np.abs(result - expected).max() < 1e-2 * np.abs(expected).max()
 
 
+@pytest.mark.parametrize("bits", [0x7FC00000, 0xFFC00000, 0x7FFFFFFF], ids=hex)
+@pytest.mark.parametrize("rate", [1, 2])
+def test_what_is_no_number_makes_all_none(call: Call, here: Isa, rate: int, bits: int) -> None:
+    """A position without a number leaves its token without one, and every token attends to it."""
+    shape = SAAShape(1, 4, 6, 32, 2, rate)
+    x = random_input(shape)
+    x.view(np.uint32)[0, 1, 2, 3] = bits
+    func, packed = kernel(shape, here)
+    assert np.isnan(call(func, [x, *packed], x.shape)).all()
+
+
 def test_heads_that_do_not_divide_the_channels_are_declined() -> None:
     x = Tensor("x", (1, 4, 4, 32), layout="NHWC")
     attrs = {"r": 1, "eps": 1e-5, "scale": 0.25}

@@ -30,11 +30,12 @@ static int read_picture(const char *path, png_image *image) {
     return !fault;
 }
 
-/* The likeliest classes first, as probabilities. */
-static void print_best(float *scores, size_t classes, const char *const *labels) {
+/* The likeliest classes first, as probabilities. NaN among the scores is no answer: nothing is printed, and 0 given. */
+static int print_best(float *scores, size_t classes, const char *const *labels) {
     double sum = 0, top = scores[0];
     for (size_t i = 0; i < classes; i++) top = scores[i] > top ? scores[i] : top;
     for (size_t i = 0; i < classes; i++) sum += exp(scores[i] - top);
+    if (!isfinite(sum)) return 0;
     for (size_t shown = 0; shown < SHOWN && shown < classes; shown++) {
         size_t best = 0;
         for (size_t i = 1; i < classes; i++)
@@ -46,6 +47,7 @@ static void print_best(float *scores, size_t classes, const char *const *labels)
             printf("%5.1f%%  class %zu\n", probability, best);
         scores[best] = -INFINITY;
     }
+    return 1;
 }
 
 int main(int argc, char **argv) {
@@ -63,12 +65,13 @@ int main(int argc, char **argv) {
     saevit_buffer scores = {malloc(about->outputs[0].size), about->outputs[0].size};
     saevit_status status = saevit_open(&options, &model);
     if (!status) status = saevit_run_image(model, image.rgb, image.width, image.height, &scores, 1);
+    int answered = 0;
     if (status)
         fprintf(stderr, "%s\n", saevit_last_error());
-    else
-        print_best((float *)scores.data, scores.size / sizeof(float), about->labels);
+    else if (!(answered = print_best((float *)scores.data, scores.size / sizeof(float), about->labels)))
+        fprintf(stderr, "the model answers NaN or infinity: check its weights\n");
     saevit_close(model);
     free(scores.data);
     free(image.rgb);
-    return status ? 1 : 0;
+    return answered ? 0 : 1;
 }
