@@ -16,6 +16,9 @@ BIAS_RESIDUAL = Epilogue(("bias", "add residual"))
 OPERATORS = {"add": "+", "subtract": "-", "multiply": "*", "divide": "/"}
 COMPARISONS = {"maximum": "<", "minimum": ">"}
 CHOICE = "T.if_then_else"
+# Few of the languages can choose lane by lane. In CUDA, TVM takes a vector apart to call a function of its lanes, and
+# goes on with these parts when the vector has long been written anew.
+LANE_BY_LANE = (CHOICE, "T.tanh(", "T.exp(")
 
 
 class Text(Arithmetic):
@@ -102,8 +105,7 @@ class Results:
         return FITTED[word](self.value) if word in FITTED else activated(word, self.value, Text())
 
     def _each_lane(self, result: str) -> str:
-        # Few of the languages can choose lane by lane.
-        loop = "unroll" if CHOICE in result else "vectorized"
+        loop = "unroll" if any(each in result for each in LANE_BY_LANE) else "vectorized"
         return nest(f"for v in T.{loop}({self.lanes}):", f"{self.value} = {result}")
 
 

@@ -186,6 +186,7 @@ class Finish(NamedTuple):
 def _finish(spec: KernelSpec, bias: str = "b", planes: bool = False) -> Finish | None:
     """None where a step is unknown, or an operand does not fit: as large as the result, or a plane, if these are known.
 
+    Of two GELUs, CUDA would take the second one's argument for the first one's (see `LANE_BY_LANE`).
     Kernels name their operands in their own way, so that equal kernels are equal whatever the graph calls its values.
     """
     shapes, whole = {each.name: each.shape for each in spec.inputs}, spec.out.shape
@@ -202,7 +203,7 @@ def _finish(spec: KernelSpec, bias: str = "b", planes: bool = False) -> Finish |
         steps.append(f"{word} {PLANE if is_plane else OPERANDS[word]}{len(operands) or ''}")
         operands.append(operand)
     weights = [name for step, name in (("bias", bias), ("scale", "s")) if step in steps]
-    if not {*weights} <= {each.name for each in spec.weights}:
+    if not {*weights} <= {each.name for each in spec.weights} or steps.count("gelu") > 1:
         return None
     return Finish(Epilogue(tuple(steps)), (*weights, *operands))
 

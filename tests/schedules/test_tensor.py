@@ -61,7 +61,7 @@ def cases(dtype: str) -> list[tuple[TensorConv, Tiling | None]]:
         (TensorConv(1, 7, 7, 200, 48, **common, **residual, **same), None),  # some share columns
         (TensorConv(3, 7, 6, 96, 20, **common, **same), Tiling(1, 4, 1, 4, 32)),  # some have several
         (TensorConv(2, 6, 9, 20, 24, (3, 1), (1, 2), (0, 1, 2, 0), (2, 1), RELU_LAST, **same), None),
-        (TensorConv(1, 8, 8, 32, 16, epilogue=Epilogue(("silu", "multiply gate")), **same), None),
+        (TensorConv(1, 8, 8, 32, 16, epilogue=Epilogue(("tanh", "silu", "multiply gate")), **same), None),
     ]
 
 
