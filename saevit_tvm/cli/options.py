@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
+
+
+class ImageSize(click.ParamType):
+    """One number, or height and width."""
+
+    name = "N|HxW"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | tuple[int, int]:
+        found = re.fullmatch(r"(\d{1,9})(?:x(\d{1,9}))?", str(value))
+        if not found:
+            self.fail(f"'{value}' is not a size: give one number, or height and width as in 480x640.", param, ctx)
+        height, width = found.groups()
+        return int(height) if width is None else (int(height), int(width))
+
 
 folder = click.Path(path_type=Path)
 file = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -32,7 +47,7 @@ _MODEL_OPTIONS = (
     ),
     click.option("--weights", help="A .safetensors or .pt file, or the name of a shipped checkpoint."),
     click.option("--batch", type=int, default=1, show_default=True, help="Pictures at a time."),
-    click.option("--image-size", type=int, help="Height and width of the input."),
+    click.option("--image-size", type=ImageSize(), help="Of the input, as in 224 or 480x640 (height x width)."),
 )
 _COMMON_OPTIONS = (
     click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else."),

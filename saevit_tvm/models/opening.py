@@ -325,7 +325,8 @@ def _open_onnx(path: Path, batch: int, size: Size | None) -> ModelSource:
     if len(inputs) != 1 or inputs[0].type.tensor_type.elem_type != onnx.TensorProto.FLOAT:
         raise ModelError(f"'{path}' must take exactly one float32 tensor: export it so.")
     dims = inputs[0].type.tensor_type.shape.dim
-    shape = _image_shape(path, [dim.dim_value or None for dim in dims], batch, size)
+    # An open extent is 0, has a name, or is -1 by some converters.
+    shape = _image_shape(path, [dim.dim_value if dim.dim_value > 0 else None for dim in dims], batch, size)
     for dim, length in zip(dims, shape, strict=True):
         dim.dim_value = length  # what was left open is fixed now
     del model.graph.value_info[:]

@@ -30,6 +30,8 @@ FILES = re.compile(
     r"|data/constants/(model_constants_config\.json|tensor_\d+)|data/sample_inputs/model\.pt"
 )
 CONFIGS = ("data/weights/model_weights_config.json", "data/constants/model_constants_config.json")
+ODD_NUMBERS = ("Infinity", "-Infinity", "NaN")  # as JSON has them
+TRACE = "stack_trace"
 CONTAINERS = (None, "builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict")
 CONTEXT = re.compile(r"null|\[\]|\[\"\w+\"(, \"\w+\")*\]")
 
@@ -81,7 +83,8 @@ def _clean(program: dict[str, Any]) -> None:
     module["metadata"], module["treespec_namedtuple_fields"] = {}, {}
     module["module_call_graph"] = module["module_call_graph"][:1]
     for node in module["graph"]["nodes"]:
-        node["metadata"] = {}
+        trace = node["metadata"].get("stack_trace")  # where the operator stands in the source, as text
+        node["metadata"] = {TRACE: trace} if isinstance(trace, str) else {}
     if program["guards_code"] or program["range_constraints"]:
         raise _Refused("was exported with dynamic shapes: export it again with fixed ones")
     program["torch_version"] = torch.__version__
@@ -103,7 +106,9 @@ def _check(value: Any, key: str = "") -> None:
         _check_operator(value)
     elif isinstance(value, str) and key in ("in_spec", "out_spec"):
         _check_container(json.loads(value)[1])
-    elif isinstance(value, str) and key != "torch_version":
+    elif isinstance(value, str) and key == "as_float" and value in ODD_NUMBERS:
+        pass
+    elif isinstance(value, str) and key not in ("torch_version", TRACE):
         allowed = TEXT if key in ("as_string", "as_strings") else NAME
         if not allowed.fullmatch(value):
             raise _Refused(f"uses the text '{value[:40]}'")

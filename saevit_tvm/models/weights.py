@@ -21,6 +21,8 @@ from saevit_tvm.support.errors import ModelError, UsageError
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 SUFFIXES = (".safetensors", ".pt", ".pth")
+WRAPPERS = ("state_dict", "model_state_dict", "model")  # what training scripts call the weights among other things
+PREFIXES = ("module.", "_orig_mod.", "module.")
 COUNTER = "num_batches_tracked"  # counts training steps; inference does not see it
 
 
@@ -39,7 +41,8 @@ def load_state(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[st
         raise ModelError(f"'{path}' is not a weights file: give a {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}.")
     if not path.is_file():
         raise UsageError(f"there is no weights file '{path}': check the path.")
-    return _load_safetensors(path) if path.suffix == ".safetensors" else (_load_pt(path), {})
+    state, metadata = _load_safetensors(path) if path.suffix == ".safetensors" else (_load_pt(path), {})
+    return _without_prefix(state), metadata
 
 
 def save_state(module: nn.Module, path: Path, metadata: dict[str, str]) -> None:
@@ -80,12 +83,26 @@ def _load_pt(path: Path) -> dict[str, Tensor]:
             f"'{path}' is damaged, or holds more than weights (nothing in it was executed): "
             "save the model's state_dict() again, best as .safetensors."
         ) from error
-    state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else loaded
+    state = _inner(loaded)
     if not isinstance(state, dict) or not all(
         isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items()
     ):
         raise ModelError(f"'{path}' does not hold a state_dict: save one with torch.save(model.state_dict(), ...).")
     return dict(state)
+
+
+def _inner(loaded: Any) -> Any:
+    """The state of a checkpoint that holds more: an epoch, an optimiser, a second set of averaged weights."""
+    wrapped = [loaded[key] for key in WRAPPERS if isinstance(loaded, dict) and isinstance(loaded.get(key), dict)]
+    return wrapped[0] if wrapped else loaded
+
+
+def _without_prefix(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Names as the model has them, where what trained it was wrapped around it: data parallel, or compiled."""
+    for prefix in PREFIXES:
+        if state and all(name.startswith(prefix) for name in state):
+            state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    return state
 
 
 def _brief(error: Exception) -> str:

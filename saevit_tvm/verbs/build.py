@@ -37,7 +37,7 @@ class BuildOptions:
     threads: int | None = None
     weights: str | None = None
     batch: int = 1
-    image_size: int | None = None
+    image_size: int | tuple[int, int] | None = None
     dtype: str = "float32"
     num_classes: int | None = None
     features_only: bool = False
@@ -105,7 +105,8 @@ def _default_stem(options: BuildOptions, target: Target) -> str:
     parts += [options.dtype] if options.dtype != "float32" else []
     parts += [f"{options.threads}t"] if options.threads is not None else []
     parts += [f"b{options.batch}"] if options.batch != 1 else []
-    parts += [f"{options.image_size}px"] if options.image_size is not None else []
+    size = options.image_size
+    parts += [] if size is None else [f"{size}px" if isinstance(size, int) else f"{size[0]}x{size[1]}px"]
     parts += ["features"] if options.features_only else []
     return re.sub(r"[^A-Za-z0-9_.+-]+", "_", "-".join(parts))
 

@@ -42,6 +42,8 @@ def names(folder: Path) -> list[str]:
         (["--image-size", "0"], 2, ["image size 0"]),
         (["--image-size", "1"], 2, ["image size 1", "32"]),
         (["--image-size", "100000"], 2, ["image size 100000", "4096"]),
+        (["--image-size", "64by48"], 2, ["'64by48' is not a size", "480x640"]),
+        (["--image-size", "64x100000"], 2, ["image size 64x100000", "4096"]),
         (["--batch", "0"], 2, ["batch 0"]),
         (["--classes", "0"], 2, ["0 classes"]),
         (["--target", "mali", "--threads", "2"], 2, ["--threads 2", "'mali'", "leave it out"]),

@@ -79,6 +79,29 @@ def test_a_wrong_node_of_onnx_is_named(tmp_path: Path, monkeypatch: pytest.Monke
         import_model(open_model(str(tmp_path / "net.onnx")))
 
 
+def test_an_onnx_file_is_simplified_first(tmp_path: Path) -> None:
+    """Constants as nodes, and a shape that is computed: TVM takes neither for the shape of a Reshape."""
+    helper, float32, int64 = onnx.helper, onnx.TensorProto.FLOAT, onnx.TensorProto.INT64
+    nodes = [
+        helper.make_node("Constant", [], ["two"], value=helper.make_tensor("two", int64, [1], [2])),
+        helper.make_node("Shape", ["x"], ["shape"]),
+        helper.make_node("Constant", [], ["index"], value=helper.make_tensor("index", int64, [1], [2])),
+        helper.make_node("Gather", ["shape", "index"], ["height"]),
+        helper.make_node("Div", ["height", "two"], ["half"]),
+        helper.make_node("Constant", [], ["rest"], value=helper.make_tensor("rest", int64, [2], [1, -1])),
+        helper.make_node("Concat", ["rest", "half"], ["wanted"], axis=0),
+        helper.make_node("Reshape", ["x", "wanted"], ["y"]),
+        helper.make_node("Relu", ["y"], ["z"]),
+    ]
+    values = [
+        helper.make_tensor_value_info(name, float32, shape) for name, shape in (("x", [1, 3, 8, 8]), ("z", [1, 48, 4]))
+    ]
+    graph = helper.make_graph(nodes, "g", values[:1], values[1:])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), tmp_path / "n.onnx")
+    mod = import_model(open_model(str(tmp_path / "n.onnx")))
+    assert tuple(int(extent) for extent in mod["main"].ret_ty.shape) == (1, 48, 4)
+
+
 def test_nan_is_like_nan_and_like_nothing_else() -> None:
     from saevit_tvm.compiler.importers.gate import _alike
 

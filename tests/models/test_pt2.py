@@ -170,6 +170,22 @@ def test_example_inputs_are_not_even_read(good: Path, tmp_path: Path) -> None:
 # Archives that are no use -------------------------------------------
 
 
+def test_infinity_and_the_lines_of_the_source_are_kept(tmp_path: Path) -> None:
+    class Masked(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.masked_fill(x > 0, float("-inf")).exp()  # this line
+
+    exported = torch.export.export(Masked(), (torch.zeros(1, 3, 8, 8),))
+    torch.export.save(exported, tmp_path / "masked.pt2")
+    program, x = load_program(tmp_path / "masked.pt2"), torch.randn(1, 3, 8, 8)
+    assert torch.equal(program.module()(x), Masked()(x))
+    line = next(
+        at for at, text in enumerate(Path(__file__).read_text().splitlines(), 1) if text.endswith("# this line")
+    )
+    traces = [node.meta.get("stack_trace") or "" for node in program.graph.nodes if node.op == "call_function"]
+    assert all(f'File "{__file__}", line {line}' in trace for trace in traces)
+
+
 def test_dynamic_shapes_are_refused(tmp_path: Path) -> None:
     batch = {"x": {0: torch.export.Dim("batch", max=8)}}
     program = torch.export.export(Small().eval(), (torch.zeros(2, 3, 8, 8),), dynamic_shapes=batch)

@@ -283,6 +283,10 @@ def test_onnx_with_open_dimensions(tmp_path: Path) -> None:
     assert open_model(str(save_onnx(tmp_path / "open.onnx", ["n", 3, "h", "w"]))).input_shape == (1, 3, 224, 224)
 
 
+def test_minus_one_leaves_an_extent_open(tmp_path: Path) -> None:
+    assert open_model(str(save_onnx(tmp_path / "net.onnx", [-1, 3, 8, 10])), batch=2).input_shape == (2, 3, 8, 10)
+
+
 @pytest.mark.parametrize("content", [b"", b"not onnx", b"\x08\x07\x12"])
 def test_foreign_onnx(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.onnx").write_bytes(content)

@@ -57,6 +57,18 @@ def test_round_trip_is_exact(micro: Module, tmp_path: Path, suffix: str, wrapped
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("key", ["model", "state_dict", "model_state_dict"])
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+def test_checkpoints_of_training_scripts_are_taken_as_they_are(
+    micro: Module, tmp_path: Path, key: str, prefix: str
+) -> None:
+    state = {f"{prefix}{name}": tensor for name, tensor in micro.state_dict().items()}
+    torch.save({"epoch": 3, key: state, "optimizer": {"lr": 0.1}}, tmp_path / "w.pth")
+    other = fresh()
+    apply_state(other, load_state(tmp_path / "w.pth")[0], "it")
+    assert digest(other) == digest(micro)
+
+
 def test_half_precision_is_widened(micro: Module, tmp_path: Path) -> None:
     save_file({n: t.half() for n, t in plain(micro).items() if t.is_floating_point()}, tmp_path / "w.safetensors")
     other = fresh()

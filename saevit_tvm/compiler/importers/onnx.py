@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import io
+import tempfile
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +16,8 @@ from tvm import relax
 from saevit_tvm.compiler.importers.errors import reason
 from saevit_tvm.compiler.importers.gate import Imported, Step
 from saevit_tvm.support.errors import CompileError
+
+STANDARD = ("", "ai.onnx")  # names of ONNX's own operators
 
 if TYPE_CHECKING:
     from saevit_tvm.models.opening import ModelSource
@@ -33,15 +37,33 @@ def _importer() -> Any:
 
 
 def import_onnx(source: ModelSource) -> Imported:
-    model: Any = source.onnx
+    model = _simplified(source.onnx)
     importer = _importer()
-    opset = next(each.version for each in model.opset_import if each.domain in ("", "ai.onnx"))
+    opset = next(each.version for each in model.opset_import if each.domain in STANDARD)
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # TVM prints what it cannot convert
             mod = importer.from_onnx(model.graph, opset)
     except Exception as error:
         raise CompileError(f"TVM cannot import {source.name}: {reason(error)}") from error
     return Imported(mod, partial(_steps, model, importer._nodes))
+
+
+def _simplified(model: Any) -> Any:
+    """With constants computed, shapes known and what does nothing left out, as onnxruntime does it before it runs."""
+    import onnx
+    import onnxruntime
+
+    with tempfile.TemporaryDirectory(prefix="saevit-tvm-onnx-") as folder:
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        options.optimized_model_filepath = str(Path(folder) / "model.onnx")
+        options.log_severity_level = 4
+        try:
+            onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+            found = onnx.load(options.optimized_model_filepath)
+        except Exception:  # what it cannot simplify is imported as it is
+            return model
+    return found if all(node.domain in STANDARD for node in found.graph.node) else model
 
 
 def _steps(model: Any, nodes: dict[str, Any], x: np.ndarray) -> Iterator[Step]:
