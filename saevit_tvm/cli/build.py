@@ -20,6 +20,7 @@ from saevit_tvm.cli.options import common, cut_option, dtype_option, folder, mod
 @cut_option
 @model_options
 @dtype_option
+@click.option("--labels", type=folder, help="Names of the classes: a file with one a line, or a JSON list.")
 @click.option("--classes", "num_classes", type=int, help="Number of classes of the head.")
 @click.option("--features-only", is_flag=True, help="Give the maps of the four stages, not class scores.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the random weights, without --weights.")
@@ -62,6 +63,8 @@ def _print(console: Console, artifact: Path, manifest_path: Path, manifest: dict
     )
     if "device_code" in manifest:
         console.line(f"device    {_compiled(manifest['device_code'])}")
+    if manifest["weights"]["source"] == "random":
+        console.line("weights   random: it takes the time that the model takes, and knows nothing; give --weights")
     for source in manifest["records"]:
         console.line(f"records   {_in_words(source, kernels['total'])}")
     if proof["passed"]:

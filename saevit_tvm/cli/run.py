@@ -24,6 +24,8 @@ def command(artifact: Path, images: tuple[Path, ...], top: int | None, as_json: 
     from saevit_tvm.verbs.run import run
 
     result = run(artifact, images, top)
+    if result["weights"] == "random":
+        console.say("warning: the model has random weights, so its answers mean nothing: build it with --weights.")
     console.object(result)
     for entry in result["results"]:
         rows = [[best["label"], f"{best['probability'] * 100:.1f}%"] for best in entry["top"]]

@@ -414,6 +414,19 @@ def _show(size: Size) -> str:
     return str(size[0]) if size[0] == size[1] else f"{size[0]}x{size[1]}"
 
 
+def with_labels(source: ModelSource, path: Path) -> ModelSource:
+    """The names of the classes from a file: one a line, or a JSON list."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        labels = json.loads(text) if text.lstrip().startswith("[") else text.splitlines()
+        classes = source.reference(np.zeros(source.input_shape, np.float32))[0].shape[-1]
+        if source.output_names != ("logits",) or _checked_labels(labels, classes) is None:
+            raise ValueError(f"it has {len(labels)} names, and the model {classes} classes in {source.output_names[0]}")
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(f"'{path}' does not name the model's classes: {_brief(error)}.") from error
+    return dataclasses.replace(source, labels=tuple(labels))
+
+
 def _recipe(name: str, batch: int, size: Size, num_classes: int | None, features_only: bool) -> dict[str, Any]:
     return {
         "model": name,

@@ -36,6 +36,7 @@ class BuildOptions:
     target: str = "native"
     threads: int | None = None
     weights: str | None = None
+    labels: Path | None = None
     batch: int = 1
     image_size: int | tuple[int, int] | None = None
     dtype: str = "float32"
@@ -119,9 +120,9 @@ def _target(name: str, threads: int | None) -> Target:
 
 
 def _open(options: BuildOptions) -> ModelSource:
-    from saevit_tvm.models.opening import open_model
+    from saevit_tvm.models.opening import open_model, with_labels
 
-    return open_model(
+    source = open_model(
         options.model,
         weights=options.weights,
         batch=options.batch,
@@ -130,6 +131,7 @@ def _open(options: BuildOptions) -> ModelSource:
         features_only=options.features_only,
         seed=options.seed,
     )
+    return source if options.labels is None else with_labels(source, options.labels)
 
 
 def _compile(source: ModelSource, target: Target, options: BuildOptions) -> Compiled:

@@ -34,7 +34,7 @@ def run(path: Path, images: Sequence[Path], top: int | None = None) -> dict[str,
             raise ArtifactError(f"'{path}' answers NaN or infinity for '{image}': check the model's weights.")
     labels = manifest["labels"] or [str(index) for index in range(classes)]
     results = [{"image": str(image), "top": _best(row, labels, top)} for image, row in zip(images, scores, strict=True)]
-    return {"artifact": str(path), "results": results}
+    return {"artifact": str(path), "weights": manifest["weights"]["source"], "results": results}
 
 
 def _scores(engine: Engine, pictures: np.ndarray) -> np.ndarray:

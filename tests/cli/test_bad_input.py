@@ -52,6 +52,11 @@ def names(folder: Path) -> list[str]:
         (["--name", ""], 2, ["cannot be the name"]),
         (["--weights", "nowhere.safetensors"], 2, ["nowhere.safetensors"]),
         (["--model", "nowhere.pt2"], 2, ["nowhere.pt2"]),
+        (
+            ["--model", "saevit_micro", "--labels", "nowhere.txt"],
+            2,
+            ["'nowhere.txt' does not name the model's classes"],
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) and value[0].startswith("--") else "",
 )

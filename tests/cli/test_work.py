@@ -170,7 +170,9 @@ def test_run_gives_what_pytorch_gives(cli, micro_artifact, picture):
 
 
 def test_run_for_people(cli, micro_artifact, picture):
-    lines = cli("run", micro_artifact, picture, "--top", "2").stdout.splitlines()
+    done = cli("run", micro_artifact, picture, "--top", "2")
+    assert "random weights" in done.stderr
+    lines = done.stdout.splitlines()
     assert lines[0] == str(picture) and len(lines) == 4 and lines[2].endswith("%")
 
 

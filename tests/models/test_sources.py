@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.torch import save_file
 
-from saevit_tvm.models.opening import open_model
+from saevit_tvm.models.opening import open_model, with_labels
 from saevit_tvm.models.weights import save_state, shipped
 from saevit_tvm.runtime.preprocess import load_image
 from saevit_tvm.support.errors import ModelError, SaevitError, UsageError
@@ -93,6 +93,20 @@ def test_the_shipped_picture_is_a_seven() -> None:
     source = open_model("saevit_micro", weights="digits")
     (logits,) = source.reference(load_image(ROOT / "examples/digit-7.png", source.preprocessing))
     assert logits.argmax() == 7
+
+
+@pytest.mark.parametrize("text", ["\n".join("abcdefghij") + "\n", json.dumps(list("abcdefghij"), indent=1)])
+def test_labels_come_from_a_file(tmp_path: Path, text: str) -> None:
+    (tmp_path / "labels").write_text(text)
+    source = open_model("saevit_micro", image_size=32, num_classes=10)
+    assert with_labels(source, tmp_path / "labels").labels == tuple("abcdefghij")
+
+
+@pytest.mark.parametrize("content", [b"a\nb\n", b"\xff\xfe", b"[1, 2]", b"[", b"[" * 100_000])
+def test_labels_that_do_not_fit_are_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "labels").write_bytes(content)
+    with pytest.raises(UsageError, match="does not name the model's classes"):
+        with_labels(open_model("saevit_micro", image_size=32, num_classes=3), tmp_path / "labels")
 
 
 def test_the_stated_accuracy_is_true(held_out: tuple[np.ndarray, np.ndarray]) -> None:
