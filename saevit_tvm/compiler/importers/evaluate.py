@@ -16,6 +16,8 @@ import tvm
 from torch import Tensor
 from tvm import relax
 
+from saevit_tvm import targets
+
 Values = dict[relax.Var, Any]
 
 
@@ -121,7 +123,7 @@ def _compiled(call: relax.Call, args: list[Any], tensors: list[int]) -> Any:
         builder.emit_func_output(value)
     mod = relax.transform.LegalizeOps(OPERATORS)(relax.transform.DecomposeOpsForInference()(builder.get()))
     with tvm.transform.PassContext(opt_level=1):
-        return relax.VirtualMachine(relax.build(mod, tvm.target.Target("llvm")), tvm.cpu())["main"]
+        return relax.VirtualMachine(relax.build(mod, tvm.target.Target(targets.native().tvm)), tvm.cpu())["main"]
 
 
 # By PyTorch ------------------------------------------------------------------
