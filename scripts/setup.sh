@@ -5,6 +5,5 @@ python=${PYTHON:-python3}
 . .venv/bin/activate
 if [ -z "${SAEVIT_TVM_SET_UP:-}" ]; then # else all is there, as CI says
     pip install -qq --upgrade pip
-    # Python compiles a file when it first imports it; of what comes here most is never imported.
-    pip install -qq --no-compile --editable ".${EXTRAS:-}"
+    pip install -qq --editable ".${EXTRAS:-}"
 fi
