@@ -199,6 +199,7 @@ ACTIVATIONS: Mapping[str, Activation] = _Table(
             (
                 lambda x: x * (x + 3.0).clip(0.0, math.inf).clip(-math.inf, 6.0) / 6.0,  # torch.export
                 lambda x: x * ((x + 3.0).clip(0.0, 6.0) / 6.0),  # ONNX
+                lambda x: x * (x * (1 / 6) + 0.5).clip(0.0, 1.0),  # ONNX's operator
             ),
         ),
         Activation(
