@@ -8,6 +8,7 @@ from functools import partial
 from tvm import relax
 
 from relay_patterns.blocks import blocks
+from relay_patterns.epilogue import continued
 from relay_patterns.graph import Graph
 from relay_patterns.near_miss import first_difference
 from relay_patterns.primitives import PRIMITIVES
@@ -32,7 +33,8 @@ def find_blocks(func: relax.Function, accepts: Accepts) -> Found:
             parts = {part: matched[each] for part, each in region.parts.items() if each in matched}
             reading = region.read(parts)
             if reading is not None:
-                yield var, reading._replace(inputs=tuple(map(graph.variable, reading.inputs)))
+                reading = reading._replace(inputs=tuple(map(graph.variable, reading.inputs)))
+                yield from continued(graph, var, reading) if region.continues else [(var, reading)]
 
     return _found(graph, [partial(read, region) for region in blocks()], accepts)
 

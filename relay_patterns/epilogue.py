@@ -16,9 +16,9 @@ from tvm import relax
 from tvm.relax.dpl import DFPattern, is_const, is_op, wildcard
 
 from relay_patterns.graph import Graph
-from relay_patterns.region import array, extents, per_channel
+from relay_patterns.region import Reading, array, extents, per_channel
 from schedules.activations import ACTIVATIONS, Activation, Arithmetic, Value
-from schedules.spec import BY_CHANNEL
+from schedules.spec import BY_CHANNEL, Epilogue
 
 STEPS = 4  # at most, behind the bias
 APART = 4  # operators at most between an activation's argument and its value
@@ -58,6 +58,17 @@ def chains(graph: Graph, var: relax.Var, channels: int, axis: int, folds: tuple[
     while len(found[-1].steps) < STEPS + 1 and (longer := _longer(graph, found[-1], along)):
         found.append(longer)
     return found[::-1]
+
+
+def continued(graph: Graph, result: relax.Var, reading: Reading) -> Iterator[tuple[relax.Var, Reading]]:
+    """A block with what follows it and needs no weights, the longest first."""
+    for chain in chains(graph, result, extents(result)[1], axis=1):
+        if not chain.weights:
+            spec, out = reading.spec, reading.spec.out
+            others = [replace(out, name=name, shape=extents(each)) for name, each in chain.operands.items()]
+            ending = Epilogue((*spec.epilogue.steps, *chain.steps))
+            spec = replace(spec, inputs=(*spec.inputs, *others), epilogue=ending)
+            yield chain.result, reading._replace(spec=spec, inputs=(*reading.inputs, *chain.operands.values()))
 
 
 def _longer(graph: Graph, chain: Chain, along: _Channels) -> Chain | None:

@@ -107,16 +107,17 @@ def _windows(size: tuple[int, ...], attrs: dict[str, Any]) -> tuple[int, ...]:
 def mean(graph: Graph, var: relax.Var) -> Iterator[tuple[relax.Var, Reading]]:
     """The mean of every channel of an image."""
     call = _of(graph, var, "relax.mean")
-    if (
-        call is None
-        or not isinstance(call.args[0], relax.Var)
-        or len(extents(call.args[0])) != 4
-        or call.attrs.keepdims
-    ):
+    if call is None or not isinstance(call.args[0], relax.Var) or len(extents(call.args[0])) != 4:
         return
-    if sorted(int(axis) % 4 for axis in call.attrs.axis) == [2, 3]:
-        for chain in chains(graph, var, extents(var)[1], axis=1):
-            yield chain.result, _with(chain, "mean", call.args[0], {}, extents(var), {})
+    if sorted(int(axis) % 4 for axis in call.attrs.axis) != [2, 3]:
+        return
+    if call.attrs.keepdims:  # in the form of an image, where nothing that follows is taken
+        whole = extents(var)
+        found = reading("mean", {"x": call.args[0]}, {}, whole[:2])
+        yield var, found._replace(result=lambda out: relax.op.reshape(out, whole))
+        return
+    for chain in chains(graph, var, extents(var)[1], axis=1):
+        yield chain.result, _with(chain, "mean", call.args[0], {}, extents(var), {})
 
 
 # Readings of one primitive, the one that does most first.

@@ -72,6 +72,7 @@ class Region:
     parts: dict[str, DFPattern]
     read: Callable[[Parts], Reading | None]
     steps: tuple[Step, ...] = ()
+    continues: bool = False  # its kernel may take what follows: activations, other tensors
 
 
 class Conv:

@@ -1,4 +1,4 @@
-"""MobileNetV4's universal inverted bottleneck: 1x1, ReLU, perhaps depthwise and ReLU, 1x1, perhaps a residual.
+"""MobileNetV4's universal inverted bottleneck: 1x1, ReLU, perhaps depthwise and ReLU, 1x1, and what follows.
 
 A depthwise convolution before the block has no activation behind it and is a kernel of its own.
 """
@@ -16,7 +16,6 @@ from relay_patterns.region import (
     Reading,
     Region,
     Step,
-    add,
     array,
     bias,
     extents,
@@ -28,12 +27,12 @@ from relay_patterns.region import (
 
 
 def regions() -> list[Region]:
-    """With and without the depthwise convolution, with and without a residual; the larger ones first."""
-    return [_region(depthwise, residual) for depthwise in (True, False) for residual in (True, False)]
+    """With and without the depthwise convolution; a residual is what follows it."""
+    return [_region(depthwise) for depthwise in (True, False)]
 
 
-def _region(depthwise: bool, residual: bool) -> Region:
-    x, other = wildcard(), wildcard()
+def _region(depthwise: bool) -> Region:
+    x = wildcard()
     expand = Conv(x)
     active = _relu(expand.pattern)
     parts = {"x": x, **expand.parts("expand")}
@@ -46,12 +45,8 @@ def _region(depthwise: bool, residual: bool) -> Region:
     project = Conv(active)
     block = project.pattern
     steps.append(Step("relax.nn.conv2d", block))
-    if residual:
-        block = add(other, project.pattern)
-        parts["residual"] = other
-        steps.append(Step("relax.add", block))
     parts |= {"result": block, **project.parts("project")}
-    return Region("uib", block, parts, partial(_read, depthwise=depthwise), tuple(steps))
+    return Region("uib", block, parts, partial(_read, depthwise=depthwise), tuple(steps), continues=True)
 
 
 def _relu(data: DFPattern) -> DFPattern:
@@ -71,10 +66,4 @@ def _read(parts: Parts, depthwise: bool) -> Reading | None:
         weights |= {"dw_w": array(parts["depthwise.weight"])[:, 0].transpose(1, 2, 0), "dw_b": offset}
         attrs |= {name: tuple(map(int, getattr(call, name))) for name in ("strides", "padding")}
     weights |= pointwise_weights(parts, "project", "pr")
-    inputs = {"x": parts["x"]}
-    if "residual" in parts:
-        if extents(parts["residual"]) != extents(parts["result"]):
-            return None
-        inputs["residual"] = parts["residual"]
-    steps = ["bias", *(["add residual"] if "residual" in parts else [])]
-    return reading("uib", inputs, weights, extents(parts["result"]), attrs, steps)
+    return reading("uib", {"x": parts["x"]}, weights, extents(parts["result"]), attrs, ["bias"])

@@ -72,6 +72,19 @@ class Bottlenecks(nn.Module):
         return x + self.narrow[2](F.relu(self.wide[2](x)))
 
 
+class Stage(nn.Module):
+    """Bottlenecks as others have them: one that changes the size, then one added to what that gave, and ReLU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.narrow = (nn.ModuleList(nn.Conv2d(*io, 1) for _ in range(2)) for io in ((C, 24), (24, C)))
+        self.middle = nn.ModuleList(nn.Conv2d(24, 24, 3, stride, 1, groups=24) for stride in (2, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.narrow[0](F.relu(self.middle[0](F.relu(self.wide[0](x)))))
+        return F.relu(self.narrow[1](F.relu(self.middle[1](F.relu(self.wide[1](x))))) + x)
+
+
 class Mixer(nn.Module):
     """Two linear layers over tokens, the second added to what went in."""
 
@@ -250,6 +263,7 @@ EXPECTED = {
         Bottlenecks(),
         [STEM, "depthwise bias", "uib bias add residual", "uib bias", "uib bias add residual"],
     ),
+    "stage": (Stage(), [STEM, "uib bias", "uib bias add residual relu"]),
     "mixer": (Mixer(), [STEM, "linear bias gelu", "linear bias add residual"]),
     "attention": (
         Attending(),
@@ -266,11 +280,11 @@ EXPECTED = {
     "gated": (
         Gated(),
         [
-            *(STEM, "conv bias sigmoid", "conv bias multiply residual relu"),
+            *(STEM, "mean", "conv bias sigmoid", "conv bias multiply residual relu"),
             *("depthwise bias multiply residual add residual1", "pool multiply residual"),
         ],
     ),
-    "own gate": (OwnGate(), [STEM, "conv bias silu", "conv bias sigmoid"]),
+    "own gate": (OwnGate(), [STEM, "conv bias silu", "mean", "conv bias sigmoid"]),
     "endings": (
         Endings(),
         [
