@@ -17,7 +17,7 @@ from tvm.relax.dpl import DFPattern, is_const, is_op, wildcard
 
 from relay_patterns.graph import Graph
 from relay_patterns.region import Reading, array, extents, per_channel
-from schedules.activations import ACTIVATIONS, Activation, Arithmetic, Value
+from schedules.activations import ACTIVATIONS, Activation, Graphs, GraphValue
 from schedules.spec import BY_CHANNEL, Epilogue
 
 STEPS = 4  # at most, behind the bias
@@ -129,7 +129,7 @@ def _combined(graph: Graph, var: relax.Var, op: str) -> Iterator[tuple[relax.Var
 # Activations ------------------------------------------------------------------
 
 
-class _Patterns(Arithmetic):
+class _Patterns(Graphs):
     """Formulas as patterns over the graph, and the numbers that must stand in a match."""
 
     def __init__(self) -> None:
@@ -213,7 +213,7 @@ def _forms() -> dict[str, list[_Form]]:
     for row in ACTIVATIONS.values():
         for form in row.graphs:
             arithmetic, x = _Patterns(), wildcard()
-            value = form(Value(arithmetic, x), *map(_Parameter, range(len(row.numbers)))).raw
+            value = form(GraphValue(arithmetic, x), *map(_Parameter, range(len(row.numbers)))).raw
             found.setdefault(arithmetic.root, []).append(_Form(row, x, value, arithmetic))
     return found
 

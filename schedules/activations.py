@@ -38,9 +38,13 @@ class Arithmetic(ABC):
         raised = self.binary("maximum", value, self.number(low, value)) if low > -math.inf else value
         return self.binary("minimum", raised, self.number(high, value)) if high < math.inf else raised
 
+
+class Graphs(Arithmetic):
+    """That of formulas as graphs write them."""
+
+    @abstractmethod
     def operator(self, name: str, operands: list[Any], attrs: dict[str, Any]) -> Any:
-        """An operator of the graph: only patterns know it."""
-        raise NotImplementedError(name)
+        """An operator of the graph."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ class Value:
 
     def _with(self, name: str, other: Value | float, turned: bool = False) -> Value:
         raw = other.raw if isinstance(other, Value) else self.of.number(other, self.raw)
-        return Value(self.of, self.of.binary(name, raw, self.raw) if turned else self.of.binary(name, self.raw, raw))
+        return replace(self, raw=self.of.binary(name, *((raw, self.raw) if turned else (self.raw, raw))))
 
     def __add__(self, other: Value | float) -> Value:
         return self._with("add", other)
@@ -78,7 +82,7 @@ class Value:
         return 0.0 - self
 
     def clip(self, low: float, high: float) -> Value:
-        return Value(self.of, self.of.clip(self.raw, low, high))
+        return replace(self, raw=self.of.clip(self.raw, low, high))
 
     def maximum(self, other: Value | float) -> Value:
         return self._with("maximum", other)
@@ -87,18 +91,25 @@ class Value:
         return self._with("minimum", other)
 
     def exp(self) -> Value:
-        return Value(self.of, self.of.unary("exp", self.raw))
+        return replace(self, raw=self.of.unary("exp", self.raw))
 
     def tanh(self) -> Value:
-        return Value(self.of, self.of.unary("tanh", self.raw))
+        return replace(self, raw=self.of.unary("tanh", self.raw))
 
     def erf(self) -> Value:
-        return Value(self.of, self.of.unary("erf", self.raw))
+        return replace(self, raw=self.of.unary("erf", self.raw))
 
-    def op(self, name: str, *others: Value | float, **attrs: Any) -> Value:
-        """An operator of the graph, with this as its first operand: only patterns know it."""
+
+@dataclass(frozen=True)
+class GraphValue(Value):
+    """One of a graph, which has operators besides."""
+
+    of: Graphs
+
+    def op(self, name: str, *others: Value | float, **attrs: Any) -> GraphValue:
+        """An operator with this as its first operand."""
         raw = (other.raw if isinstance(other, Value) else self.of.number(other, self.raw) for other in others)
-        return Value(self.of, self.of.operator(name, [self.raw, *raw], attrs))
+        return replace(self, raw=self.of.operator(name, [self.raw, *raw], attrs))
 
 
 Formula = Callable[..., Value]
@@ -155,7 +166,7 @@ def _bent(x: Value) -> Value:
     return math.sqrt(2 / math.pi) * (x + 0.044715 * (x * (x * x)))
 
 
-def _cubed(x: Value) -> Value:
+def _cubed(x: GraphValue) -> Value:
     """The same with a power."""
     return math.sqrt(2 / math.pi) * (x + 0.044715 * x.op("power", 3.0))
 

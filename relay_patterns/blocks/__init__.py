@@ -5,16 +5,16 @@ A file has `regions()`: the ways to write its block, larger ones first.
 
 from __future__ import annotations
 
+import sys
 from functools import cache
-from importlib import import_module
-from pkgutil import iter_modules
 
 from relay_patterns.region import Region
+from schedules.discovery import modules
 
 
 @cache
 def _files() -> list[list[Region]]:
-    return [import_module(f"{__name__}.{module.name}").regions() for module in iter_modules(__path__)]
+    return [module.regions() for module in modules(sys.modules[__name__])]
 
 
 def blocks() -> list[Region]:

@@ -78,10 +78,12 @@ def _smaller(a: Any, b: Any) -> Any:
 
 def _bounded(x: Any, low: float, high: float) -> Any:
     """Within bounds; an infinite one is none."""
-    for bound, beyond in ((low, lambda x, low: x < low), (high, lambda x, high: x > high)):
-        if math.isfinite(bound):
-            limit = tirx.const(bound, x.ty.dtype)
-            x = tirx.Select(beyond(x, limit), limit, x)
+    if math.isfinite(low):
+        least = tirx.const(low, x.ty.dtype)
+        x = tirx.Select(x < least, least, x)
+    if math.isfinite(high):
+        most = tirx.const(high, x.ty.dtype)
+        x = tirx.Select(x > most, most, x)
     return x
 
 

@@ -260,20 +260,15 @@ def _open_timm(
     )
 
 
-def open_program(program: torch.export.ExportedProgram, name: str = "program") -> ModelSource:
+def open_program(
+    program: torch.export.ExportedProgram, name: str = "program", shape: Sequence[int] | None = None, **fields: Any
+) -> ModelSource:
     """A program of torch.export that takes one tensor of float32."""
-    (given,) = (node for node in program.graph.nodes if node.name in program.graph_signature.user_inputs)
-    shape = tuple(given.meta["val"].shape)
-    return _foreign(
-        name=name,
-        module=program.module(),
-        input_shape=shape,
-        recipe=_recipe(name, shape[0], shape[2:], None, False),
-        weights={"source": "program"},
-        weights_digest=weight_files.digest_tensors({**program.state_dict, **program.constants}),
-        graph_digest=None,
-        preprocessing=_preprocessing(shape[2:]),
-    )
+    if shape is None:
+        (given,) = (node for node in program.graph.nodes if node.name in program.graph_signature.user_inputs)
+        shape = given.meta["val"].shape
+    digest = weight_files.digest_tensors({**program.state_dict, **program.constants})
+    return _of_file(name, shape, module=program.module(), weights_digest=digest, **fields)
 
 
 def _open_pt2(path: Path, batch: int, size: Size | None) -> ModelSource:
@@ -287,16 +282,7 @@ def _open_pt2(path: Path, batch: int, size: Size | None) -> ModelSource:
     if len(values) != 1 or not isinstance(values[0], Tensor) or values[0].dtype != torch.float32:
         raise ModelError(f"'{path}' must take exactly one float32 tensor: export it so.")
     shape = _image_shape(path, list(values[0].shape), batch, size)
-    return _foreign(
-        name=str(path),
-        module=program.module(),
-        input_shape=shape,
-        recipe=_recipe(path.name, shape[0], shape[2:], None, False),
-        weights={"source": "file", "file": path.name},
-        weights_digest=weight_files.digest_tensors({**program.state_dict, **program.constants}),
-        graph_digest=hashlib.sha256(path.read_bytes()).hexdigest(),
-        preprocessing=_preprocessing(shape[2:]),
-    )
+    return open_program(program, str(path), shape, graph_digest=hashlib.sha256(path.read_bytes()).hexdigest())
 
 
 def _is_training(program: torch.export.ExportedProgram) -> bool:
@@ -330,36 +316,32 @@ def _open_onnx(path: Path, batch: int, size: Size | None) -> ModelSource:
     for dim, length in zip(dims, shape, strict=True):
         dim.dim_value = length  # what was left open is fixed now
     del model.graph.value_info[:]
-    digest = hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
-    return _foreign(
-        name=str(path),
-        module=None,
-        onnx=model,
-        input_shape=shape,
-        recipe=_recipe(path.name, shape[0], shape[2:], None, False),
-        weights={"source": "file", "file": path.name},
-        weights_digest=f"sha256:{digest}",
-        graph_digest=digest,
-        preprocessing=_preprocessing(shape[2:]),
-    )
+    return open_graph(model, str(path), shape)
 
 
-def open_graph(model: Any, name: str = "graph") -> ModelSource:
+def open_graph(model: Any, name: str = "graph", shape: Sequence[int] | None = None) -> ModelSource:
     """An ONNX model that takes one tensor of float32, all of whose extents are fixed."""
-    constants = {tensor.name for tensor in model.graph.initializer}
-    (given,) = (value for value in model.graph.input if value.name not in constants)
-    shape = tuple(dim.dim_value for dim in given.type.tensor_type.shape.dim)
-    return _foreign(
-        name=name,
-        module=None,
-        onnx=model,
-        input_shape=shape,
-        recipe=_recipe(name, shape[0], shape[2:], None, False),
-        weights={"source": "program"},
-        weights_digest=f"sha256:{hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()}",
-        graph_digest=None,
-        preprocessing=_preprocessing(shape[2:]),
-    )
+    if shape is None:
+        constants = {tensor.name for tensor in model.graph.initializer}
+        (given,) = (value for value in model.graph.input if value.name not in constants)
+        shape = [dim.dim_value for dim in given.type.tensor_type.shape.dim]
+    digest = hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
+    return _of_file(name, shape, onnx=model, weights_digest=f"sha256:{digest}", graph_digest=digest)
+
+
+def _of_file(name: str, shape: Sequence[int], **fields: Any) -> ModelSource:
+    """A model that holds its own weights. An artifact remembers the file's name alone, wherever it was."""
+    file, batch, size = Path(name).name, shape[0], tuple(shape[2:])
+    common = {
+        "name": name,
+        "module": None,
+        "input_shape": tuple(shape),
+        "recipe": _recipe(file, batch, size, None, False),
+        "weights": {"source": "file", "file": file},
+        "graph_digest": None,
+        "preprocessing": _preprocessing(size),
+    }
+    return _foreign(**common | fields)
 
 
 def _foreign(**fields: Any) -> ModelSource:
@@ -427,7 +409,7 @@ def with_labels(source: ModelSource, path: Path) -> ModelSource:
     return dataclasses.replace(source, labels=tuple(labels))
 
 
-def _recipe(name: str, batch: int, size: Size, num_classes: int | None, features_only: bool) -> dict[str, Any]:
+def _recipe(name: str, batch: int, size: Sequence[int], num_classes: int | None, features_only: bool) -> dict[str, Any]:
     return {
         "model": name,
         "batch": batch,
@@ -454,7 +436,7 @@ def _code_digest(recipe: dict[str, Any], module: nn.Module) -> str | None:
 
 
 def _preprocessing(
-    size: Size, checkpoint: Checkpoint | None = None, custom: dict[str, Any] | None = None
+    size: Sequence[int], checkpoint: Checkpoint | None = None, custom: dict[str, Any] | None = None
 ) -> dict[str, Any]:
     """ImageNet's customs, unless the model has its own or the checkpoint was trained with others."""
     usual = {"mode": "RGB", "resize": "bicubic", "crop": "center", "scale": 1 / 255, **IMAGENET}

@@ -134,7 +134,7 @@ def _layer_norm(spec: KernelSpec, _limits: Limits, dtype: str, given: str) -> li
     finish = _finish(spec, bias="bias")  # its own offset is the weight `b`
     if finish is None or any(each.shape != (c,) for each in spec.weights):
         return None
-    kernel = LayerNorm(tuple(lead), c, spec["eps"], finish.epilogue, stored_as(dtype), given)
+    kernel = LayerNorm(tuple(lead), c, finish.epilogue, stored_as(dtype), given, eps=spec["eps"])
     return [Launch(kernel, ("x", "g", "b", *finish.reads), "out")]
 
 

@@ -16,7 +16,7 @@ from relay_patterns import Reading, find_primitives
 from saevit_tvm.compiler import street
 from saevit_tvm.compiler.importers import import_model
 from saevit_tvm.models.opening import open_graph
-from schedules.activations import ACTIVATIONS, Numpy, Value
+from schedules.activations import ACTIVATIONS, GraphValue, Numpy
 
 PYTORCH = {
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
@@ -53,7 +53,7 @@ def test_all_ways_to_write_an_activation_are_one(row: Any) -> None:
     function = PYTORCH.get(row.name) or getattr(F, row.name)
     wanted = function(torch.from_numpy(x)).numpy()
     for form in (row.formula, *row.graphs):
-        np.testing.assert_allclose(form(Value(Graphs(), x), *row.numbers).raw, wanted, rtol=1e-9, atol=1e-9)
+        np.testing.assert_allclose(form(GraphValue(Graphs(), x), *row.numbers).raw, wanted, rtol=1e-9, atol=1e-9)
 
 
 # Nodes of ONNX, from "a" to "y"; numbers are constants.

@@ -12,6 +12,7 @@ from schedules.dtypes import stored_as
 from schedules.gpu.epilogue import BIAS, Results, epilogue_reads, gelu, split
 from schedules.gpu.launch import TEXEL, Buffer, Kernel, Limits, Memory, Program, blocks, nest
 from schedules.gpu.primitives.matrix import Matrix
+from schedules.gpu.primitives.windows import Spans
 from schedules.spec import Epilogue
 
 POSITIONS = 16  # work-items side by side along the positions, by default
@@ -35,7 +36,7 @@ class Tiling:
 
 
 @dataclass(frozen=True)
-class Convolution(Kernel):
+class Convolution(Spans, Kernel):
     """out = epilogue(w * x - by_position (n, 1, h, w) * by_channel (k)), the latter with `rank_one`.
 
     A bias that comes first is added before the rank-one term. With `common`, by_position is no buffer but
@@ -56,20 +57,6 @@ class Convolution(Kernel):
     dtype: str = "float32"  # of the arithmetic
     given: str = "float32"  # how x is stored
     common: bool = False
-
-    @property
-    def height(self) -> int:
-        span = (self.kernel[0] - 1) * self.dilation[0] + 1
-        return (self.h + self.padding[0] + self.padding[2] - span) // self.strides[0] + 1
-
-    @property
-    def width(self) -> int:
-        span = (self.kernel[1] - 1) * self.dilation[1] + 1
-        return (self.w + self.padding[1] + self.padding[3] - span) // self.strides[1] + 1
-
-    @property
-    def taps(self) -> int:
-        return self.kernel[0] * self.kernel[1]
 
     @property
     def positions(self) -> int:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from itertools import product
 
-from schedules.gpu.launch import Limits, Memory, blocks, nest
+from schedules.gpu.launch import Buffer, Kernel, Limits, Memory, Program, blocks, nest
+from schedules.spec import Epilogue
 
 KEPT = 16  # numbers of a row that a work-item keeps in registers; of more, every sweep reads them again
 # The smallest number of float32, by its bits: TVM writes decimals with seven digits, which are another number.
@@ -152,3 +154,41 @@ class Rows:
     @property
     def target(self) -> str:
         return f"{self.row} * {self.width} + {self.column}"
+
+
+@dataclass(frozen=True)
+class OfRows(Kernel):
+    """A kernel that makes every row of the same row of x, in float32 however rows are stored."""
+
+    lead: tuple[int, ...]
+    c: int
+    epilogue: Epilogue = field(default=Epilogue())
+    dtype: str = "float32"
+    given: str = "float32"  # how x is stored
+
+    KNOBS = Tiling
+
+    @property
+    def x(self) -> Buffer:
+        return Buffer((*self.lead, self.c), self.given)
+
+    @property
+    def out(self) -> Buffer:
+        return Buffer((*self.lead, self.c), self.dtype)
+
+    def offered(self, limits: Limits) -> list[Tiling]:
+        return tilings(math.prod(self.lead), self.c, limits)
+
+    def rows(self, limits: Limits, tiling: Tiling) -> Rows:
+        return Rows(self.memory(limits), math.prod(self.lead), self.c, tiling)
+
+    def swept(self, row: Rows, body: Sequence[str], statistics: Sequence[str]) -> Program:
+        """Sweeps over rows, with some numbers of each, for which a group meets twice."""
+        more = {"more": row.lanes} if self.epilogue.operands else {}
+        return Program(
+            grid=row.grid,
+            group=row.group,
+            body="\n".join(body),
+            private={**row.private, **dict.fromkeys(statistics, 1), **more},
+            shared={"first": row.shares, "second": row.shares},
+        )

@@ -1,20 +1,19 @@
-"""Windows that go over an image, channel by channel: what a depthwise convolution and pooling have in common."""
+"""Windows that go over an image: what convolutions and pooling have in common."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 
-@dataclass(frozen=True)
-class Windows:
-    n: int
-    c: int
+class Spans:
+    """What follows from a window's size and way."""
+
     h: int
     w: int
-    kernel: tuple[int, int] = (3, 3)
-    strides: tuple[int, int] = (1, 1)
-    padding: tuple[int, int, int, int] = (0, 0, 0, 0)  # above, left, below, right
-    dilation: tuple[int, int] = (1, 1)
+    kernel: tuple[int, int]
+    strides: tuple[int, int]
+    padding: tuple[int, int, int, int]  # above, left, below, right
+    dilation: tuple[int, int]
 
     @property
     def span(self) -> tuple[int, int]:
@@ -33,3 +32,17 @@ class Windows:
     @property
     def taps(self) -> int:
         return self.kernel[0] * self.kernel[1]
+
+
+@dataclass(frozen=True)
+class Windows(Spans):
+    """Channel by channel."""
+
+    n: int
+    c: int
+    h: int
+    w: int
+    kernel: tuple[int, int] = (3, 3)
+    strides: tuple[int, int] = (1, 1)
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
+    dilation: tuple[int, int] = (1, 1)

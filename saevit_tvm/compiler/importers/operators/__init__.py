@@ -5,20 +5,20 @@ A file has `OPERATORS`, the names of what it converts, and `convert(node, op)`, 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
-from importlib import import_module
-from pkgutil import iter_modules
 from types import ModuleType
 from typing import Any
 
 from saevit_tvm.compiler.importers.node import Emitter
+from schedules.discovery import modules
 
 Converter = Callable[[Any, Any], Any]
 
 
 def converters() -> dict[str, Converter]:
     """By the operator's name, as in "elu.default"."""
-    found = [import_module(f"{__name__}.{module.name}") for module in iter_modules(__path__)]
+    found = modules(sys.modules[__name__])
     return {operator: _converter(module) for module in found for operator in module.OPERATORS}
 
 
