@@ -795,7 +795,7 @@ def kernels() -> list[Any]:
         Linear((1, 197), 192, 768, BIAS_GELU),
         Linear((2, 49), 90, 30, RESIDUAL_RELU, "float16", "float16"),
         Attention(1, 197, 197, 12, 64, 64, 0.125, epilogue=Epilogue(("bias", "add residual"))),
-        LayerNorm((2, 49), 384, 1e-6, Epilogue(("gelu",)), "float16", "float32"),
+        LayerNorm((2, 49), 384, Epilogue(("gelu",)), "float16", "float32", eps=1e-6),
         Softmax((3,), 1000, Epilogue(("bias",))),
         Pool(1, 64, 112, 112, strides=(2, 2), padding=SAME, epilogue=Epilogue(("multiply gate",))),
         Mean(1, 320, 7, 7),
