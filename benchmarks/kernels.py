@@ -1,6 +1,6 @@
 """GFLOP/s of every generated kernel of a model, beside the multiply-add peak measured at the same moment.
 
-    python benchmarks/kernels.py [--model saevit_xs] [--only REGEX] [--threads 1] [--seconds 0.3]
+    python benchmarks/kernels.py [--model timm:resnet18] [--only REGEX] [--threads 1] [--seconds 0.3]
 
 Clock speeds move, so each kernel alternates with a loop of multiply-adds that touches registers only; the share of
 the peak is what to compare between runs. Times are CPU time of the calling thread when there is one thread.
@@ -13,6 +13,7 @@ import json
 import os
 import re
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -20,32 +21,25 @@ from typing import Any
 import numpy as np
 from command_line import parsed
 
+from schedules.spec import KernelSpec
+
 SHORT = "--model saevit_micro --image-size 32 --seconds 0.01"
-DIMS = {
-    "saevit_micro": ((16, 32, 48, 64), (1, 1, 1, 1)),
-    "saevit_xs": ((48, 96, 192, 320), (1, 2, 4, 2)),
-    "saevit_s": ((48, 96, 240, 384), (1, 2, 6, 2)),
-}
-RATES = (8, 4, 2, 1)
-HEAD_WIDTH = 16
 CHAINS = 12  # enough to hide the latency of a multiply-add, and few enough for the registers
 
 
 @dataclass(frozen=True)
 class Case:
-    """One kernel: its generator's name, its shape, its random weights, how often the network calls it."""
+    """One kernel: its name, what it computes, how often the network calls it."""
 
     name: str
-    family: str
-    shape: Any
-    weights: dict[str, np.ndarray]
+    spec: KernelSpec
     calls: int
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="saevit_xs", choices=sorted(DIMS))
-    parser.add_argument("--image-size", type=int, default=224)
+    parser.add_argument("--model", default="saevit_xs", help="as saevit-tvm takes it")
+    parser.add_argument("--image-size", type=int)
     parser.add_argument("--only", default="", help="a regular expression over kernel names")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=0.3, help="how long to measure each kernel")
@@ -60,7 +54,7 @@ def main() -> None:
     bench = Bench(target, isa_of(target), options.threads, options.seconds, json.loads(options.tiling))
     print(f"{'kernel':24} {'calls':>5} {'ms':>8} {'GFLOP/s':>8} {'peak':>7} {'share':>6} {'error':>8} {'build s':>8}")
     rows = []
-    for case in cases(options.model, options.image_size):
+    for case in cases(options.model, options.image_size, options.threads):
         if re.search(options.only, case.name):
             rows.append(bench.row(case))
             print(_line(rows[-1]), flush=True)
@@ -77,44 +71,28 @@ def _line(row: dict[str, Any]) -> str:
     )
 
 
-def cases(model: str, image_size: int = 224) -> list[Case]:
-    """Every kernel of the network, largest map first."""
-    from schedules.cpu.fused import ciffn, dwsconv, head
-    from schedules.cpu.primitives.conv import ConvShape
-    from schedules.saa_shape import SAAShape
-    from schedules.spec import Epilogue
+def cases(model: str, image_size: int | None = None, threads: int = 1) -> list[Case]:
+    """Every declared kernel of a network, in the order in which it calls them first."""
+    from tvm import relax
 
-    dims, depths = DIMS[model]
-    rng = np.random.RandomState(0)
-    found: list[Case] = []
+    from saevit_tvm import backends, targets
+    from saevit_tvm.compiler.street import Dump, Found, Recipe, walked
+    from saevit_tvm.models.opening import open_model
+    from schedules.kernels import declared
 
-    def add(name: str, family: str, shape: Any, calls: int, **weights: tuple[int, ...]) -> None:
-        made = {key: (rng.randn(*size) / max(size[0], 1) ** 0.5).astype(np.float32) for key, size in weights.items()}
-        found.append(Case(name, family, shape, made, calls))
-
-    def down(name: str, size: int, c: int, k: int, *steps: str) -> None:
-        shape = ConvShape(1, size, size, c, (3, 3), (2, 2), (1, 1, 1, 1), k=k, epilogue=Epilogue(("bias", *steps)))
-        add(name, "conv", shape, 1, w=(3, 3, c, k), b=(k,))
-
-    down("stem1", image_size, 3, dims[0] // 2, "gelu")
-    down("stem2", image_size // 2, dims[0] // 2, dims[0])
-    size = image_size // 4
-    for stage, (c, depth, rate) in enumerate(zip(dims, depths, RATES, strict=True), 1):
-        if stage > 1:
-            down(f"down{stage}", size, dims[stage - 2], c)
-            size //= 2
-        e, heads = 4 * c, c // HEAD_WIDTH
-        shape = dwsconv.DWSConvShape(1, size, size, c)
-        add(f"dwsconv{stage}", "dwsconv", shape, depth, dw_w=(3, 3, c), dw_b=(c,), pw_w=(c, c), pw_b=(c,))
-        names = {"ln_g": (c,), "ln_b": (c,), "qkv_w": (c, 3 * c), "qkv_b": (3 * c,), "pr_w": (c, c), "pr_b": (c,)}
-        if rate > 1:
-            names |= {"sal_w": (3, 3, c), "sal_b": (1,), "up_w": (rate, rate, c), "up_b": (c,)}
-        add(f"saa{stage}", "saa", SAAShape(n=1, h=size, w=size, c=c, heads=heads, r=rate), depth, **names)
-        sizes = {"ex_w": (c, e), "ex_b": (e,), "dw_w": (3, 3, e), "dw_b": (e,), "dec_w": (e,), "dec_b": (1,)}
-        shape_e = ciffn.CIFFNShape(1, size, size, c, e)
-        add(f"ciffn{stage}", "ciffn", shape_e, depth, **sizes, g=(e,), pr_w=(e, c), pr_b=(c,))
-    add("head", "head", head.HeadShape(1, size, size, dims[-1], 1000), 1, w=(dims[-1], 1000), b=(1000,))
-    return found
+    target = targets.native().cut_for(threads)
+    recipe = Recipe(open_model(model, image_size=image_size), target)
+    mod = walked(backends.get(target.kind), recipe, Found(), Dump(), last="kernels")
+    values = relax.analysis.get_var2val(mod["main"]).values()
+    called = [value.args[0] for value in values if isinstance(value, relax.Call) and value.op.name == "relax.call_tir"]
+    specs = {name: declared(mod[name]) for name in dict.fromkeys(called)}
+    found = [(spec, called.count(name)) for name, spec in specs.items() if spec is not None]
+    totals, seen = Counter(spec.op for spec, _ in found), Counter[str]()
+    cases = []
+    for spec, calls in found:
+        seen[spec.op] += 1
+        cases.append(Case(f"{spec.op}{seen[spec.op] if totals[spec.op] > 1 else ''}", spec, calls))
+    return cases
 
 
 class Bench:
@@ -138,27 +116,28 @@ class Bench:
 
         import tvm
 
-        from schedules.cpu.generator import lowered
-        from schedules.cpu.registry import GENERATORS
+        from schedules.cpu.registry import generator
 
-        family = next(each for each in GENERATORS if case.family == each.OP)
-        tiling = family.default_for(case.shape, self.isa, self.threads)
+        made_by, spec = generator(case.spec, self.isa), case.spec
+        assert made_by is not None
+        tiling = made_by.default(spec, self.isa, self.threads)
         known = {key: value for key, value in self.tiling.items() if hasattr(tiling, key)}
+        random = np.random.RandomState(1)
+        weights = {each.name: random.randn(*each.shape) / max(each.shape[0], 1) ** 0.5 for each in spec.weights}
+        weights = {name: np.abs(value).astype(np.float32) for name, value in weights.items()}
+        inputs = {each.name: random.randn(*each.shape).astype(np.float32) for each in spec.inputs}
         began = time.perf_counter()
-        chosen = dataclasses.replace(tiling, **known)
-        func, packed = lowered(family.loops(case.shape, self.isa, chosen, self.threads), case.weights)
+        func, packed = made_by.lower(spec, weights, self.isa, dataclasses.replace(tiling, **known), self.threads)
         kernel = self.build(func)
         built = time.perf_counter() - began
-        shape = case.shape
-        x = np.random.RandomState(1).randn(shape.n, shape.h, shape.w, shape.c).astype(np.float32)
-        expected = family.reference_for(shape, {"x": x, **case.weights})
+        expected = made_by.reference(spec, {**inputs, **weights})
         out = tvm.runtime.tensor(np.zeros(expected.shape, np.float32))
-        arguments = [*map(tvm.runtime.tensor, (x, *packed)), out]
+        arguments = [*map(tvm.runtime.tensor, (*inputs.values(), *packed)), out]
         kernel(*arguments)
         error = np.abs(out.numpy() - expected).max() / max(1.0, np.abs(expected).max())
         seconds, peak_seconds = self._alternate(lambda: kernel(*arguments), self.peak)
         peak = self.threads * self.peak_flops / peak_seconds
-        rate = shape.flops / seconds
+        rate = made_by.flops(spec) / seconds
         row = {"kernel": case.name, "calls": case.calls, "ms": 1e3 * seconds, "build_seconds": built}
         row |= {"gflops": rate / 1e9, "peak_gflops": peak / 1e9, "share": rate / peak}
         return row | {"error": float(error)}

@@ -20,16 +20,17 @@ SWAPPED = [0, 2, 1, 3]  # heads and tokens
 
 class _Pattern:
     def __init__(self) -> None:
-        self.parts = {name: wildcard() for name in ("query", "turned", "value", "mask")}
+        self.parts = {name: wildcard() for name in ("query", "turned", "value", "mask", "more")}
         self.parts |= {name: is_const() for name in ("query_scale", "key_scale", "scale", "infinity")}
         parts = self.parts
         left = multiply(parts["query"], parts["query_scale"]) | parts["query"]
         right = multiply(parts["turned"], parts["key_scale"]) | parts["turned"]
         scores = is_op("relax.matmul")(reshaped(left), reshaped(right))
         scaled = multiply(reshaped(scores), parts["scale"]) | reshaped(scores)
-        masked = add(scaled, parts["mask"]) | scaled
-        plain, safe = softmax(reshaped(masked), parts["infinity"])
-        parts |= {"scores": scores, "share": plain}
+        once = add(scaled, parts["mask"])
+        twice = add(reshaped(once), parts["more"])
+        plain, safe = softmax(reshaped(twice | once | scaled), parts["infinity"])
+        parts |= {"scores": scores, "share": plain, "once": once, "twice": twice}
         self.pattern = is_op("relax.matmul")(reshaped(safe | plain), reshaped(parts["value"]))
 
 
@@ -78,13 +79,12 @@ def _read(graph: Graph, parts: Parts, var: relax.Var, chain: Chain) -> Reading |
     query, turned, value = (graph.variable(parts[name]) for name in ("query", "turned", "value"))
     axes = len(lead) + 2
     inputs = {"q": _by_token(query, axes), "k": _by_token(turned, axes, turned=True), "v": _by_token(value, axes)}
-    if "mask" in parts:
-        mask = extents(parts["mask"])
-        whole = (*lead, tokens, keys)
-        if len(mask) != 4 or len(lead) != 2 or any(a not in (1, b) for a, b in zip(mask, whole, strict=True)):
-            return None
-        inputs["mask"] = graph.variable(parts["mask"])
     batch, heads = lead if len(lead) == 2 else (1, lead[0])
+    if "mask" in parts:
+        mask = _mask(graph, parts, (batch, heads, tokens, keys))
+        if mask is None:
+            return None
+        inputs["mask"] = mask
     shape = extents(chain.result)
 
     def by_head(out: relax.Expr) -> relax.Expr:
@@ -95,11 +95,41 @@ def _read(graph: Graph, parts: Parts, var: relax.Var, chain: Chain) -> Reading |
     out = (batch, tokens, heads, valued)
     shapes: dict[str, tuple[int, ...]]
     shapes = {"q": (batch, tokens, heads, width), "k": (batch, keys, heads, width), "v": (batch, keys, heads, valued)}
-    shapes |= {"mask": extents(parts["mask"])} if "mask" in parts else {}
+    shapes |= {"mask": extents(inputs["mask"])} if "mask" in inputs else {}
     # What is permuted here has no type yet, so stand-ins have the shapes.
     named = {name: relax.Var(name, relax.TensorType(shapes.get(name, out), FLOAT)) for name in inputs}
     found = reading("attention", named, chain.weights, out, {"scale": scale}, chain.steps, layout="")
     return found._replace(inputs=tuple(inputs.values()), result=by_head)
+
+
+def _mask(graph: Graph, parts: Parts, whole: tuple[int, ...]) -> relax.Expr | None:
+    """What is added to the scores, of four axes: one tensor, or constants, two of which are added up."""
+    masks = [(parts["mask"], extents(parts["once"]))]
+    masks += [(parts["more"], extents(parts["twice"]))] if "more" in parts else []
+    if len(masks) == 1 and not _constant(parts["mask"]):
+        mask = extents(parts["mask"])
+        fits = len(mask) == 4 and all(a in (1, b) for a, b in zip(mask, whole, strict=True))
+        return graph.variable(parts["mask"]) if fits else None
+    if not all(_constant(mask) for mask, _ in masks):
+        return None
+    total = np.zeros((), np.float32)
+    for mask, shape in masks:
+        total = total + _of_four_axes(array(mask), shape, whole)
+    return relax.const(total)
+
+
+def _constant(expr: relax.Expr) -> bool:
+    return isinstance(expr, tvm.ir.GenericConst)
+
+
+def _of_four_axes(mask: np.ndarray, shape: tuple[int, ...], whole: tuple[int, ...]) -> np.ndarray:
+    """A mask that is added to scores of some shape, for the same scores by image, head, query and key."""
+    mask = mask.reshape((1,) * (len(shape) - mask.ndim) + mask.shape)
+    if mask.shape[:-2] == (1,) * (len(shape) - 2):
+        return mask.reshape(1, 1, *mask.shape[-2:])
+    if shape == whole:
+        return mask
+    return np.broadcast_to(mask, shape).reshape(whole)
 
 
 def _by_token(data: relax.Expr, axes: int, turned: bool = False) -> relax.Expr:

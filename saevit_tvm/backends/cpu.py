@@ -29,6 +29,7 @@ from saevit_tvm.compiler.passes import (
     LowerPrecision,
     RemoveNoOps,
     ScheduleTheRest,
+    SinkPermutes,
 )
 from saevit_tvm.compiler.street import Recipe
 from saevit_tvm.targets import Target
@@ -96,6 +97,7 @@ def layout() -> list[Pass]:
         LayOutKernels(),
         transform.ConvertLayout(CHANNELS_LAST),
         transform.Normalize(),
+        SinkPermutes(),
         RemoveNoOps(),
         transform.FoldConstant(),
         RemoveNoOps(),

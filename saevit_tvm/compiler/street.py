@@ -30,7 +30,7 @@ from relay_patterns import Accepts, find_blocks, find_primitives, missed
 from saevit_tvm.compiler import parsing
 from saevit_tvm.compiler.importers import import_model
 from saevit_tvm.compiler.legalize import OPERATORS
-from saevit_tvm.compiler.passes import DeclareKernels, FoldBatchNorm, KeepTokens, RemoveNoOps
+from saevit_tvm.compiler.passes import DeclareKernels, FoldBatchNorm, KeepTokens, MergeBranches, RemoveNoOps
 from saevit_tvm.compiler.passes.kernel_calls import read
 
 if TYPE_CHECKING:
@@ -256,6 +256,7 @@ def simplify() -> list[Pass]:
         transform.FoldConstant(),
         FoldBatchNorm(),
         RemoveNoOps(),
+        MergeBranches(),
         transform.DeadCodeElimination(),
     ]
 

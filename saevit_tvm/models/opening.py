@@ -238,6 +238,7 @@ def _open_timm(
         native = tuple(own.get("input_size", (3, IMAGE_SIZE, IMAGE_SIZE))[1:])
         if checkpoint is None:
             weight_files.randomise(module, seed, native)
+            weight_files.calm(module, native)
     except Exception as error:  # every architecture refuses in its own way
         raise ModelError(f"timm cannot make '{known}' with {options}: {_brief(error)}.") from error
     if checkpoint is not None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.utils._pytree import tree_leaves
 
 from saevit_tvm.support.errors import ModelError, UsageError
 
@@ -159,6 +160,9 @@ def digest_tensors(state: dict[str, Tensor]) -> str:
 # Random weights -----------------------------------------------------
 
 
+AMPLIFIED = 1e-5
+
+
 def randomise(module: nn.Module, seed: int, image_size: tuple[int, int] = (128, 128)) -> None:
     """Weights that a comparison can trust: all of them matter, and signals stay near 1 in any depth.
 
@@ -174,6 +178,31 @@ def randomise(module: nn.Module, seed: int, image_size: tuple[int, int] = (128, 
                 parameter.copy_(torch.from_numpy(np.asarray(values, dtype=np.float32)))
         if any(isinstance(layer, _BatchNorm) for layer in module.modules()):
             _measure_statistics(module, stream.uniform(-(3**0.5), 3**0.5, (4, 3, *image_size)))
+
+
+def calm(module: nn.Module, image_size: tuple[int, int]) -> None:
+    """Make random weights of a model that amplifies the last bit of its input smaller, until it does so no more.
+
+    With such weights no two computations agree, be they both right; trained ones are never like that.
+    """
+    stream = np.random.RandomState(0)
+    images, picture = (
+        stream.uniform(-(3**0.5), 3**0.5, (4, 3, *image_size)),
+        stream.standard_normal((1, 3, *image_size)),
+    )
+    norms = [layer for layer in module.modules() if isinstance(layer, _BatchNorm) and layer.affine]
+    with torch.no_grad():
+        while norms and _amplifies(module, torch.from_numpy(picture)) and norms[0].weight.abs().max() > 2.0**-6:
+            for norm in norms:
+                norm.weight.mul_(0.5)
+            _measure_statistics(module, images)
+
+
+def _amplifies(module: nn.Module, image: Tensor) -> bool:
+    """Does what is computed in float32 differ from what is computed in float64 by much more than its rounding?"""
+    single, double = (tree_leaves(each) for each in (module(image.float()), copy.deepcopy(module).double()(image)))
+    pairs = zip(single, double, strict=True)
+    return any((a - b).abs().max() > AMPLIFIED * b.abs().max() for a, b in pairs)
 
 
 def _range(layer: nn.Module, name: str, parameter: Tensor) -> tuple[float, float]:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
+from functools import reduce
+from operator import add
 
 import numpy as np
 import pytest
@@ -11,7 +14,7 @@ import tvm
 from torch import nn
 from tvm import relax
 
-from saevit_tvm import targets
+from saevit_tvm import backends, targets
 from saevit_tvm.backends import cpu
 from saevit_tvm.compiler import street
 from saevit_tvm.compiler.importers import import_model
@@ -138,3 +141,131 @@ def test_folding_keeps_the_result(name: str) -> None:
 def test_folding_really_folds() -> None:
     assert operators(simplified(module_of(NETS["norm, 1x1"].eval())))["relax.multiply"] == 0
     assert operators(simplified(module_of(NETS["norm, 3x3 with padding"].eval())))["relax.multiply"] == 1
+
+
+def test_a_pad_of_nothing_is_gone() -> None:
+    padded = nn.Sequential(nn.ZeroPad2d(0), nn.ZeroPad2d((0, 1, 0, 0)))
+    assert operators(module_of(padded))["relax.nn.pad"] == 2
+    assert operators(simplified(module_of(padded)))["relax.nn.pad"] == 1
+
+
+# Branches that are added up --------------------------------------------------------
+
+
+class Branches(nn.Module):
+    """Some branches over 8 channels, and what is made of them."""
+
+    def __init__(self, made: Callable[..., torch.Tensor], **layers: nn.Module) -> None:
+        super().__init__()
+        self.made, self.layers = made, nn.ModuleDict(layers)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.made(x, *self.layers.values())
+
+
+def branch(kernel: int, groups: int = 1, to: int = 8, **how: int) -> nn.Module:
+    padding = how.get("dilation", 1) * (kernel // 2)
+    layer = nn.Conv2d(8, to, kernel, padding=padding, groups=groups, bias=False, **how)
+    return nn.Sequential(layer, nn.BatchNorm2d(to))
+
+
+def total(x: torch.Tensor, *branches: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    return reduce(add, [each(x) for each in branches])
+
+
+def twice(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return (x + y) * y
+
+
+# The branches, and how many convolutions, scales and sums are left.
+BRANCHES: dict[str, tuple[nn.Module, tuple[int, int, int]]] = {
+    "three": (Branches(total, a=branch(3), b=branch(1), n=nn.BatchNorm2d(8)), (1, 0, 1)),
+    "the smaller first": (Branches(total, a=branch(3), b=branch(5)), (1, 0, 1)),
+    "with itself": (Branches(lambda x, a: x + a(x), a=branch(7, groups=8)), (1, 0, 1)),
+    "groups": (Branches(lambda x, a, b: a(x) + x + b(x), a=branch(3, groups=2), b=branch(1, groups=2)), (1, 0, 1)),
+    "strides": (Branches(total, a=branch(3, stride=2), b=branch(1, stride=2)), (1, 0, 1)),
+    "dilation": (Branches(total, a=branch(3, dilation=2), b=branch(1)), (1, 0, 1)),
+    "more channels": (Branches(total, a=branch(3, to=16), b=branch(1, to=16)), (1, 0, 1)),
+    "less": (
+        Branches(lambda x, a, n, m: x + m(n(x) - a(x)), a=branch(3, 8), n=nn.BatchNorm2d(8), m=nn.BatchNorm2d(8)),
+        (1, 0, 1),
+    ),
+    "other windows": (
+        Branches(lambda x, a, b: a(x)[..., :8, :8] + b(x)[..., 1:, 1:], a=branch(2), b=branch(3)),
+        (2, 0, 3),
+    ),
+    "other dilation": (Branches(total, a=branch(3, dilation=2), b=branch(5)), (2, 0, 3)),
+    "other groups": (Branches(total, a=branch(3, groups=8), b=branch(3)), (2, 0, 3)),
+    "other values": (Branches(lambda x, a, b: a(x) + b(torch.relu(x)), a=branch(3), b=branch(1)), (2, 0, 3)),
+    "used elsewhere": (Branches(lambda x, a: twice(x, a(x)), a=branch(3)), (1, 1, 2)),
+}
+
+
+@pytest.mark.parametrize("name", BRANCHES)
+def test_branches_that_are_added_up_are_one_convolution_where_they_can_be(name: str) -> None:
+    net, left = BRANCHES[name]
+    random = torch.Generator().manual_seed(3)
+    for key, value in net.eval().state_dict().items():
+        if value.is_floating_point():
+            value.normal_(0.0, 0.5, generator=random)
+            if key.endswith("running_var"):
+                value.abs_().add_(0.5)
+    mod = simplified(module_of(net, size=9, channels=8))
+    found = operators(mod)
+    assert tuple(found[f"relax.{each}"] for each in ("nn.conv2d", "multiply", "add")) == left
+    assert found["relax.subtract"] == 0
+    x = torch.randn(1, 8, 9, 9, generator=random)
+    expected = net(x).detach().numpy()
+    assert np.abs(outputs(mod, x.numpy()) - expected).max() < 2e-6 * np.abs(expected).max()
+
+
+# Permutes that go down the graph ------------------------------------------------------
+
+
+class Between(nn.Module):
+    """Two convolutions, and something between them."""
+
+    def __init__(self, made: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.made, self.first, self.last = made, nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 6, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.made(self.first(x)))
+
+
+def parts(x: torch.Tensor) -> torch.Tensor:
+    first, second = x.chunk(2, 1)
+    return torch.cat([second * 2, first, second.abs()], 1)[:, 2:10]
+
+
+CONSTANT = torch.linspace(0.1, 1, 8 * 9).reshape(8, 9, 1)
+BETWEEN: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "elements": lambda x: torch.exp(-x.abs()) / (x * x + 1.5),
+    "constants": lambda x: (x - CONSTANT) * torch.linspace(1, 2, 9),
+    "smaller ones": lambda x: x.sin() * x.amax((2, 3), keepdim=True) + x.mean(1, keepdim=True) + x.mean(2).unsqueeze(2),
+    "comparisons": lambda x: torch.where(x > 0.1, x, x.floor()),
+    "parts": parts,
+    "slices": lambda x: nn.functional.pad(x[:, :, 1:-1:2, 2:], (1, 2, 3, 0), value=0.5),
+    "softmax": lambda x: x.softmax(1) + x.sin(),
+    "group norm": lambda x: nn.functional.group_norm(x.sin(), 4),
+    "layer norm": lambda x: nn.functional.layer_norm(x.permute(0, 2, 3, 1), (8,)).permute(0, 3, 1, 2),
+    "resize": lambda x: nn.functional.interpolate(x.sin(), scale_factor=2, mode="bilinear"),
+    "pooling": lambda x: nn.functional.adaptive_avg_pool2d(x.sin(), (3, 3)),
+    "tokens and back": lambda x: (x.flatten(2).transpose(1, 2) * 2).sin().transpose(1, 2).unflatten(2, (9, 9)),
+    "a turned half": lambda x: x + x.transpose(2, 3),
+}
+MOVED = {"a turned half": 1}  # what really changes places
+
+
+@pytest.mark.parametrize("name", BETWEEN)
+def test_between_kernels_nothing_is_moved_back_and_forth(name: str) -> None:
+    torch.manual_seed(2)
+    net, x = Between(BETWEEN[name]).eval(), torch.randn(2, 3, 9, 9)
+    source = open_program(torch.export.export(net, (x,), strict=False))
+    backend, recipe = backends.get("llvm"), street.Recipe(source, targets.native())
+    mod = street.walked(backend, recipe, street.Found(), street.Dump(), last="layout")
+    assert operators(mod)[PERMUTE] == 1 + MOVED.get(name, 0)  # what the model gives has its channels first
+    compiled = street.compile_model(backend, recipe)
+    answer = relax.VirtualMachine(compiled.executable, tvm.cpu())["main"](tvm.runtime.tensor(x.numpy())).numpy()
+    expected = net(x).detach().numpy()
+    assert np.abs(answer - expected).max() < 1e-5 * np.abs(expected).max()

@@ -117,7 +117,7 @@ class TwoWays(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.one, self.two = nn.Conv2d(C, C, 3, padding=1), nn.Conv2d(C, C, 1)
+        self.one, self.two = nn.Conv2d(C, C, 3, padding=2, dilation=2), nn.Conv2d(C, C, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.tanh(self.one(x) + self.two(x))
@@ -148,7 +148,10 @@ class Pooled(nn.Module):
 
 
 class Scaled(nn.Module):
-    """LayerScale behind a convolution, a depthwise one and a linear layer: in their weights, it costs nothing."""
+    """LayerScale behind a convolution, a depthwise one and a linear layer: in their weights, it costs nothing.
+
+    Neither does the first one's residual, which is what it sees itself.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -255,6 +258,21 @@ class Whole(nn.Module):
         return self.behind(torch.tanh(self.stem(x)))
 
 
+class Windowed(nn.Module):
+    """Windows of a picture as a batch; two masks of constants: one by head, one by window."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.windows = nn.Parameter(torch.randn(2, 16, 16)), nn.Parameter(torch.randn(4, 16, 16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.unflatten(3, (2, 4)).unflatten(2, (2, 4)).permute(0, 2, 4, 3, 5, 1).reshape(4, 16, 2, C // 2)
+        heads = x.transpose(1, 2)
+        scores = heads @ torch.relu(heads).transpose(2, 3) + self.heads
+        scores = (scores.view(1, 4, 2, 16, 16) + self.windows.view(1, 4, 1, 16, 16)).view(4, 2, 16, 16)
+        return scores.softmax(-1) @ torch.sin(heads)
+
+
 STEM = "conv bias tanh"
 EXPECTED = {
     "residual": (Residual(), [STEM, "conv bias relu", "conv bias add residual relu"]),
@@ -273,10 +291,11 @@ EXPECTED = {
         Attending(masked=True),
         [STEM, "layer_norm", "linear bias", "attention", "linear bias add residual"],
     ),
+    "windowed": (Windowed(), [STEM, "attention"]),
     "two ways": (TwoWays(), [STEM, "conv bias", "conv bias add residual tanh"]),
     "uneven": (Uneven(), [STEM, "conv", "depthwise bias sigmoid"]),
     "pooled": (Pooled(), [STEM, "pool", "pool", "head", "softmax"]),
-    "scaled": (Scaled(), [STEM, "conv bias add residual", "depthwise bias relu", "linear bias add residual"]),
+    "scaled": (Scaled(), [STEM, "conv bias", "depthwise bias relu", "linear bias add residual"]),
     "gated": (
         Gated(),
         [

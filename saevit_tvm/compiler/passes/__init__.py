@@ -6,9 +6,11 @@ from saevit_tvm.compiler.passes.fold_batch_norm import FoldBatchNorm
 from saevit_tvm.compiler.passes.keep_tokens import KeepTokens
 from saevit_tvm.compiler.passes.launch_kernels import ExpandLaunches, LaunchKernels
 from saevit_tvm.compiler.passes.lay_out_kernels import LayOutKernels
+from saevit_tvm.compiler.passes.merge_branches import MergeBranches
 from saevit_tvm.compiler.passes.precision import LowerPrecision
 from saevit_tvm.compiler.passes.remove_no_ops import RemoveNoOps
 from saevit_tvm.compiler.passes.schedule import ApplyRecords, BindTheRest, ScheduleTheRest
+from saevit_tvm.compiler.passes.sink_permutes import SinkPermutes
 
 __all__ = [
     "ApplyRecords",
@@ -21,6 +23,8 @@ __all__ = [
     "LaunchKernels",
     "LayOutKernels",
     "LowerPrecision",
+    "MergeBranches",
     "RemoveNoOps",
     "ScheduleTheRest",
+    "SinkPermutes",
 ]

@@ -22,24 +22,25 @@ def _reshaped_product() -> Rule:
     return pattern, replace
 
 
-def _reshaped_sum() -> Rule:
+def _reshaped_sum(operator: str) -> Rule:
     """Only with one number a column: anything else depends on how rows are counted."""
     rows, offset = wildcard(), is_const()
-    pattern = is_op("relax.reshape")(is_op("relax.add")(rows, offset), wildcard())
+    pattern = is_op("relax.reshape")(is_op(operator)(rows, offset), wildcard())
 
     def replace(expr: relax.Expr, matched: Matched) -> relax.Expr:
         columns, given = shape_of(expr)[-1], shape_of(matched[rows])
         by_column = shape_of(matched[offset]) in ((columns,), (1, columns))
         if not by_column or len(given) != 2 or given[-1] != columns:
             return expr
-        return relax.op.add(relax.op.reshape(matched[rows], shape_of(expr)), matched[offset])
+        value = relax.op.reshape(matched[rows], shape_of(expr))
+        return relax.Call(tvm.ir.Op.get(operator), [value, matched[offset]])
 
     return pattern, replace
 
 
 @tvm.ir.transform.module_pass(opt_level=0, name="KeepTokens")
 class KeepTokens:
-    """Reshape before a product with weights and before its bias, not after them."""
+    """Reshape before a product with weights, its scale and its bias, not after them."""
 
     def transform_module(self, mod: tvm.IRModule, _context: tvm.transform.PassContext) -> tvm.IRModule:
-        return rewrite(mod, [_reshaped_sum(), _reshaped_product()])
+        return rewrite(mod, [_reshaped_sum("relax.add"), _reshaped_sum("relax.multiply"), _reshaped_product()])

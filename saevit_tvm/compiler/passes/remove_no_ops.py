@@ -32,6 +32,16 @@ def _reshape_of_reshape() -> Rule:
     return pattern, replace
 
 
+def _empty_pad() -> Rule:
+    data = wildcard()
+    pattern = is_op("relax.nn.pad")(data)
+
+    def replace(expr: relax.Expr, matched: Matched) -> relax.Expr:
+        return expr if any(int(width) for width in matched[pattern].attrs.pad_width) else matched[data]
+
+    return pattern, replace
+
+
 def _axes(call: relax.Call) -> list[int]:
     rank = len(shape_of(call))
     if call.attrs.axes is None:
@@ -131,6 +141,7 @@ class RemoveNoOps:
                 _same_shape("relax.broadcast_to"),
                 _reshape_of_reshape(),
                 _same_shape("relax.reshape"),
+                _empty_pad(),
                 _permute_of_permute(),
                 _identity_permute(),
                 _slice_of_slice(),

@@ -1,0 +1,238 @@
+#!/usr/bin/env python3
+"""Other people's models: does each build, how far is it from PyTorch, and with --speed, how fast is it beside others.
+
+    python benchmarks/zoo.py [--resume]             build all and write the table
+    python benchmarks/zoo.py --speed [--resume]     and time each at one and at two threads
+    python benchmarks/zoo.py --models timm:resnet18,mine.onnx --variants plain,features
+
+All models are timm's (pip install --no-deps timm), with random weights and random statistics of their norms. Every
+build is `saevit-tvm build` in a process of its own, which compares the library with PyTorch on random inputs. A model
+that fails costs its own row, which holds the sentence that a user would read. Results are written after each row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from command_line import parsed
+from rows import lined, say
+
+HERE = Path(__file__).parent
+MODELS = (
+    *("resnet18", "resnet50", "efficientnet_b0", "efficientnet_lite0", "mobilenetv3_small_100"),
+    *("mobilenetv4_conv_small", "ghostnetv3_100", "starnet_s1", "repvit_m0_9", "fastvit_t8", "convnext_atto"),
+    *("lowformer_b0", "mobilevitv2_050", "edgenext_xx_small", "efficientvit_b0", "efficientformerv2_s0"),
+    *("swiftformer_xs", "shvit_s1", "levit_128s", "tiny_vit_5m_224", "coat_lite_tiny", "pvt_v2_b0"),
+    *("swin_tiny_patch4_window7_224", "davit_tiny", "vit_tiny_patch16_224", "convit_tiny", "xcit_nano_12_p16_224"),
+    *("halonet26t", "maxvit_tiny_tf_224"),
+)
+# What is asked of some models besides the plain build.
+SOME = ("resnet18", "mobilenetv4_conv_small", "edgenext_xx_small", "efficientvit_b0", "shvit_s1")
+VARIANTS: dict[str, Sequence[str]] = {
+    "plain": MODELS,
+    "onnx": (*SOME, "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "repvit_m0_9"),
+    "onnx, old exporter": (*SOME, "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "repvit_m0_9"),
+    "features": SOME,
+    "batch 4": SOME,
+    "160x256": SOME,
+}
+BUILT_WITH: dict[str, list[str]] = {
+    "features": ["--features-only"],
+    "batch 4": ["--batch", "4"],
+    "160x256": ["--image-size", "160x256"],
+}
+SHORT = "--models timm:mobilenetv3_small_100 --image-size 64 --seconds 0.1 --variants plain"
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Job:
+    model: str
+    variant: str
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.model, self.variant
+
+
+def main() -> int:
+    options = _options()
+    file = options.out / "zoo.json"
+    rows: list[Row] = json.loads(file.read_text()) if options.resume and file.exists() else []
+    for job in _jobs(options):
+        if any((row["model"], row["variant"]) == job.key and _is_done(row, options) for row in rows):
+            continue
+        say(f"{job.model}, {job.variant}")
+        rows = [row for row in rows if (row["model"], row["variant"]) != job.key] + [row_of(job, options)]
+        say(f"    {json.dumps({name: value for name, value in rows[-1].items() if name != 'speed'})}")
+        _write(file, json.dumps(rows, indent=1) + "\n")
+        _write(options.out / "zoo.md", table(rows))
+    print(table(rows))
+    return 1 if any("error" in row for row in rows) else 0
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", type=lambda text: text.split(","), help="as --model takes them; default: the zoo")
+    parser.add_argument("--variants", type=_variants, default=list(VARIANTS), help=f"of: {', '.join(VARIANTS)}")
+    parser.add_argument("--target", default="native")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--image-size", help="in place of each model's own")
+    parser.add_argument("--speed", action="store_true", help="also time each beside other runtimes")
+    parser.add_argument("--threads", type=lambda text: text.split(","), default=["1", "2"])
+    parser.add_argument("--against", default="onnxruntime,openvino,ncnn,torch-compile")
+    parser.add_argument("--seconds", type=float, default=5.0, help="measuring time of each runtime")
+    parser.add_argument("--minutes", type=float, default=15.0, help="the longest that one build may take")
+    parser.add_argument("--resume", action="store_true", help="keep the rows that --out has already")
+    return parsed(parser, SHORT)
+
+
+def _variants(text: str) -> list[str]:
+    chosen = [part.strip() for part in text.replace("onnx, old", "onnx; old").split(",")]
+    chosen = [part.replace(";", ",") for part in chosen]
+    if unknown := [name for name in chosen if name not in VARIANTS]:
+        raise argparse.ArgumentTypeError(f"there is no {unknown[0]!r}; there are {', '.join(VARIANTS)}")
+    return chosen
+
+
+def _jobs(options: argparse.Namespace) -> Iterator[Job]:
+    for variant in options.variants:
+        for model in options.models or [f"timm:{name}" for name in VARIANTS[variant]]:
+            yield Job(model, variant)
+
+
+def _is_done(row: Row, options: argparse.Namespace) -> bool:
+    return "error" not in row and (not options.speed or "speed" in row)
+
+
+def _write(file: Path, text: str) -> None:
+    """The whole file or the one before: an interrupted run keeps what it had."""
+    unfinished = file.with_suffix(f"{file.suffix}.part")
+    unfinished.write_text(text)
+    unfinished.replace(file)
+
+
+# One row --------------------------------------------------------------
+
+
+def row_of(job: Job, options: argparse.Namespace) -> Row:
+    row: Row = {"model": job.model, "variant": job.variant}
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            model = _exported(job, Path(scratch), options) if job.variant.startswith("onnx") else job.model
+            line = ["--target", options.target, "--dtype", options.dtype, *BUILT_WITH.get(job.variant, [])]
+            line += ["--image-size", options.image_size] if options.image_size else []
+            built = _told(["build", "--model", model, *line, "--out", scratch], options.minutes * 60)
+            manifest = json.loads(Path(built["manifest"]).read_text())
+            row |= {
+                "input": "x".join(map(str, manifest["inputs"][0]["shape"])),
+                "seconds": built["seconds"],
+                "kernels": built["kernels"]["total"],
+                "rules": built["kernels"]["fallback"],
+                "proof": built["verification"]["proof"],
+                "max_rel_error": built["verification"]["max_rel_error"],
+            }
+            if options.speed:
+                row["speed"] = [found for count in options.threads for found in _timed(built, count, options)]
+        except _Failed as failed:
+            row["error"] = str(failed)
+    return row
+
+
+class _Failed(Exception):
+    """With the sentence that stood on stderr."""
+
+
+def _told(arguments: list[str], seconds: float) -> Any:
+    """What a command prints as JSON."""
+    return json.loads(_done([sys.executable, "-m", "saevit_tvm", *arguments, "--json"], seconds))
+
+
+def _done(command: list[str], seconds: float) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, env=_environment(), timeout=seconds, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise _Failed(f"stopped after {seconds / 60:.0f} minutes") from error
+    if done.returncode:
+        words = done.stderr.strip().splitlines() or [f"it ended with status {done.returncode}"]
+        raise _Failed(words[-1])
+    return done.stdout
+
+
+def _environment() -> dict[str, str]:
+    """timm wants torchvision; where it is not installed, names are enough."""
+    paths = [os.environ.get("PYTHONPATH", "")]
+    paths += [] if importlib.util.find_spec("torchvision") else [str(HERE / "stand_in")]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+
+
+EXPORT = """
+import sys, torch
+from saevit_tvm.models.opening import open_model
+name, size, dynamo, out = sys.argv[1:]
+source = open_model(name, image_size=int(size) if size else None)
+torch.onnx.export(source.module, (torch.zeros(source.input_shape),), out, dynamo=dynamo == "new")
+"""
+
+
+def _exported(job: Job, scratch: Path, options: argparse.Namespace) -> str:
+    """The model as .onnx, written by PyTorch."""
+    out = str(scratch / f"{job.model.rpartition(':')[2]}.onnx")
+    exporter = "old" if "old" in job.variant else "new"
+    started = time.monotonic()
+    _done([sys.executable, "-c", EXPORT, job.model, options.image_size or "", exporter, out], options.minutes * 60)
+    say(f"    exported in {time.monotonic() - started:.0f} s")
+    return out
+
+
+def _timed(built: Row, threads: str, options: argparse.Namespace) -> list[Row]:
+    line = ["bench", built["artifact"], "--threads", threads, "--against", options.against]
+    told = _told([*line, "--seconds", str(options.seconds)], options.minutes * 60)
+    trips = told["core_round_trip_ns"]
+    trip = {"round_trip_ns": trips[len(trips) // 2] if trips else None}
+    keys = ("name", "version", "threads", "median_ms", "p10_ms", "p90_ms", "ratio", "error")
+    return [trip | {key: row[key] for key in keys if key in row} for row in [*told["results"], *told["failed"]]]
+
+
+# Telling --------------------------------------------------------------
+
+
+def table(rows: list[Row]) -> str:
+    columns = ["model", "variant", "input", "largest deviation", "kernels", "by rules", "build s"]
+    speeds = sorted({(found["threads"], found["name"]) for row in rows for found in row.get("speed", [])}, key=str)
+    columns += [f"{name}, {threads} threads" for threads, name in speeds]
+    return lined(columns, [[*_cells(row), *(_speed(row, *place) for place in speeds)] for row in rows])
+
+
+def _cells(row: Row) -> list[str]:
+    head = [row["model"].removeprefix("timm:"), row["variant"]]
+    if "error" in row:
+        return [*head, f"does not build: {row['error']}", "", "", "", ""]
+    error = row["max_rel_error"]
+    deviation = "not run here" if error is None else f"{error:.1e}"
+    return [*head, row["input"], deviation, str(row["kernels"]), str(row["rules"]), f"{row['seconds']:.0f}"]
+
+
+def _speed(row: Row, threads: int, name: str) -> str:
+    """Our milliseconds; of the others, ours over theirs."""
+    for found in row.get("speed", []):
+        if (found["threads"], found["name"]) == (threads, name):
+            if "error" in found:
+                return "not measured"
+            return f"{found['median_ms']:.2f}" if name == "saevit-tvm" else f"{found['ratio']:.2f}"
+    return ""
+
+
+if __name__ == "__main__":
+    sys.exit(main())
