@@ -96,6 +96,7 @@ CASES: dict[str, list[Case]] = {
         lambda x: torch.zeros_like(x).scatter(1, x.argmax(1, keepdim=True), 2.0),
         lambda x: x.scatter(3, x.topk(3, -1)[1], 0.0),
     ],
+    "select.int": [lambda x: x[:, -1], lambda x: x.select(-1, -10), lambda x: x[:, 2, :, -3]],
     "sort.default": [lambda x: x.sort(1)[0], lambda x: x.sort(2, descending=True)[1].float()],
     "sort.stable": [lambda x: (2 * x).round().sort(stable=True, dim=-1)[1].float()],
     "topk.default": [
