@@ -56,7 +56,7 @@ class ModelSource:
             return self._session.run(None, {self._session.get_inputs()[0].name: x})
         with torch.no_grad():
             outputs = self.module(torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32)))
-        return [output.numpy() for output in tree_leaves(outputs)]
+        return [output.resolve_neg().numpy() for output in tree_leaves(outputs)]
 
     def exported(self) -> torch.export.ExportedProgram:
         """The graph that the compiler imports (there is none for .onnx, which is a graph already)."""

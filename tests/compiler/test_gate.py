@@ -46,6 +46,18 @@ def test_what_tvm_imports_wrongly_is_refused_with_its_line(monkeypatch: pytest.M
     assert str(refused.value).startswith(f"TVM imports net wrongly: 'elu.default' computes something else ({place}).")
 
 
+def test_it_is_named_behind_a_view_that_turns_signs_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Turned(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.selu(torch.complex(x, x - 0.5).conj().imag)
+
+    known = importer.converters()
+    del known["elu.default"]
+    monkeypatch.setattr(importer, "converters", lambda: dict(known))
+    with pytest.raises(ParityError, match=r"'elu\.default' computes something else"):
+        import_model(open_program(exported(Turned()), "turned"))
+
+
 def test_operators_without_a_rule_are_all_named_with_their_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     class Two(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -56,6 +68,32 @@ def test_operators_without_a_rule_are_all_named_with_their_lines(monkeypatch: py
     place = f"{__file__}:{line_of('# both of them')}"
     assert f"special_i0.default ({place})" in str(refused.value) or f"i0.default ({place})" in str(refused.value)
     assert f"lgamma.default ({place})" in str(refused.value)
+
+
+def test_operators_that_have_no_rule_for_complex_numbers_are_named() -> None:
+    class Waves(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            y = torch.log(torch.fft.fft(x))  # of complex numbers
+            y = y + x.sum(-1, keepdim=True, dtype=torch.complex64)  # with a change of type
+            return torch.log(y.abs()) + x
+
+    with pytest.raises(CompileError) as refused:
+        import_model(open_program(exported(Waves()), "waves"))
+    places = [f"{__file__}:{line_of(end)}" for end in ("# of complex numbers", "# with a change of type")]
+    assert str(refused.value) == (
+        f"TVM cannot import waves: it uses operators without a rule: log.default of complex numbers ({places[0]}), "
+        f"sum.dim_IntList of complex numbers ({places[1]}); replace that part of the model and try again."
+    )
+
+
+def test_products_of_real_numbers_keep_the_line_of_the_transform() -> None:
+    class Waves(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.fft.fft2(x).abs()  # of all of them
+
+    nodes = [node for node in importer.prepared(exported(Waves())).graph.nodes if node.op == "call_function"]
+    assert {"matmul.default", "sqrt.default"} <= {node.target.__name__ for node in nodes}
+    assert {importer.place(node) for node in nodes} == {f" ({__file__}:{line_of('# of all of them')})"}
 
 
 def test_a_wrong_node_of_onnx_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ import tvm
 from torch import Tensor, nn
 from tvm import relax
 
-from saevit_tvm.compiler.importers import operators
+from saevit_tvm.compiler.importers import complex_numbers, operators
+from saevit_tvm.compiler.importers.evaluate import evaluate
 from saevit_tvm.compiler.importers.prepare import prepared
 from saevit_tvm.compiler.importers.torch import import_exported
 from saevit_tvm.compiler.legalize import OPERATORS
@@ -22,6 +24,8 @@ Case = Callable[[Tensor], Tensor]
 RANDOM = torch.Generator().manual_seed(1)
 WEIGHTS = torch.randn(4, 3, 3, 3, generator=RANDOM)
 GRID = torch.rand(2, 5, 7, 2, generator=RANDOM) * 2.4 - 1.2
+WAVES = torch.randn(8, 10, dtype=torch.complex64, generator=RANDOM)
+NORMS = ("backward", "ortho", "forward")
 ROWS, COLUMNS = torch.tensor([0, -3, 7]), torch.tensor([1, 2, 2])
 
 
@@ -33,7 +37,22 @@ def _deconvolution(**how: int) -> Case:
     return lambda x: F.conv_transpose2d(x[:, :4], WEIGHTS, **how)
 
 
+def _complex(x: Tensor) -> Tensor:
+    return torch.complex(x, x.flip(1))
+
+
+def _parts(z: Tensor) -> Tensor:
+    return torch.cat((z.real, z.imag), -1)
+
+
+def _written(z: Tensor, part: Tensor) -> Tensor:
+    z = z.clone()
+    z[:, 2:4] = part
+    return z
+
+
 CASES: dict[str, list[Case]] = {
+    "_neg_view.default": [lambda x: 2 * _complex(x).conj().imag, lambda x: _complex(x).conj().imag],
     "_upsample_bicubic2d_aa.default": [_resize(size=(3, 5), mode="bicubic", antialias=True)],
     "_upsample_bilinear2d_aa.default": [
         _resize(size=(3, 5), mode="bilinear", antialias=True),
@@ -122,6 +141,151 @@ LOWERED: list[Case] = [
     _deconvolution(stride=2, padding=1, output_padding=1, dilation=3),
     _deconvolution(stride=2, output_padding=1),
 ]
+# What is written with real numbers alone.
+COMPLEX: dict[str, list[Case]] = {
+    "_conj.default": [
+        lambda x: _parts(_complex(x).conj()),
+        lambda x: torch.fft.hfft(_complex(x)),
+        lambda x: _parts(torch.fft.ihfft(x[..., :7], norm="ortho")),
+    ],
+    "_conj_physical.default": [lambda x: _parts(torch.conj_physical(_complex(x)))],
+    "_fft_c2c.default": [
+        *(partial(lambda x, norm: _parts(torch.fft.fft2(_complex(x), norm=norm)), norm=norm) for norm in NORMS),
+        *(partial(lambda x, norm: _parts(torch.fft.ifft2(_complex(x), norm=norm)), norm=norm) for norm in NORMS),
+        lambda x: _parts(torch.fft.fft2(x, dim=(1, 2))),
+        lambda x: _parts(torch.fft.ifft(_complex(x), n=13, dim=1)),
+        lambda x: _parts(torch.fft.fftn(_complex(x), s=(3, 9), dim=(-1, 0))),
+        lambda x: _parts(torch.fft.fft(torch.complex(torch.zeros_like(x), x))),
+        lambda x: _parts(torch.fft.ifft(_complex(x)[..., :1])),
+        lambda x: _parts(torch.fft.fftshift(torch.fft.fft2(x), (2, 3))),
+    ],
+    "_fft_c2r.default": [
+        *(partial(lambda x, norm: torch.fft.irfft2(_complex(x), norm=norm), norm=norm) for norm in NORMS),
+        *(partial(lambda x, n: torch.fft.irfft(_complex(x), n=n), n=n) for n in (1, 2, 9, 14, 18, 19, 25, 30)),
+        lambda x: torch.fft.irfft2(_complex(x), s=(5, 7), dim=(3, 1), norm="ortho"),
+        lambda x: torch.fft.irfft2(torch.fft.rfft2(x[..., :9], dim=(2, 3)), s=(8, 9), dim=(2, 3)),
+        lambda x: torch.fft.irfftn(_complex(x), dim=(1, 2, 3), norm="forward"),
+    ],
+    "_fft_r2c.default": [
+        *(partial(lambda x, norm: _parts(torch.fft.rfft2(x, norm=norm)), norm=norm) for norm in NORMS),
+        *(partial(lambda x, n: _parts(torch.fft.rfft(x, n=n)), n=n) for n in (1, 2, 7, 10, 11, 16)),
+        lambda x: _parts(torch.fft.rfft2(x, s=(9, 6), dim=(3, 1), norm="ortho")),
+        lambda x: _parts(torch.fft.rfftn(x, norm="forward")),
+        lambda x: torch.fft.rfft(x[0, 0, 0]).imag,
+        lambda x: _parts(torch.ops.aten._fft_r2c(x, [1, 3], 2, False)),
+    ],
+    "_to_copy.default": [
+        lambda x: _parts(x.to(torch.complex64) * 1j),
+        lambda x: _complex(x).to(torch.float32),
+        lambda x: _parts((_complex(x).to(torch.complex128) * x).to(torch.complex64)),
+    ],
+    "abs.default": [lambda x: _complex(x).abs(), lambda x: x.to(torch.complex64).abs(), lambda x: (1j * x).abs()],
+    "add.Tensor": [
+        lambda x: _parts(x + WAVES[:1]),
+        lambda x: _parts(x + 1j),
+        lambda x: _parts(WAVES[:1] * 1j + _complex(x)),
+        lambda x: _parts(torch.add(_complex(x), x, alpha=2)),
+        lambda x: _parts(torch.add(x, WAVES, alpha=2 - 1j)),
+    ],
+    "addmm.default": [
+        lambda x: _parts(F.linear(_complex(x), WAVES, WAVES[0, :8])),
+        lambda x: _parts(torch.addmm(_complex(x)[0, 0], x[0, 0].to(torch.complex64), WAVES.T @ WAVES, beta=2, alpha=3)),
+        lambda x: _parts(torch.addmm(WAVES, x[0, 0].to(torch.complex64), (x[1, 0].T @ x[0, 0]).to(torch.complex64))),
+    ],
+    "angle.default": [lambda x: _complex(x).angle(), lambda x: x.to(torch.complex64).angle()],
+    "bmm.default": [
+        lambda x: _parts(_complex(x) @ _complex(x).transpose(-1, -2)),
+        lambda x: _parts(torch.einsum("bchw,hw,od->bcowd", _complex(x), WAVES, WAVES)),
+    ],
+    "cat.default": [
+        lambda x: _parts(torch.cat((_complex(x), x, 2j * x), 1)),
+        lambda x: _parts(torch.stack((_complex(x), WAVES.expand(x.shape)), 1)),
+    ],
+    "clone.default": [lambda x: _parts(_complex(x).transpose(1, 2).contiguous())],
+    "complex.default": [lambda x: _parts(_complex(x)), lambda x: _parts(torch.complex(x[:1], x[:, 1:2]))],
+    "constant_pad_nd.default": [
+        lambda x: _parts(F.pad(_complex(x), (1, 2, 0, 1))),
+        lambda x: _parts(F.pad(_complex(x), (1, -2), value=1.5)),
+        lambda x: _parts(F.pad(x.to(torch.complex64), (0, 3), value=2.0)),
+    ],
+    "copy.default": [lambda x: _parts(_written(_complex(x), 2.0 * x[:, :2]))],
+    "cumsum.default": [lambda x: _parts(_complex(x).cumsum(1))],
+    "div.Tensor": [
+        lambda x: _parts(_complex(x) / (_complex(x).abs() + 1)),
+        lambda x: _parts(x / (WAVES + 3)),
+        lambda x: _parts((x + 1j) / (1 + 2j)),
+        lambda x: _parts(1j * x / 4),
+        lambda x: _parts(WAVES[:1] / (x + 20)),
+    ],
+    "exp.default": [
+        lambda x: _parts(torch.exp(1j * x)),
+        lambda x: _parts(torch.exp(0.1 * _complex(x))),
+        lambda x: _parts(torch.exp(0.1 * x.to(torch.complex64))),
+    ],
+    "expand.default": [lambda x: _parts(_complex(x[:, :1]).expand(-1, 3, -1, -1))],
+    "flip.default": [lambda x: _parts(_complex(x).flip(1, 3))],
+    "full_like.default": [
+        lambda x: _parts(torch.zeros_like(_complex(x)) + x),
+        lambda x: _parts(torch.full_like(_complex(x), 1 - 2j) * x),
+    ],
+    "gather.default": [lambda x: _parts(_complex(x).gather(1, x.argmax(1, keepdim=True)))],
+    "getitem": [lambda x: _parts(_complex(x).split([3, 5], 1)[1]), lambda x: _parts((1j * x).chunk(2, -1)[1])],
+    "index.Tensor": [lambda x: _parts(_complex(x)[:, ROWS])],
+    "index_select.default": [
+        lambda x: _parts(_complex(x).index_select(1, COLUMNS)),
+        lambda x: _parts((1j * x).roll(2, 3)),
+    ],
+    "mean.default": [lambda x: _parts(_complex(x).mean()[None])],
+    "mean.dim": [lambda x: _parts(_complex(x).mean((1, 3), keepdim=True))],
+    "mm.default": [lambda x: _parts(_complex(x) @ WAVES.T), lambda x: _parts(x.to(torch.complex64) @ WAVES.T)],
+    "mul.Tensor": [
+        lambda x: _parts(torch.fft.rfft(x)[..., :5] * WAVES[:, :5]),
+        lambda x: _parts(_complex(x) * _complex(-x)),
+        lambda x: _parts(WAVES * (x > 0)),
+        lambda x: _parts((2 - 3j) * _complex(x)),
+        lambda x: _parts(_complex(x) * _complex(x).conj()),
+    ],
+    "neg.default": [lambda x: _parts(-_complex(x)), lambda x: _parts(-(1j * x))],
+    "permute.default": [lambda x: _parts(_complex(x).permute(3, 1, 0, 2))],
+    "polar.default": [lambda x: _parts(torch.polar(x.abs(), x.flip(1)))],
+    "reciprocal.default": [
+        lambda x: _parts(1 / (_complex(x) + 20)),
+        lambda x: _parts((1j * (x.abs() + 1)).reciprocal()),
+    ],
+    "repeat.default": [lambda x: _parts(_complex(x).repeat(1, 2, 1, 1))],
+    "select.int": [lambda x: _parts(_complex(x)[:, -1])],
+    "slice.Tensor": [lambda x: _parts(_complex(x)[:, 1::2, -3:])],
+    "slice_scatter.default": [
+        lambda x: _parts(_written(torch.zeros(2, 8, 8, 10, dtype=torch.complex64), 1j * x[:, :2])),
+        lambda x: _parts(_written(_complex(x), _complex(-x)[:, 5:7])),
+    ],
+    "split_with_sizes.default": [lambda x: _parts(torch.cat(_complex(x).split([7, 1], 1)[::-1], 1))],
+    "squeeze.dims": [lambda x: _parts(_complex(x).unbind(1)[3])],
+    "sub.Tensor": [
+        lambda x: _parts(1j - _complex(x)),
+        lambda x: _parts(x - WAVES),
+        lambda x: _parts(WAVES - x),
+        lambda x: _parts(torch.sub(_complex(x), WAVES, alpha=2j)),
+    ],
+    "sum.dim_IntList": [lambda x: _parts(_complex(x).sum((1, 2))), lambda x: _parts(_complex(x).sum()[None])],
+    "unsqueeze.default": [lambda x: _parts(_complex(x)[:, None] * WAVES)],
+    "view.default": [lambda x: _parts(_complex(x).reshape(2, 4, -1))],
+    "view_as_complex.default": [
+        lambda x: _parts(torch.view_as_complex(x.reshape(2, 8, 8, 5, 2))),
+        lambda x: torch.view_as_complex(torch.relu(torch.view_as_real(_complex(x)))).abs(),
+    ],
+    "view_as_real.default": [
+        lambda x: torch.view_as_real(_complex(x)),
+        lambda x: torch.view_as_real(1j * x).sum(-1) + (1j * x).real,
+        lambda x: _complex(x).conj().imag,
+    ],
+    "where.self": [
+        lambda x: _parts(torch.where(x > 0, _complex(x), 0)),
+        lambda x: _parts(torch.where(x > 0, WAVES, x)),
+        lambda x: _parts(_complex(x).masked_fill(x > 0, 1j)),
+        lambda x: _parts(torch.sgn(_complex(x))),
+    ],
+}
 # Other names of what is above.
 ALIASES = {
     "argsort.default": "sort.default",
@@ -154,7 +318,7 @@ def check(function: Case, x: Tensor) -> set[str]:
     mod = relax.transform.LegalizeOps(OPERATORS)(relax.transform.FoldConstant()(mod))
     machine = relax.VirtualMachine(relax.build(mod, tvm.target.Target("llvm")), tvm.cpu())
     answer = machine["main"](tvm.runtime.tensor(x.numpy())).numpy()
-    expected = net(x).numpy()
+    expected = net(x).resolve_neg().numpy()
     assert answer.shape == expected.shape
     np.testing.assert_allclose(answer, expected, rtol=1e-5, atol=1e-5)
     return {str(node.target).removeprefix("aten.") for node in prepared(exported).graph.nodes}
@@ -169,6 +333,69 @@ def test_it_computes_what_pytorch_computes(name: str, case: int) -> None:
 @pytest.mark.parametrize("case", range(len(LOWERED)))
 def test_it_is_lowered_as_pytorch_computes(case: int) -> None:
     check(LOWERED[case], torch.randn(2, 8, 8, 10, generator=torch.Generator().manual_seed(0)))
+
+
+def check_complex(net: nn.Module, x: Tensor, monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """The operators of complex numbers in a model, once it is seen that what is imported computes the same."""
+    read: set[str] = set()
+
+    def replaced(program: torch.export.ExportedProgram, replace: Callable = complex_numbers.replace) -> None:
+        nodes = filter(complex_numbers.is_complex, program.graph.nodes)
+        read.update(complex_numbers.name_of(node) for node in nodes if node.op == "call_function")
+        replace(program)
+
+    monkeypatch.setattr(complex_numbers, "replace", replaced)
+    with torch.no_grad():
+        expected = [each.resolve_neg().numpy() for each in net(x)]
+        source = open_program(torch.export.export(net, (x,), strict=False))
+    answers = evaluate(import_exported(source).mod, [x.numpy()])
+    for at, (answer, right) in enumerate(zip(answers, expected, strict=True)):
+        assert answer.shape == right.shape
+        np.testing.assert_allclose(answer, right, rtol=1e-5, atol=1e-5 * np.abs(right).max(), err_msg=f"case {at}")
+    return read
+
+
+@pytest.mark.parametrize("name", COMPLEX)
+def test_complex_numbers_are_computed_as_pytorch_does(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All cases at once, and not compiled: what is left are operators like any others."""
+    x = 3 * torch.randn(2, 8, 8, 10, generator=torch.Generator().manual_seed(0))
+    net = Net(lambda x: tuple(case(x) for case in COMPLEX[name]))
+    assert name in check_complex(net, x, monkeypatch)
+
+
+def test_transforms_are_compiled() -> None:
+    """Odd and even lengths, all three norms, one-sided and not."""
+
+    def transformed(x: Tensor) -> Tensor:
+        x = torch.fft.irfft2(torch.fft.rfft2(x, s=(8, 9)) * WAVES[:, :5], s=(7, 9))
+        x = torch.fft.irfft(torch.fft.rfft(x, dim=1, norm="ortho"), dim=1, norm="forward")
+        return torch.fft.ifft2(torch.fft.fft2(x) * torch.fft.fft(x, dim=2), dim=(3, 1), norm="ortho").abs()
+
+    check(transformed, torch.randn(2, 8, 8, 10, generator=torch.Generator().manual_seed(0)))
+
+
+class Waves(nn.Module):
+    """With complex weights and buffers, saved or not: read as they are, through a view, for good, or never."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.unread = nn.Parameter(WAVES), nn.Parameter(-WAVES)
+        self.register_buffer("saved", 2 * WAVES)
+        self.register_buffer("own", WAVES.flip(0), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = x * self.weight + self.saved[:, :1] * x
+        z = z * self.own.exp() + x * torch.view_as_real(self.weight)[..., 0] * self.own.conj()
+        return (_parts(z),)
+
+
+def test_complex_weights_are_two_real_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(2, 8, 8, 10, generator=torch.Generator().manual_seed(0))
+    assert check_complex(Waves(), x, monkeypatch)
+
+
+def test_every_operator_of_complex_numbers_has_a_case() -> None:
+    assert complex_numbers.RULES.keys() == COMPLEX.keys()
 
 
 def test_every_operator_of_ours_has_a_case() -> None:

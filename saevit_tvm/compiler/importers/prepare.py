@@ -9,8 +9,9 @@ import operator
 from typing import Any
 
 import torch
-from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
 from torch.fx import Node
+
+from saevit_tvm.compiler.importers import complex_numbers, constants
 
 # Operators that are imported as they are: taken apart they would be a gather of every pixel.
 WHOLE = ("upsample_bicubic2d", "upsample_bilinear2d", "upsample_nearest2d", "_upsample_nearest_exact2d", "col2im")
@@ -23,6 +24,7 @@ def prepared(exported: Any) -> Any:
     program = exported.run_decompositions(table)
     _without_checks(program.graph)
     _fold(program)
+    complex_numbers.replace(program)
     program.graph.lint()
     return program
 
@@ -50,7 +52,10 @@ def _fold(program: Any) -> None:
             known[node] = value
     for node in [each for each in known if _is_computed(each) and _is_read(each, known)]:
         if isinstance(known[node], torch.Tensor):
-            _replace(program, node, known[node].contiguous().clone())
+            constant = constants.added(
+                program, f"folded_{node.name}", known[node].contiguous().clone(), node.meta.get("val")
+            )
+            node.replace_all_uses_with(constant)
     for node in known:
         node.meta["constant"] = known[node]
     program.graph.eliminate_dead_code()
@@ -91,16 +96,3 @@ def _is_foldable(node: Node, known: dict[Node, Any]) -> bool:
         return True
     given = sum(known[each].numel() for each in node.all_input_nodes if isinstance(known[each], torch.Tensor))
     return value.numel() <= max(GROWTH, given)
-
-
-def _replace(program: Any, node: Node, value: torch.Tensor) -> None:
-    """By a constant of the program."""
-    name = f"folded_{node.name}"
-    first = next(iter(program.graph.nodes))
-    with program.graph.inserting_before(first):
-        constant = program.graph.placeholder(name)
-    constant.meta = {"val": node.meta.get("val"), "constant": value}
-    node.replace_all_uses_with(constant)
-    spec = InputSpec(InputKind.CONSTANT_TENSOR, TensorArgument(name=constant.name), target=name)
-    program.graph_signature.input_specs.insert(0, spec)
-    program.constants[name] = value

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from saevit_tvm.compiler.importers import complex_numbers
 from saevit_tvm.compiler.importers.errors import reason
 from saevit_tvm.compiler.importers.gate import Imported, Step
 from saevit_tvm.compiler.importers.operators import converters
@@ -51,8 +52,10 @@ def _unsupported(program: Any) -> list[str]:
     known = ExportedProgramImporter().create_convert_map() | converters()
     missing: dict[str, str] = {}
     for node in program.graph.nodes:
-        if node.op == "call_function" and hasattr(node.target, "_schema") and node.target.__name__ not in known:
-            missing.setdefault(node.target.__name__, place(node))
+        if node.op == "call_function" and hasattr(node.target, "_schema"):
+            name, is_complex = node.target.__name__, complex_numbers.is_complex(node)
+            if complex_numbers.lacks_rule(node) if is_complex else name not in known:
+                missing.setdefault(f"{name} of complex numbers" if is_complex else name, place(node))
     return [f"{name}{missing[name]}" for name in sorted(missing)]
 
 
@@ -72,7 +75,7 @@ def _steps(program: Any, env: dict[Any, Any], x: np.ndarray) -> Iterator[Step]:
     for node, value in values.found.items():
         variable = getattr(env.get(node), "name", None)
         if variable is not None and isinstance(value, torch.Tensor):
-            yield Step(getattr(node.target, "__name__", node.name), place(node), variable, value.numpy())
+            yield Step(getattr(node.target, "__name__", node.name), place(node), variable, value.resolve_neg().numpy())
 
 
 class _Values(torch.fx.Interpreter):
