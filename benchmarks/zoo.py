@@ -52,7 +52,10 @@ BUILT_WITH: dict[str, list[str]] = {
     "batch 4": ["--batch", "4"],
     "160x256": ["--image-size", "160x256"],
 }
-SHORT = "--models timm:mobilenetv3_small_100 --image-size 64 --seconds 0.1 --variants plain"
+SHORT = (
+    "--image-size 64 --variants plain --models timm:resnet18,timm:mobilenetv3_small_100,timm:mobilenetv4_conv_small,"
+    "timm:convnext_atto,timm:starnet_s1,timm:efficientvit_b0,timm:shvit_s1,timm:pvt_v2_b0"
+)
 Row = dict[str, Any]
 
 
@@ -78,7 +81,7 @@ def main() -> int:
         say(f"    {json.dumps({name: value for name, value in rows[-1].items() if name != 'speed'})}")
         _write(file, json.dumps(rows, indent=1) + "\n")
         _write(options.out / "zoo.md", table(rows))
-    print(table(rows))
+    print(table(rows), end="")
     return 1 if any("error" in row for row in rows) else 0
 
 

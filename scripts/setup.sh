@@ -6,4 +6,6 @@ python=${PYTHON:-python3}
 if [ -z "${SAEVIT_TVM_SET_UP:-}" ]; then # else all is there, as CI says
     pip install -qq --upgrade pip
     pip install -qq --editable ".${EXTRAS:-}"
+    # Without torchvision, which would bring a PyTorch with CUDA: for the zoo, names of it are enough.
+    case "${EXTRAS:-}" in *test* | *bench*) pip install -qq --no-deps timm==1.0.31 ;; esac
 fi
