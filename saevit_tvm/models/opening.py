@@ -27,6 +27,7 @@ from saevit_tvm.models import weights as weight_files
 from saevit_tvm.support.errors import ModelError, UsageError, unknown
 
 IMAGE_SIZE = 224
+CHANNELS = 3  # of a picture
 SMALLEST, LARGEST = 32, 4096  # below the total stride the last stage has no whole cell
 LARGEST_BATCH = 1024
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
@@ -233,12 +234,12 @@ def _open_timm(
         raise UsageError(f"timm has no model '{known}'{'; near it are ' + ', '.join(near) if near else ''}.")
     checkpoint = None if weights is None else Checkpoint.open(weights)
     try:
-        module = timm.create_model(known, pretrained=False, **options).eval()
+        module, made_for = _timm_model(timm, known, options, size)
         own = getattr(module, "pretrained_cfg", {})
         native = tuple(own.get("input_size", (3, IMAGE_SIZE, IMAGE_SIZE))[1:])
         if checkpoint is None:
-            weight_files.randomise(module, seed, native)
-            weight_files.calm(module, native)
+            weight_files.randomise(module, seed, made_for or native)
+            weight_files.calm(module, made_for or native)
     except Exception as error:  # every architecture refuses in its own way
         raise ModelError(f"timm cannot make '{known}' with {options}: {_brief(error)}.") from error
     if checkpoint is not None:
@@ -259,6 +260,16 @@ def _open_timm(
         graph_digest=_code_digest(recipe, module),
         preprocessing=_preprocessing(shape[2:], checkpoint, custom),
     )
+
+
+def _timm_model(timm: Any, name: str, options: dict[str, Any], size: Size | None) -> tuple[Any, Size | None]:
+    """The model, and the size that it is made for where its weights depend on that (embeddings of positions, say)."""
+    if size is not None:
+        try:
+            return timm.create_model(name, pretrained=False, img_size=size, **options).eval(), size
+        except TypeError:  # it takes pictures of any size
+            pass
+    return timm.create_model(name, pretrained=False, **options).eval(), None
 
 
 def open_program(
@@ -340,7 +351,7 @@ def _of_file(name: str, shape: Sequence[int], **fields: Any) -> ModelSource:
         "recipe": _recipe(file, batch, size, None, False),
         "weights": {"source": "file", "file": file},
         "graph_digest": None,
-        "preprocessing": _preprocessing(size),
+        "preprocessing": _preprocessing(size) if shape[1] == CHANNELS else {},
     }
     return _foreign(**common | fields)
 
@@ -362,15 +373,15 @@ def _foreign(**fields: Any) -> ModelSource:
 
 def _image_shape(path: Path, fixed: Sequence[int | None], batch: int, size: Size | None) -> tuple[int, int, int, int]:
     """The input shape of a file: what it fixes, and what the user chose for the rest."""
-    if len(fixed) != 4 or fixed[1] not in (3, None):
+    if len(fixed) != 4:
         shown = "x".join("?" if length is None else str(length) for length in fixed)
-        raise ModelError(f"'{path}' takes an input of {shown}, not pictures (batch x 3 x height x width).")
+        raise ModelError(f"'{path}' takes an input of {shown}, not images (batch x channels x height x width).")
     height, width = size or (fixed[2] or IMAGE_SIZE, fixed[3] or IMAGE_SIZE)
     if fixed[2] not in (height, None) or fixed[3] not in (width, None):
         raise UsageError(f"'{path}' takes pictures of {fixed[2]}x{fixed[3]} only: leave out the image size.")
     if fixed[0] not in (batch, None) and batch != 1:
         raise UsageError(f"'{path}' takes batches of {fixed[0]} only: leave out the batch.")
-    return fixed[0] or batch, 3, height, width
+    return fixed[0] or batch, fixed[1] or CHANNELS, height, width
 
 
 def _import(package: str, sentence: str) -> Any:

@@ -21,6 +21,10 @@ def run(path: Path, images: Sequence[Path], top: int | None = None) -> dict[str,
         raise ArtifactError(
             f"'{path}' gives feature maps, not class scores: build it without --features-only to classify."
         )
+    if not manifest["preprocessing"]:
+        channels = manifest["inputs"][0]["shape"][1]
+        some = f"{channels} channel{'s' if channels > 1 else ''}"
+        raise ArtifactError(f"'{path}' takes images of {some}, not pictures: call it from Python, C or C++.")
     classes = shape[1]
     top = min(5, classes) if top is None else top
     if not 1 <= top <= classes:

@@ -7,10 +7,13 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+import saevit_tvm
 from saevit_tvm.models.opening import open_model
 from saevit_tvm.proof import parity
 from saevit_tvm.runtime.manifest import schema
@@ -315,3 +318,19 @@ def test_doctor_finds_what_is_broken(cli, tmp_path):
     assert not found["tuning store"]["ok"]
     assert "apt install qemu-user" in found["emulation of aarch64"]["detail"]
     assert done.stderr.startswith("saevit-tvm: this machine is not ready")
+
+
+def test_a_library_of_another_number_of_channels_computes_and_classifies_no_picture(tmp_path, cli) -> None:
+    net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3, stride=2), torch.nn.Flatten(), torch.nn.Linear(36, 3)).eval()
+    x = torch.randn(1, 1, 8, 8)
+    torch.export.save(torch.export.export(net, (x,)), tmp_path / "net.pt2")
+    built = cli("build", "--model", tmp_path / "net.pt2", "--out", tmp_path / "out", "--json")
+    assert built.returncode == 0, built.stderr
+    artifact = json.loads(built.stdout)["artifact"]
+    assert np.abs(saevit_tvm.load(artifact)(x.numpy()) - net(x).detach().numpy()).max() < 1e-5
+    done = cli("run", artifact, Path(__file__).parents[2] / "examples/digit-7.png")
+    assert (
+        done.returncode == 1
+        and "takes images of 1 channel, not pictures" in done.stderr
+        and "Traceback" not in done.stderr
+    )

@@ -18,6 +18,7 @@ from saevit_tvm import backends, targets
 from saevit_tvm.backends import cpu
 from saevit_tvm.compiler import street
 from saevit_tvm.compiler.importers import import_model
+from saevit_tvm.compiler.passes import KeepTokens, RemoveNoOps
 from saevit_tvm.models import weights
 from saevit_tvm.models.opening import open_model, open_program
 
@@ -269,3 +270,21 @@ def test_between_kernels_nothing_is_moved_back_and_forth(name: str) -> None:
     answer = relax.VirtualMachine(compiled.executable, tvm.cpu())["main"](tvm.runtime.tensor(x.numpy())).numpy()
     expected = net(x).detach().numpy()
     assert np.abs(answer - expected).max() < 1e-5 * np.abs(expected).max()
+
+
+class Rows(nn.Module):
+    """A matrix of all tokens, its norm and its bias, and only then tokens again: as LeViT has it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.norm = nn.Linear(9, 6, bias=False), nn.BatchNorm1d(6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x[..., :6] + self.norm(self.linear(x).flatten(0, 2)).view(1, 8, 9, 6)
+
+
+def test_tokens_keep_their_shape_through_products_and_their_norms() -> None:
+    mod = simplified(module_of(Rows(), size=9, channels=8))
+    assert operators(mod)["relax.reshape"] > 0
+    kept = street.run(mod, [KeepTokens(), RemoveNoOps()], tvm.target.Target(targets.native().tvm))
+    assert operators(kept)["relax.reshape"] == 0

@@ -6,7 +6,7 @@ import json
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx
@@ -235,6 +235,15 @@ def test_pt2(tmp_path: Path) -> None:
         np.testing.assert_array_equal(ours, third.numpy())
 
 
+@pytest.mark.parametrize("channels", [1, 4, 9])
+def test_any_number_of_channels(channels: int, tmp_path: Path) -> None:
+    """What makes an input of a picture is known of three channels alone."""
+    source = open_model(
+        str(save_pt2(torch.nn.Conv2d(channels, 4, 3), tmp_path / "net.pt2", torch.zeros(1, channels, 8, 9)))
+    )
+    assert source.input_shape == (1, channels, 8, 9) and source.preprocessing == {}
+
+
 def test_an_artifact_s_recipe_with_the_file_at_hand(tmp_path: Path) -> None:
     """A manifest knows only the name of the file; the user says where it is."""
     path = save_pt2(Foreign().eval(), tmp_path / "net.pt2")
@@ -265,7 +274,7 @@ def test_pt2_in_training_mode_is_refused(tmp_path: Path) -> None:
 
 def test_pt2_that_takes_no_pictures_is_refused(tmp_path: Path) -> None:
     path = save_pt2(torch.nn.Linear(7, 2).eval(), tmp_path / "net.pt2", torch.zeros(1, 7))
-    with pytest.raises(ModelError, match=r"takes an input of 1x7, not pictures"):
+    with pytest.raises(ModelError, match=r"takes an input of 1x7, not images"):
         open_model(str(path))
 
 
@@ -335,8 +344,12 @@ def timm(monkeypatch: pytest.MonkeyPatch) -> None:
     """The three functions of timm that are called, so that no test needs timm and its torchvision."""
     stand_in = ModuleType("timm")
 
-    def create_model(name: str, pretrained: bool, num_classes: int = 1000) -> torch.nn.Module:
+    def create_model(name: str, pretrained: bool, num_classes: int = 1000, **more: Any) -> torch.nn.Module:
         assert not pretrained
+        if name == "positions":
+            return Positions(more.get("img_size", (40, 40)))
+        if more:
+            raise TypeError(f"there is no {more}")
         module = torch.nn.Sequential(
             torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()
         )
@@ -346,8 +359,27 @@ def timm(monkeypatch: pytest.MonkeyPatch) -> None:
 
     stand_in.create_model = create_model  # type: ignore[attr-defined]
     stand_in.list_models = lambda: ["smallnet"]  # type: ignore[attr-defined]
-    stand_in.is_model = lambda name: name == "smallnet"  # type: ignore[attr-defined]
+    stand_in.is_model = lambda name: name in ("smallnet", "positions")  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "timm", stand_in)
+
+
+class Positions(torch.nn.Module):
+    """Has a number for every place of a picture."""
+
+    pretrained_cfg: ClassVar = {"input_size": (3, 40, 40)}
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.place = torch.nn.Parameter(torch.zeros(1, 1, *size))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x + self.place).mean((2, 3))
+
+
+def test_a_timm_model_is_made_for_the_size_where_it_has_one(timm: None) -> None:
+    assert open_model("timm:positions").module.place.shape == (1, 1, 40, 40)
+    assert open_model("timm:positions", image_size=(24, 32)).module.place.shape == (1, 1, 24, 32)
+    assert open_model("timm:smallnet", image_size=(24, 32)).input_shape == (1, 3, 24, 32)
 
 
 def test_timm(timm: None, tmp_path: Path) -> None:
