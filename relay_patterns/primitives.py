@@ -58,12 +58,32 @@ def layer_norm(graph: Graph, var: relax.Var) -> Iterator[tuple[relax.Var, Readin
     attrs, rank = call.attrs, len(extents(var))
     if [int(axis) % rank for axis in attrs.axes] != [rank - 1] or not (attrs.center and attrs.scale):
         return
-    gain, offset, how = array(call.args[1]), array(call.args[2]), {"eps": float(attrs.epsilon)}
-    for chain in chains(graph, var, len(gain), axis=-1, folds=("scale", "bias")):
+    yield from _normalised(graph, var, call, "layer_norm", {"eps": float(attrs.epsilon)}, axis=-1, layout="")
+
+
+def _normalised(
+    graph: Graph, var: relax.Var, call: relax.Call, op: str, how: dict[str, Any], axis: int, layout: str
+) -> Iterator[tuple[relax.Var, Reading]]:
+    """A norm with its gain and its offset, and what follows it: a scale and a bias are taken into these."""
+    gain, offset = map(array, call.args[1:])
+    for chain in chains(graph, var, len(gain), axis=axis, folds=("scale", "bias")):
         own = {"g": gain * chain.factor, "b": offset * chain.factor + chain.shift}
         named = {"bias" if name == "b" else name: each for name, each in chain.weights.items()}  # `b` is the norm's own
         chain = replace(chain, weights=named)
-        yield chain.result, _with(chain, "layer_norm", call.args[0], own, extents(var), how, layout="")
+        yield chain.result, _with(chain, op, call.args[0], own, extents(var), how, layout=layout)
+
+
+def group_norm(graph: Graph, var: relax.Var) -> Iterator[tuple[relax.Var, Reading]]:
+    """Over the positions of an image and groups of its channels, with a gain and an offset by channel."""
+    call = _of(graph, var, "relax.nn.group_norm")
+    if call is None or not all(map(_constant, call.args[1:])) or not isinstance(call.args[0], relax.Var):
+        return
+    attrs, rank = call.attrs, len(extents(var))
+    axes = sorted(int(axis) % rank for axis in attrs.axes)
+    if rank != 4 or int(attrs.channel_axis) != 1 or axes != [2, 3] or not (attrs.center and attrs.scale):
+        return
+    how = {"eps": float(attrs.epsilon), "groups": int(attrs.num_groups)}
+    yield from _normalised(graph, var, call, "group_norm", how, axis=1, layout="NCHW")
 
 
 def softmax(graph: Graph, var: relax.Var) -> Iterator[tuple[relax.Var, Reading]]:
@@ -123,7 +143,7 @@ def mean(graph: Graph, var: relax.Var) -> Iterator[tuple[relax.Var, Reading]]:
 # Readings of one primitive, the one that does most first.
 PRIMITIVES: tuple[Callable[[Graph, relax.Var], Iterator[tuple[relax.Var, Reading]]], ...] = (
     *(attention, conv, linear),
-    *(layer_norm, softmax, pool, mean),
+    *(layer_norm, group_norm, softmax, pool, mean),
 )
 
 

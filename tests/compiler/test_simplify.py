@@ -248,7 +248,7 @@ BETWEEN: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "parts": parts,
     "slices": lambda x: nn.functional.pad(x[:, :, 1:-1:2, 2:], (1, 2, 3, 0), value=0.5),
     "softmax": lambda x: x.softmax(1) + x.sin(),
-    "group norm": lambda x: nn.functional.group_norm(x.sin(), 4),
+    "group norm": lambda x: nn.functional.group_norm(x.sin().unsqueeze(2), 4).squeeze(2),
     "layer norm": lambda x: nn.functional.layer_norm(x.permute(0, 2, 3, 1), (8,)).permute(0, 3, 1, 2),
     "resize": lambda x: nn.functional.interpolate(x.sin(), scale_factor=2, mode="bilinear"),
     "pooling": lambda x: nn.functional.adaptive_avg_pool2d(x.sin(), (3, 3)),

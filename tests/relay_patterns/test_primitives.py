@@ -258,6 +258,17 @@ class Whole(nn.Module):
         return self.behind(torch.tanh(self.stem(x)))
 
 
+class Groups(nn.Module):
+    """Group norm, LayerScale, and what came in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.scale = nn.GroupNorm(2, C), nn.Parameter(torch.randn(C, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x + self.scale * self.norm(x))
+
+
 class Windowed(nn.Module):
     """Windows of a picture as a batch; two masks of constants: one by head, one by window."""
 
@@ -292,6 +303,7 @@ EXPECTED = {
         [STEM, "layer_norm", "linear bias", "attention", "linear bias add residual"],
     ),
     "windowed": (Windowed(), [STEM, "attention"]),
+    "groups": (Groups(), [STEM, "group_norm add residual relu"]),
     "two ways": (TwoWays(), [STEM, "conv bias", "conv bias add residual tanh"]),
     "uneven": (Uneven(), [STEM, "conv", "depthwise bias sigmoid"]),
     "pooled": (Pooled(), [STEM, "pool", "pool", "head", "softmax"]),

@@ -13,6 +13,7 @@ from schedules.cpu.generator import Arrays, Generator, lowered
 from schedules.cpu.primitives.attention import Attention, AttentionShape
 from schedules.cpu.primitives.conv import Conv, ConvShape
 from schedules.cpu.primitives.depthwise import Depthwise, DepthwiseShape
+from schedules.cpu.primitives.group_norm import GroupNorm, GroupNormShape
 from schedules.cpu.primitives.linear import Linear, LinearShape
 from schedules.cpu.primitives.norm import LayerNorm, LayerNormShape
 from schedules.cpu.primitives.pool import Mean, MeanShape, Pool, PoolShape
@@ -333,6 +334,24 @@ def test_layer_norm(call: Call, shape: LayerNormShape, threads: int, unit: str) 
     agree(*computed(call, LayerNorm(), shape, *layer_norm(shape), UNITS[unit], threads))
 
 
+@pytest.mark.parametrize("unit", UNITS)
+@pytest.mark.parametrize(
+    ("shape", "threads"),
+    [
+        (GroupNormShape(2, 5, 6, 48, 1), 2),
+        (GroupNormShape(1, 7, 3, 36, 4, 1e-3), 4),
+        (GroupNormShape(3, 1, 2, 5, 5), 1),
+        (GroupNormShape(1, 3, 4, 300, 3), 2),  # more channels than sums fit into registers
+    ],
+)
+def test_group_norm(call: Call, shape: GroupNormShape, threads: int, unit: str) -> None:
+    inputs = {"x": normal(*shape.whole) + 40}  # squares would cancel
+    weights = {"g": 1 + normal(shape.c), "b": normal(shape.c, seed=1)}
+    if unit == "half":
+        inputs = {"x": normal(*shape.whole)}
+    agree(*computed(call, GroupNorm(), shape, inputs, weights, UNITS[unit], threads))
+
+
 def test_a_row_with_a_large_mean(call: Call, here: Isa) -> None:
     shape = LayerNormShape((9,), 45)
     inputs, weights = layer_norm(shape)
@@ -483,7 +502,7 @@ GATED = Epilogue(("bias", "multiply gate", "relu", "add other"))
 def whole_spec(
     op: str, inputs: Arrays, weights: Arrays, result: tuple[int, ...], attrs: dict[str, Any], epilogue: Epilogue
 ) -> KernelSpec:
-    layout = "NHWC" if op in ("pool", "mean", "conv", "depthwise") else ""
+    layout = "NHWC" if op in ("pool", "mean", "conv", "depthwise", "group_norm") else ""
     tensors = [Tensor(name, each.shape, layout=layout if each.ndim == 4 else "") for name, each in inputs.items()]
     out = Tensor("out", result, layout=layout if len(result) == 4 else "")
     named = [Tensor(name, each.shape) for name, each in weights.items()]
@@ -491,13 +510,17 @@ def whole_spec(
 
 
 @pytest.mark.parametrize("unit", WHOLE)
-@pytest.mark.parametrize("op", ["attention", "layer_norm", "softmax", "pool", "mean"])
+@pytest.mark.parametrize("op", ["attention", "layer_norm", "group_norm", "softmax", "pool", "mean"])
 def test_whole_epilogue(call: Call, op: str, unit: str) -> None:
     epilogue, rows = WHOLE[unit], {"x": normal(2, 7, 21)}
     heads = AttentionShape(2, 9, 21, 2, 20, 12, 0.3, epilogue=epilogue)
     family, shape, inputs, result, attrs = {
         "attention": (Attention(), heads, attention(heads), heads.result, {"scale": 0.3}),
         "layer_norm": (LayerNorm(), LayerNormShape((2, 7), 21, 1e-5, epilogue), rows, (2, 7, 21), {"eps": 1e-5}),
+        "group_norm": (
+            *(GroupNorm(), GroupNormShape(2, 3, 4, 21, 3, 1e-5, epilogue)),
+            *({"x": normal(2, 3, 4, 21)}, (2, 3, 4, 21), {"eps": 1e-5, "groups": 3}),
+        ),
         "softmax": (Softmax(), SoftmaxShape((2, 7), 21, epilogue), rows, (2, 7, 21), {}),
         "pool": (
             *(Pool(), PoolShape(2, 3, 4, 21, **WINDOW, epilogue=epilogue)),
@@ -506,7 +529,7 @@ def test_whole_epilogue(call: Call, op: str, unit: str) -> None:
         "mean": (Mean(), MeanShape(2, 3, 4, 21, epilogue), {"x": normal(2, 3, 4, 21)}, (2, 21), {}),
     }[op]
     weights = by_channel(epilogue, result[-1])
-    if op == "layer_norm":  # whose own bias is `b`
+    if op.endswith("norm"):  # whose own bias is `b`
         weights = {"g": 1 + normal(21), "b": normal(21, seed=1), "s": weights["s"], "bias": weights["b"]}
     inputs = {**inputs, **operands(epilogue, result)}
     agree(*computed(call, family, shape, inputs, weights, UNITS[unit], 2))

@@ -128,7 +128,7 @@ class _Kernel:
 
     def constants(self, weights: dict[str, np.ndarray]) -> list[np.ndarray]:
         own = [np.asarray(weights[name], np.float32) for name in "gb"]
-        return [*own, *operands.constants(self.shape.epilogue, _of_epilogue(weights))]
+        return [*own, *operands.constants(self.shape.epilogue, of_epilogue(weights))]
 
     def function(self) -> tirx.PrimFunc:
         b, c = self.b, self.shape.c
@@ -150,7 +150,7 @@ class _Kernel:
         return b.function("layer_norm")
 
 
-def _of_epilogue(arrays: Arrays) -> dict[str, np.ndarray]:
+def of_epilogue(arrays: Arrays) -> dict[str, np.ndarray]:
     """The arrays by the names that they have in an epilogue."""
     return {**arrays, "b": arrays[BIAS]} if BIAS in arrays else dict(arrays)
 
@@ -185,4 +185,4 @@ class LayerNorm(Generator):
         centred = x - x.mean(-1, keepdims=True)
         deviation = np.sqrt((centred**2).mean(-1, keepdims=True) + problem.eps)
         normal = centred / deviation * arrays["g"] + arrays["b"]
-        return activations.reference(problem.epilogue.steps, normal, _of_epilogue(arrays))
+        return activations.reference(problem.epilogue.steps, normal, of_epilogue(arrays))
