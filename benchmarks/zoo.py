@@ -25,8 +25,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from command_line import parsed
+from command_line import RESULTS, parsed
 from rows import lined, say
+
+from saevit_tvm.models import TESTED
 
 HERE = Path(__file__).parent
 MODELS = (
@@ -81,6 +83,8 @@ def main() -> int:
         say(f"    {json.dumps({name: value for name, value in rows[-1].items() if name != 'speed'})}")
         _write(file, json.dumps(rows, indent=1) + "\n")
         _write(options.out / "zoo.md", table(rows))
+        if options.out == RESULTS:
+            _write(TESTED, json.dumps(tested(rows), indent=1) + "\n")
     print(table(rows), end="")
     return 1 if any("error" in row for row in rows) else 0
 
@@ -225,6 +229,12 @@ def _cells(row: Row) -> list[str]:
     error = row["max_rel_error"]
     deviation = "not run here" if error is None else f"{error:.1e}"
     return [*head, row["input"], deviation, str(row["kernels"]), str(row["rules"]), f"{row['seconds']:.0f}"]
+
+
+def tested(rows: list[Row]) -> list[Row]:
+    """What `saevit-tvm models` lists: a model that was built for this CPU and is within the tolerance."""
+    plain = [row for row in rows if row["variant"] == "plain" and row.get("proof") == "host"]
+    return [{key: row[key] for key in ("model", "input", "max_rel_error")} for row in plain]
 
 
 def _speed(row: Row, threads: int, name: str) -> str:

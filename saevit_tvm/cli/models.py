@@ -29,4 +29,6 @@ def command(as_json: bool) -> None:
             for model in listing["models"]
         ],
     )
+    names = ", ".join(each["model"] for each in listing["tested"])
+    console.line(f"Others that were built and compared with PyTorch: {names}.")
     console.line("Also: timm:NAME, a torch.export file (.pt2), or an ONNX file (.onnx).")

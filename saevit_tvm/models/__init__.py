@@ -1,10 +1,11 @@
-"""The PyTorch side: SAEViT and its variants (`saevit`), weights (`weights`), any other model (`sources`).
+"""The PyTorch side: SAEViT and its variants (`saevit`), weights (`weights`), any other model (`opening`).
 
 PyTorch is imported only when a model is really made.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saevit_tvm.support.errors import unknown
@@ -13,6 +14,10 @@ if TYPE_CHECKING:
     from torch import nn
 
     from saevit_tvm.models.saevit import SAEViT
+
+
+# Other people's models that were built for a CPU and compared with PyTorch: benchmarks/zoo.py writes it.
+TESTED = Path(__file__).with_name("tested.json")
 
 
 def names() -> list[str]:

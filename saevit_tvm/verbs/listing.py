@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 
 def models() -> dict[str, Any]:
-    """Every registered model with its size."""
-    from saevit_tvm.models import describe, names
+    """Every registered model with its size, and the models of others that a table says were built and compared."""
+    from saevit_tvm.models import TESTED, describe, names
 
-    return {"models": [{"name": name} | describe(name) for name in names()]}
+    return {
+        "models": [{"name": name} | describe(name) for name in names()],
+        "tested": json.loads(TESTED.read_text()),
+    }
 
 
 def targets() -> dict[str, Any]:

@@ -78,6 +78,7 @@ def test_models_and_targets_for_people(cli):
         "saevit_xs",
         "saevit_s",
     ]
+    assert "timm:resnet18" in cli("models").stdout
     table = cli("targets").stdout
     assert "native" in table and "x86-64-v3" in table and "x86-64-v4" in table
 

@@ -161,6 +161,13 @@ def _convolution(call: relax.Call) -> Branch | None:
         return None
     if (attrs.data_layout, attrs.kernel_layout) != ("NCHW", "OIHW"):
         return None
-    strides, padding, dilation = (tuple(map(int, each)) for each in (attrs.strides, attrs.padding, attrs.dilation))
-    how = {"strides": strides, "padding": padding, "dilation": dilation, "groups": int(attrs.groups)}
-    return Branch(x, np.zeros(shape[1]), weight=array(weight), **how)
+    (down, across), (dilated, wide) = (map(int, each) for each in (attrs.strides, attrs.dilation))
+    return Branch(
+        x,
+        np.zeros(shape[1]),
+        weight=array(weight),
+        strides=(down, across),
+        padding=tuple(map(int, attrs.padding)),
+        dilation=(dilated, wide),
+        groups=int(attrs.groups),
+    )
