@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+import tvm
 from torch import Tensor, nn
 from tvm import relax
 
@@ -115,6 +116,21 @@ def test_a_wrong_node_of_onnx_is_named(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("SAEVIT_TVM_CACHE", str(tmp_path / "cache"))
     with pytest.raises(ParityError, match=r"'Tanh' computes something else \(node 'second'\)"):
         import_model(open_model(str(tmp_path / "net.onnx")))
+
+
+def test_loops_that_the_importer_writes_itself_are_computed_too(tmp_path: Path) -> None:
+    """TVM has no operator of its graph for such a Pad, and makes loops at once."""
+    helper, float32 = onnx.helper, onnx.TensorProto.FLOAT
+    pads = helper.make_tensor("pads", onnx.TensorProto.INT64, [8], [0, 0, 1, 2, 0, 0, 0, 1])
+    nodes = [helper.make_node("Pad", ["x", "pads"], ["y"], mode="constant"), helper.make_node("Tanh", ["y"], ["z"])]
+    values = [
+        helper.make_tensor_value_info(name, float32, shape)
+        for name, shape in (("x", [1, 3, 8, 8]), ("z", [1, 3, 9, 11]))
+    ]
+    graph = helper.make_graph(nodes, "g", values[:1], values[1:], [pads])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), tmp_path / "n.onnx")
+    mod = import_model(open_model(str(tmp_path / "n.onnx")))
+    assert any(isinstance(func, tvm.tirx.PrimFunc) for func in mod.functions.values())
 
 
 def test_an_onnx_file_is_simplified_first(tmp_path: Path) -> None:

@@ -29,26 +29,26 @@ def evaluate(mod: tvm.IRModule, inputs: Sequence[np.ndarray]) -> list[np.ndarray
     for result in relax.analysis.free_vars(func.body.body):
         last[result] = len(bindings)
     values: Values = {}
-    for at, (var, value) in enumerate(_steps(func, inputs, values)):
+    for at, (var, value) in enumerate(_steps(mod, inputs, values)):
         values[var] = value
         for each in [each for each in values if last.get(each, at) <= at]:
             del values[each]
-    found = _value(func.body.body, values, {})
+    found = _value(func.body.body, values, _Compiled(mod))
     return [each.numpy() for each in (found if isinstance(found, tuple) else (found,))]
 
 
 def variables(mod: tvm.IRModule, inputs: Sequence[np.ndarray]) -> dict[str, Any]:
     """The value of every variable of `main`: a tensor, or a tuple of tensors."""
     values: Values = {}
-    for var, value in _steps(mod["main"], inputs, values):
+    for var, value in _steps(mod, inputs, values):
         values[var] = value
     return {var.name: value for var, value in values.items()}
 
 
-def _steps(func: relax.Function, inputs: Sequence[np.ndarray], values: Values) -> Iterator[tuple[relax.Var, Any]]:
+def _steps(mod: tvm.IRModule, inputs: Sequence[np.ndarray], values: Values) -> Iterator[tuple[relax.Var, Any]]:
     """One value after the other, computed from those that the caller has kept."""
+    func, compiled = mod["main"], _Compiled(mod)
     values |= {var: torch.from_numpy(np.ascontiguousarray(x)) for var, x in zip(func.params, inputs, strict=True)}
-    compiled: dict[Any, Any] = {}
     for block in func.body.blocks:
         for binding in block.bindings:
             with torch.no_grad():
@@ -56,7 +56,7 @@ def _steps(func: relax.Function, inputs: Sequence[np.ndarray], values: Values) -
             yield binding.var, value
 
 
-def _value(expr: Any, values: Values, compiled: dict[Any, Any]) -> Any:
+def _value(expr: Any, values: Values, compiled: _Compiled) -> Any:
     if isinstance(expr, relax.Var):
         return values[expr]
     if isinstance(expr, tvm.ir.GenericConst):
@@ -78,7 +78,15 @@ def _value(expr: Any, values: Values, compiled: dict[Any, Any]) -> Any:
 # By TVM ----------------------------------------------------------------------
 
 
-def _by_tvm(call: relax.Call, args: list[Any], compiled: dict[Any, Any]) -> Any:
+class _Compiled(dict[Any, Any]):
+    """Operators that TVM has compiled; loops that an importer has written itself are functions of the module."""
+
+    def __init__(self, mod: tvm.IRModule) -> None:
+        super().__init__()
+        self.mod = mod
+
+
+def _by_tvm(call: relax.Call, args: list[Any], compiled: _Compiled) -> Any:
     """One operator, compiled for this CPU as TVM lowers it."""
     tensors = [at for at, each in enumerate(args) if _is_data(each)]
     flat = [each for at in tensors for each in (args[at] if isinstance(args[at], tuple) else (args[at],))]
@@ -89,7 +97,7 @@ def _by_tvm(call: relax.Call, args: list[Any], compiled: dict[Any, Any]) -> Any:
         str([args[at] for at in range(len(args)) if at not in tensors]),
     )
     if key not in compiled:
-        compiled[key] = _compiled(call, args, tensors)
+        compiled[key] = _compiled(call, args, tensors, compiled.mod)
     found = compiled[key](*[tvm.runtime.tensor(each.contiguous().numpy()) for each in flat])
     return _torch(found)
 
@@ -104,7 +112,7 @@ def _torch(found: Any) -> Any:
     return tuple(_torch(each) for each in found)
 
 
-def _compiled(call: relax.Call, args: list[Any], tensors: list[int]) -> Any:
+def _compiled(call: relax.Call, args: list[Any], tensors: list[int], mod: tvm.IRModule) -> Any:
     from saevit_tvm.compiler.legalize import OPERATORS
 
     def variable(value: Tensor) -> relax.Var:
@@ -116,14 +124,15 @@ def _compiled(call: relax.Call, args: list[Any], tensors: list[int]) -> Any:
         fresh = [variable(each) for each in (args[at] if isinstance(args[at], tuple) else (args[at],))]
         given[at] = relax.Tuple(fresh) if isinstance(args[at], tuple) else fresh[0]
         params += fresh
-    builder = relax.BlockBuilder()
+    loops = {each: mod[each] for each in given if isinstance(each, tvm.ir.GlobalVar)}
+    builder = relax.BlockBuilder(tvm.IRModule(loops))
     with builder.function("main", params):
         with builder.dataflow():
             value = builder.emit_output(builder.emit(relax.Call(call.op, given, call.attrs, call.ty_args)))
         builder.emit_func_output(value)
-    mod = relax.transform.LegalizeOps(OPERATORS)(relax.transform.DecomposeOpsForInference()(builder.get()))
+    alone = relax.transform.LegalizeOps(OPERATORS)(relax.transform.DecomposeOpsForInference()(builder.get()))
     with tvm.transform.PassContext(opt_level=1):
-        return relax.VirtualMachine(relax.build(mod, tvm.target.Target(targets.native().tvm)), tvm.cpu())["main"]
+        return relax.VirtualMachine(relax.build(alone, tvm.target.Target(targets.native().tvm)), tvm.cpu())["main"]
 
 
 # By PyTorch ------------------------------------------------------------------
