@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import tvm
+import tvm_ffi
 from tvm import relax
 
 from saevit_tvm.compiler.passes.rewriting import array, constant, shape_of
@@ -63,11 +64,9 @@ class _Rewriter(relax.PyExprMutator):
             return item
         if item.tuple_value not in self._splits:
             axis = found.axes[int(split.attrs.axis) % len(found.axes)]
-            indices = split.attrs.indices_or_sections
-            indices = (
-                int(indices) if isinstance(indices, int) or hasattr(indices, "value") else [int(i) for i in indices]
-            )
-            self._splits[item.tuple_value] = self.builder_.emit(relax.op.split(found.data, indices, axis))
+            cuts = split.attrs.indices_or_sections
+            cuts = [int(cut) for cut in cuts] if isinstance(cuts, tvm_ffi.Array) else int(cuts)
+            self._splits[item.tuple_value] = self.builder_.emit(relax.op.split(found.data, cuts, axis))
         part = self.builder_.emit(relax.TupleGetItem(self._splits[item.tuple_value], item.index))
         return relax.op.permute_dims(part, found.axes)
 
