@@ -401,7 +401,7 @@ def test_what_is_left_to_the_rules_of_a_gpu_moves_numbers(tmp_path: Path) -> Non
     ("target", "dtype", "names", "rules"),
     [
         ("native", "float32", EXPECTED, 22),
-        ("generic-opencl", "float32", EXPECTED, 19),
+        ("generic-opencl", "float32", EXPECTED, 24),
         ("generic-opencl", "float16", TOKENS, 6),
         ("cuda-sm_90", "float16", TOKENS, 6),
     ],
