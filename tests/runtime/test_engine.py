@@ -338,7 +338,11 @@ def test_default_threads(sample: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_each_engine_has_its_own_number_of_threads(sample: Any) -> None:
-    gc.collect()  # the engines of other tests, whose threads might end in between
+    gc.collect()  # the engines of other tests, whose threads take their time to end
+    before = -1
+    while before != tasks():
+        before = tasks()
+        time.sleep(0.5)
     engines, counts = [], []
     for threads in (1, 2, 5):
         before = tasks()

@@ -128,7 +128,10 @@ DOCUMENTS: dict[str, dict[str, Any]] = {
     },
     "tune": {"trials": 8, "valid": 7, "failed": 1, "best_ms": 0.5, "seconds": 3.2},
     "build": {"artifact": "out/x.so", "manifest": "out/x.json"},
-    "models": {"models": [{"name": "saevit_xs", "params": 6_100_000, "gmacs": 0.78}]},
+    "models": {
+        "models": [{"name": "saevit_xs", "params": 6_100_000, "gmacs": 0.78}],
+        "tested": [{"model": "timm:resnet18", "input": "1x3x224x224", "max_rel_error": 2e-6}],
+    },
     "targets": {"targets": [{"name": "native", "summary": "this machine", "arch": "x86_64"}]},
     "doctor": {"checks": [{"name": "tvm", "ok": True, "detail": "0.27.0"}]},
     "sdk": {
