@@ -170,7 +170,7 @@ class BinaryAttention(nn.Module):
         signs = torch.sign(given)
         parts = [part(signs) + edge for part, edge in zip((self.q, self.k, self.v), self.edges, strict=True)]
         q, k, v = (split(torch.sign(each)) for each in parts)
-        level = 0.01 * torch.sigmoid(self.level)
+        level = 0.05 * torch.sigmoid(self.level)
         share = shares(q, k) / level
         mixed = joined(level * (torch.round(share.clamp(0, 1)) @ v))
         answer = self.out(torch.sign(mixed - 0.02 * self.shift)) + tokens(x)
