@@ -379,6 +379,7 @@ class All(nn.Module):
         return tuple(each for result in results for each in (result if isinstance(result, tuple) else (result,)))
 
 
+MOVING = ("windowed", "groups")  # windows that are moved, and a norm that has no kernel of ours on GPUs
 TOKENS = ("masked attention", "pooled")  # with all kinds of primitives but depthwise convolutions
 
 
@@ -401,11 +402,12 @@ def test_what_is_left_to_the_rules_of_a_gpu_moves_numbers(tmp_path: Path) -> Non
     ("target", "dtype", "names", "rules"),
     [
         ("native", "float32", EXPECTED, 22),
-        ("generic-opencl", "float32", EXPECTED, 24),
+        ("generic-opencl", "float32", [name for name in EXPECTED if name not in MOVING], 19),
+        ("generic-opencl", "float32", MOVING, 6),
         ("generic-opencl", "float16", TOKENS, 6),
         ("cuda-sm_90", "float16", TOKENS, 6),
     ],
-    ids=["native", "opencl", "opencl half", "cuda half"],
+    ids=["native", "opencl", "opencl moving", "opencl half", "cuda half"],
 )
 def test_they_are_computed_rightly(target: str, dtype: str, names: Iterable[str], rules: int, tmp_path: Path) -> None:
     """A build compares the artifact with PyTorch. At most so many kernels are left to the rules, which move numbers."""
