@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -72,13 +73,14 @@ class Generator(ABC):
 
     def generate(self, spec: KernelSpec, isa: Isa, tiling: Any | None = None, threads: int = 1) -> tirx.PrimFunc:
         """The loops."""
-        return self._tiled(spec, isa, tiling, threads).function()
+        return _generated(self, spec, isa, tiling, threads)
 
     def lower(
         self, spec: KernelSpec, weights: Arrays, isa: Isa, tiling: Any | None = None, threads: int = 1
     ) -> tuple[tirx.PrimFunc, list[np.ndarray]]:
         """The loops, and the weights packed as they read them."""
-        return lowered(self._tiled(spec, isa, tiling, threads), weights, len(spec.inputs))
+        func = self.generate(spec, isa, tiling, threads)
+        return lowered(self.tiled(spec, isa, tiling, threads), weights, len(spec.inputs), func)
 
     def bytes(self, spec: KernelSpec) -> int:
         """What has to be read and written at least."""
@@ -91,14 +93,22 @@ class Generator(ABC):
         unit = isa.storing(spec.out.dtype)
         return unit.wide() if self.WIDE else unit
 
-    def _tiled(self, spec: KernelSpec, isa: Isa, tiling: Any | None, threads: int) -> Loops:
+    def tiled(self, spec: KernelSpec, isa: Isa, tiling: Any | None, threads: int) -> Loops:
         problem, unit = self.problem(spec), self.unit(spec, isa)
         return self.loops(problem, unit, tiling or self.default_for(problem, unit, threads), threads)
 
 
-def lowered(loops: Loops, weights: Arrays, inputs: int = 1) -> tuple[tirx.PrimFunc, list[np.ndarray]]:
-    """A kernel and its packed weights, in the types that it reads them in, rounded once."""
-    func = loops.function()
+@lru_cache(256)
+def _generated(made_by: Generator, spec: KernelSpec, isa: Isa, tiling: Any | None, threads: int) -> tirx.PrimFunc:
+    """A model calls many kernels of one spec, which differ in their weights alone."""
+    return made_by.tiled(spec, isa, tiling, threads).function()
+
+
+def lowered(
+    loops: Loops, weights: Arrays, inputs: int = 1, func: tirx.PrimFunc | None = None
+) -> tuple[tirx.PrimFunc, list[np.ndarray]]:
+    """A kernel, made here if it is not given, and its weights, in the types that it reads them in, rounded once."""
+    func = func or loops.function()
     packed = loops.constants(dict(weights))
     params = func.params[inputs : inputs + len(packed)]
     return func, [np.asarray(value, str(param.dtype)) for value, param in zip(packed, params, strict=True)]
