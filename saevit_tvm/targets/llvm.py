@@ -76,6 +76,13 @@ def hidden_features(description: dict[str, Any], here: set[str]) -> list[str]:
     return hidden
 
 
+def splits_vectors(description: dict[str, Any]) -> bool:
+    """Whether LLVM makes two of each vector of 512 bits for this CPU."""
+    from tvm.target import Target, codegen
+
+    return {"avx512f", "prefer-256-bit"} <= set(map(str, codegen.llvm_get_cpu_features(Target(description))))
+
+
 def _assumed(description: dict[str, Any]) -> set[str]:
     from tvm.target import Target, codegen
 

@@ -16,7 +16,8 @@ from saevit_tvm.support import cpu
 from saevit_tvm.support.errors import UsageError
 from saevit_tvm.targets import base, llvm
 from saevit_tvm.targets.arm import ARM_TARGETS
-from saevit_tvm.targets.x86 import X86_TARGETS
+from saevit_tvm.targets.x86 import WHOLE_VECTORS, X86_TARGETS
+from schedules.machines.cpus import isa_of
 
 x86_only = pytest.mark.skipif(platform.machine() != "x86_64", reason="LLVM's names of this architecture")
 
@@ -56,6 +57,18 @@ def test_native_assumes_nothing_that_the_kernel_hides() -> None:
         hidden = llvm.hidden_features(zen4, here)
         assert set(llvm.code_features({**zen4, "mattr": [f"-{name}" for name in hidden]})) == here
     assert hidden == ["avx512f", "gfni", "sse4a"]
+
+
+@x86_only
+@pytest.mark.parametrize("cpu", ["skylake-avx512", "icelake-server", "emeraldrapids", "znver4", "x86-64-v3"])
+def test_vectors_of_512_bits_are_not_split(cpu: str) -> None:
+    """LLVM would make two of each for Intel's cores, at half the speed."""
+    description: dict[str, Any] = {"kind": "llvm", "mtriple": "x86_64-linux-gnu", "mcpu": cpu}
+    intel = "lake" in cpu or "rapids" in cpu
+    assert llvm.splits_vectors(description) == intel
+    assert isa_of({**description, "mattr": [WHOLE_VECTORS]}).lanes == (8 if cpu == "x86-64-v3" else 16)
+    for target in (targets.native(), *X86_TARGETS):
+        assert not llvm.splits_vectors(target.tvm)
 
 
 @x86_only
