@@ -59,6 +59,11 @@ class Builder:
         value = cast(value, str(buffer.dtype))
         self._emit(tirx.BufferStore(buffer, value, [_span(index, lanes_of(value))]))
 
+    def prefetch(self, buffer: Buffer, index: Expr) -> None:
+        """Ask the memory for what will be read soon. It may lie beyond the buffer."""
+        place = tirx.address_of(tirx.BufferLoad(buffer, [integer(index)]))
+        self._emit(tirx.Evaluate(tirx.call_intrin("", "tirx.prefetch", place, 0, 2, 1)))
+
     def splat(self, value: Expr, lanes: int) -> Expr:
         """One number in every lane."""
         return splat(value, lanes, self.dtype)

@@ -22,6 +22,11 @@ from schedules.machines.cpus import Isa
 
 PART = 64  # steps of the depth whose sum may stay in float16: its error grows as their square root
 
+LINE = 64  # bytes that a CPU reads from memory at once
+FEW = 16  # passes over a panel, of which the first one waits for the memory
+
+# ahead(k): what is done besides at a place in the depth.
+Ahead = Callable[[Expr], None]
 # finish(row, column, value): value holds one or more neighbouring columns of the result, in the builder's type.
 Finish = Callable[[Expr, Expr, Expr], None]
 
@@ -101,20 +106,23 @@ def gemm(
     columns: int,
     finish: Finish,
     some: tuple[Expr, Expr] | None = None,
+    most: int = 0,
 ) -> None:
     """All rows (at least `tile.rows` of them) times all columns, or times the panels first .. first + count.
 
     The last tile is moved up to end where the rows end, so that some results are computed twice: `finish` must not
-    accumulate into what it stores to.
+    accumulate into what it stores to. With `most` rows at the most, each panel is fetched while the one before it is
+    multiplied: with few rows the CPU would else wait for the memory in every panel's first tile.
     """
     width = tile.vectors * isa.lanes
+    passes = -(-most // tile.rows)
     full = columns // width
     rest = columns - full * width
     first, count = some or (0, full + (rest > 0))
     within = count if not rest else minimum(count, full - first)
     if full:
         with b.loop("panel", within) as panel:
-            _panel(b, isa, tile, a, weight, rows, first + panel, width, finish)
+            _panel(b, isa, tile, a, weight, rows, first + panel, width, finish, passes=passes)
     if rest:
         narrow = Tile(tile.rows, -(-rest // isa.lanes), tile.unroll)
         if some is None:
@@ -135,6 +143,7 @@ def _panel(
     columns: int,
     finish: Finish,
     pitch: int | None = None,
+    passes: int = 0,
 ) -> None:
     """All rows times one panel, of which `columns` columns are wanted."""
     pitch = pitch or tile.vectors * isa.lanes
@@ -143,7 +152,25 @@ def _panel(
     base = b.compute_once("base", column * depth)
     with b.loop("tile", (rows + tile.rows - 1) // tile.rows) as index:
         row = b.compute_once("row", minimum(index * tile.rows, rows - tile.rows))
-        _tile(b, isa, tile, a, weight, row, base, pitch, column, columns, finish)
+        ahead = _fetched(b, tile, weight, base + depth * pitch, depth, pitch, index, passes)
+        _tile(b, isa, tile, a, weight, row, base, pitch, column, columns, finish, ahead)
+
+
+def _fetched(
+    b: Builder, tile: Tile, weight: Buffer, start: Expr, depth: int, pitch: int, index: Expr, passes: int
+) -> Ahead | None:
+    """Fetches `depth` rows of weights from `start` on, in so many passes over the depth; this is number `index`."""
+    line = LINE // np.dtype(str(weight.dtype)).itemsize
+    if not 0 < passes <= FEW or depth * pitch < FEW * line or line % tile.unroll:
+        return None
+    lines = -(-tile.unroll * pitch // (line * passes))  # a turn
+
+    def ahead(k: Expr) -> None:
+        place = start + (index * depth + k) * (lines * line // tile.unroll)
+        for i in range(lines):
+            b.prefetch(weight, place + i * line)
+
+    return ahead
 
 
 def _tile(
@@ -158,6 +185,7 @@ def _tile(
     column: Expr,
     columns: int,
     finish: Finish,
+    ahead: Ahead | None = None,
 ) -> None:
     lanes = isa.lanes
     sums = _cleared(b, tile, lanes, "sum", isa.dtype)
@@ -179,7 +207,7 @@ def _tile(
     totals = sums
     group = isa.lanes if isa.by_lane and a.depth[-1][1] == 1 else 1
     if isa.dtype == "float32" or int(np.prod([extent for extent, _ in a.depth])) <= PART:
-        _reduce(b, a.depth, tile.unroll, group, 0, 0, steps)
+        _reduce(b, a.depth, tile.unroll, group, 0, 0, steps, ahead)
     else:
         totals = _cleared(b, tile, lanes, "total", "float32")
 
@@ -238,18 +266,24 @@ def _reduce(
     offset: Expr,
     k: Expr,
     steps: Callable[[Expr, Expr, int], None],
+    ahead: Ahead | None = None,
 ) -> None:
-    """Call `steps` for all of the depth, at most `group` points at once, the innermost loop unrolled."""
+    """Call `steps` for all of the depth, at most `group` points at once, the innermost loop unrolled.
+
+    And `ahead` with the place in the depth at every turn of it.
+    """
     (extent, stride), *inner = depth
     if inner:
         below = int(np.prod([size for size, _ in inner]))
         with b.loop("k", extent) as outer:
-            _reduce(b, tuple(inner), unroll, group, offset + outer * stride, k + outer * below, steps)
+            _reduce(b, tuple(inner), unroll, group, offset + outer * stride, k + outer * below, steps, ahead)
         return
     unroll = max(unroll, group)
     turns, rest = divmod(extent, unroll)
     if turns:
         with b.loop("k", turns) as turn:
+            if ahead:
+                ahead(k + turn * unroll)
             for i, count in pieces(unroll, group):
                 steps(offset + (turn * unroll + i) * stride, k + turn * unroll + i, count)
     for i, count in pieces(rest, group):

@@ -54,6 +54,12 @@ class ConvShape(Windows):
         return self.n, self.out_h, self.out_w, self.k
 
     @property
+    def in_place(self) -> bool:
+        """Whether a window is one pixel of the input as it lies there: nothing is to be copied."""
+        plain = self.kernel == self.strides == (1, 1) and not any(self.padding)
+        return plain and not self.channels_first
+
+    @property
     def flops(self) -> int:
         return 2 * self.n * self.out_h * self.out_w * self.k * self.depth
 
@@ -124,12 +130,17 @@ class _Kernel:
     def _band(self, image: Expr, first: Expr, last: Expr, some: tuple[Expr, Expr] | None) -> None:
         """Rows first .. last of the results of one image, `chunk` at a time."""
         shape, b, chunk = self.shape, self.b, self.tiling.chunk
-        patch = b.alloc("patch", ((chunk - 1) * shape.strides[0] + shape.span[0]) * shape.line)
+        lines = (chunk - 1) * shape.strides[0] + shape.span[0]
+        patch = None if shape.in_place else b.alloc("patch", lines * shape.line)
         with b.loop("chunk", (last - first + chunk - 1) // chunk) as index:
             low = b.compute_once("low", first + index * chunk)
             count = b.compute_once("count", minimum(chunk, last - low))
-            self._gathered(image, low, count, patch)
-            self._multiplied(image, low, count, patch, some)
+            if patch is None:
+                begin = b.compute_once("begin", (image * shape.h + low) * shape.line)
+                self._multiplied(image, low, count, self.x, begin, some)
+            else:
+                self._gathered(image, low, count, patch)
+                self._multiplied(image, low, count, patch, 0, some)
 
     def _gathered(self, image: Expr, low: Expr, count: Expr, patch: Buffer) -> None:
         """The input rows that `count` rows of results from `low` on see, with zeros all around."""
@@ -158,13 +169,18 @@ class _Kernel:
                 b.store(patch, start + at * shape.c + channel, b.load(self.x, place))
         return None
 
-    def _multiplied(self, image: Expr, low: Expr, count: Expr, patch: Buffer, some: tuple[Expr, Expr] | None) -> None:
+    def _multiplied(
+        self, image: Expr, low: Expr, count: Expr, seen: Buffer, begin: Expr, some: tuple[Expr, Expr] | None
+    ) -> None:
+        """`count` rows of results from `low` on, whose windows lie in seen[begin..]."""
         shape, b, (down, across) = self.shape, self.b, self.shape.strides
         position = b.compute_once("position", (image * shape.out_h + low) * shape.out_w)
 
         def start(row: Expr) -> Expr:
+            if shape.in_place:
+                return begin + row * shape.c
             y, x = row // shape.out_w * shape.line, row % shape.out_w * shape.c
-            return (y + x) * down if down == across else y * down + x * across
+            return begin + ((y + x) * down if down == across else y * down + x * across)
 
         def finish(row: Expr, column: Expr, value: Expr) -> None:
             place = (position + row) * shape.k + column
@@ -172,9 +188,10 @@ class _Kernel:
                 place = b.compute_once("place", place)
             b.store(self.out, place, self.ending.done(value, Spot(place, column, image)))
 
-        a = Rows(patch, start, self._depth())
+        a = Rows(seen, start, self._depth())
         rows = b.compute_once("rows", count * shape.out_w)
-        microkernel.gemm(b, self.isa, self.tile, a, self.weight, rows, shape.k, finish, some)
+        most = min(self.tiling.chunk, -(-shape.out_h // self.tiling.bands)) * shape.out_w
+        microkernel.gemm(b, self.isa, self.tile, a, self.weight, rows, shape.k, finish, some, most)
 
     def _depth(self) -> tuple[tuple[int, int], ...]:
         """The window of a result in the patch: runs of neighbours, or of pixels where dilation leaves some out."""
