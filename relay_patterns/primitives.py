@@ -50,6 +50,19 @@ def linear(graph: Graph, var: relax.Var) -> Iterator[tuple[relax.Var, Reading]]:
         yield chain.result, _with(chain, "linear", call.args[0], own, extents(var), {}, layout="")
 
 
+def matmul(graph: Graph, var: relax.Var) -> Iterator[tuple[relax.Var, Reading]]:
+    """A product for every item of a batch, where neither factor is a weight."""
+    call = _of(graph, var, "relax.matmul")
+    if call is None or not all(isinstance(factor, relax.Var) for factor in call.args):
+        return
+    left, right = map(extents, call.args)
+    if len(left) < 2 or left[:-2] != right[:-2]:
+        return
+    for chain in chains(graph, var, right[-1], axis=-1):
+        inputs = {"x": call.args[0], "y": call.args[1], **chain.operands}
+        yield chain.result, reading("matmul", inputs, chain.weights, extents(var), {}, chain.steps, layout="")
+
+
 def layer_norm(graph: Graph, var: relax.Var) -> Iterator[tuple[relax.Var, Reading]]:
     """Over the last axis, with a gain and an offset."""
     call = _of(graph, var, "relax.nn.layer_norm")
@@ -142,7 +155,7 @@ def mean(graph: Graph, var: relax.Var) -> Iterator[tuple[relax.Var, Reading]]:
 
 # Readings of one primitive, the one that does most first.
 PRIMITIVES: tuple[Callable[[Graph, relax.Var], Iterator[tuple[relax.Var, Reading]]], ...] = (
-    *(attention, conv, linear),
+    *(attention, conv, linear, matmul),
     *(layer_norm, group_norm, softmax, pool, mean),
 )
 

@@ -284,6 +284,15 @@ class Windowed(nn.Module):
         return scores.softmax(-1) @ torch.sin(heads)
 
 
+class Linearised(nn.Module):
+    """Attention without a softmax: keys times values first."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        heads = x.reshape(2, C // 2, 64).transpose(1, 2)
+        queries, keys = torch.relu(heads), torch.relu(-heads)
+        return queries @ (keys.transpose(1, 2) @ heads) + heads
+
+
 STEM = "conv bias tanh"
 EXPECTED = {
     "residual": (Residual(), [STEM, "conv bias relu", "conv bias add residual relu"]),
@@ -325,6 +334,7 @@ EXPECTED = {
     ),
     "active": (Active(), [STEM, *(f"conv {step}" for step in Active.STEPS)]),
     "batched": (Batched(), [STEM, "attention add residual"]),
+    "linearised": (Linearised(), [STEM, "matmul", "matmul add residual"]),
     "attended": (Attended(), [STEM, "attention scale sigmoid multiply residual"]),
 }
 

@@ -15,6 +15,7 @@ from schedules.cpu.primitives.conv import Conv, ConvShape
 from schedules.cpu.primitives.depthwise import Depthwise, DepthwiseShape
 from schedules.cpu.primitives.group_norm import GroupNorm, GroupNormShape
 from schedules.cpu.primitives.linear import Linear, LinearShape
+from schedules.cpu.primitives.matmul import Matmul, MatmulShape
 from schedules.cpu.primitives.norm import LayerNorm, LayerNormShape
 from schedules.cpu.primitives.pool import Mean, MeanShape, Pool, PoolShape
 from schedules.cpu.primitives.softmax import Softmax, SoftmaxShape
@@ -309,6 +310,38 @@ def test_what_attention_declines() -> None:
     assert not Attention().accepts(replace(spec, inputs=(q, replace(k, shape=(2, 21, 1, 20)), v)), AVX2)
     assert not Attention().accepts(replace(spec, inputs=(q, k, v, Tensor("mask", (2, 2, 9, 20)))), AVX2)
     assert not Attention().accepts(replace(spec, inputs=(replace(q, strides=(1, 1, 1, 1)), k, v)), AVX2)
+
+
+# Products of two inputs -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("unit", UNITS)
+@pytest.mark.parametrize(
+    ("shape", "threads"),
+    [
+        (MatmulShape((2, 3), 17, 49, 17), 2),
+        (MatmulShape((), 9, 5, 70, Epilogue(("bias", "relu"))), 4),  # one item: its rows are divided
+        (MatmulShape((3,), 1, 200, 3, Epilogue(("scale", "add other"))), 2),
+        (MatmulShape((1, 1), 64, 96, 128), 1),
+    ],
+)
+def test_matmul(call: Call, shape: MatmulShape, threads: int, unit: str) -> None:
+    inputs = {
+        "x": normal(*shape.lead, shape.m, shape.c, scale=shape.c**-0.5),
+        "y": normal(*shape.lead, shape.c, shape.k, seed=1),
+        **operands(shape.epilogue, shape.result),
+    }
+    agree(*computed(call, Matmul(), shape, inputs, by_channel(shape.epilogue, shape.k), UNITS[unit], threads))
+
+
+def test_a_lane_that_is_not_wanted_makes_nothing(call: Call, here: Isa) -> None:
+    """What is not a number stays in its row and its column."""
+    shape = MatmulShape((), 6, 4, 5)
+    inputs = {"x": normal(6, 4), "y": normal(4, 5)}
+    inputs["x"][2, 1], inputs["y"][3, 4] = np.nan, np.inf
+    found, expected = computed(call, Matmul(), shape, inputs, {}, here)
+    assert np.isnan(found[2]).all() and not np.isnan(found[[0, 1, 3, 4, 5], :4]).any()
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 # Norm and softmax -----------------------------------------------------------------
