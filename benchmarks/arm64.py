@@ -76,7 +76,7 @@ def counted(model: str, options: argparse.Namespace, scratch: Path) -> Iterator[
     yield head | library
 
     source = open_model(model, image_size=options.image_size)
-    (x,) = parity.random_inputs(source.input_shape, 1)
+    ((x,),) = parity.random_inputs(source.inputs, 1)
     expected = source.reference(x)
     np.save(scratch / "example.npy", x)
     answer, counts = _static(artifact, manifest, x, scratch)

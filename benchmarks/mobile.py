@@ -191,7 +191,7 @@ def _row(model: str, runtime: str, dtype: str, **more: Any) -> Row:
 
 def theirs(model: str, names: list[str], image_size: int | None, scratch: Path) -> Iterator[Row]:
     source = open_model(model, image_size=image_size)
-    (x,) = parity.random_inputs(source.input_shape, 1)
+    ((x,),) = parity.random_inputs(source.inputs, 1)
     expected = source.reference(x)
     np.save(scratch / "example.npy", x)
     import torch

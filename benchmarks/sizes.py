@@ -117,7 +117,7 @@ def theirs(model: str, options: argparse.Namespace, scratch: Path) -> Iterator[R
     import torch
 
     torch.save(source.module, scratch / "model.pt")
-    np.save(scratch / "example.npy", parity.random_inputs(source.input_shape, 1)[0])
+    np.save(scratch / "example.npy", parity.random_inputs(source.inputs, 1)[0][0])
     weights = {}
     for name in dict.fromkeys(PEERS[name] for name in options.against):
         folder = scratch / name

@@ -123,8 +123,7 @@ def _print_modelled(console: Console, result: dict[str, Any]) -> None:
 
 
 def _print(console: Console, result: dict[str, Any]) -> None:
-    shape = "x".join(map(str, result["input_shape"]))
-    console.line(f"{result['model']}, input {shape}, {result['threads']} threads for every runtime")
+    console.line(f"{result['model']}, {_inputs(result)}, {result['threads']} threads for every runtime")
     rows = [
         [
             f"{row['name']} {row['version']}",
@@ -150,6 +149,12 @@ def _print(console: Console, result: dict[str, Any]) -> None:
     if result["note"]:
         console.line(f"alone, because there is no model to give to other runtimes: {result['note']}")
     _print_trips(console, result)
+
+
+def _inputs(result: dict[str, Any]) -> str:
+    shapes = [f"input {'x'.join(map(str, each['shape']))} {each['dtype']}" for each in result["inputs"]]
+    prepared = " (the others are given float32, prepared outside)" if result["frames"] else ""
+    return ", ".join(shapes).replace(" float32", "") + prepared
 
 
 def _print_trips(console: Console, result: dict[str, Any]) -> None:

@@ -20,6 +20,13 @@ from saevit_tvm.cli.options import common, cut_option, dtype_option, folder, mod
 @cut_option
 @model_options
 @dtype_option
+@click.option(
+    "--input",
+    "input_dtype",
+    default="float32",
+    show_default=True,
+    help="float32, or uint8: frames of a camera, which the library itself scales, normalises and lays out.",
+)
 @click.option("--labels", type=folder, help="Names of the classes: a file with one a line, or a JSON list.")
 @click.option("--classes", "num_classes", type=int, help="Number of classes of the head.")
 @click.option("--features-only", is_flag=True, help="Give the maps of the four stages, not class scores.")

@@ -1,6 +1,6 @@
 """The one street from a model to a library, for every kind of target, for building and for tuning alike.
 
-    import      the model as one Relax function, weights as constants
+    import      the model as one Relax function, weights as constants; before it, what makes its input of a frame
     simplify    inference only: BatchNorm folded, constants folded, nothing that moves no data
     regions     blocks, then primitives with all that follows them, become one call each: a spec in logical form
     precision   casts where what lies in memory is smaller than what is computed in
@@ -30,7 +30,7 @@ from relay_patterns import Accepts, find_blocks, find_primitives, missed
 from saevit_tvm.compiler import parsing
 from saevit_tvm.compiler.importers import import_model
 from saevit_tvm.compiler.legalize import OPERATORS
-from saevit_tvm.compiler.passes import DeclareKernels, FoldBatchNorm, KeepTokens, MergeBranches, RemoveNoOps
+from saevit_tvm.compiler.passes import DeclareKernels, FoldBatchNorm, KeepTokens, MergeBranches, RemoveNoOps, TakeFrames
 from saevit_tvm.compiler.passes.kernel_calls import read
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ def street(backend: Phases, recipe: Recipe, found: Found) -> list[Phase]:
         "kernels": backend.kernels(recipe),
     }
     return [
-        Phase("import", lambda _nothing: import_model(recipe.source)),
+        Phase("import", lambda _nothing: run(import_model(recipe.source), _prologue(recipe.source), target)),
         Phase("simplify", lambda mod: run(mod, simplify(), target)),
         Phase("regions", regions),
         *(Phase(name, _running(passes, target)) for name, passes in arranged.items() if passes),
@@ -247,6 +247,11 @@ def run(
 
 
 # Passes that all kinds of target have in common -----------------------------
+
+
+def _prologue(source: ModelSource) -> list[Pass]:
+    """What comes before the model as it was imported."""
+    return [TakeFrames(source.preprocessing)] if source.takes_frames else []
 
 
 def simplify() -> list[Pass]:

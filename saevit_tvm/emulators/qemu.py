@@ -27,6 +27,7 @@ import numpy as np
 
 from saevit_tvm.runtime import elf
 from saevit_tvm.runtime.artifact import check_versions, installed_versions, read_manifest
+from saevit_tvm.runtime.tensors import Inputs, specs_of
 from saevit_tvm.support import process, toolchain
 from saevit_tvm.support.cache import cache_folder, made_once
 from saevit_tvm.support.errors import ArtifactError, TargetError
@@ -104,7 +105,7 @@ def command(
 
 def run(
     artifact: Path,
-    inputs: Sequence[np.ndarray],
+    inputs: Sequence[Inputs],
     scratch: Path,
     *,
     cpu: str | None = None,
@@ -115,17 +116,16 @@ def run(
     """The outputs for each input, computed `times` times by an artifact under emulation."""
     manifest = read_manifest(artifact)
     check_versions(manifest, artifact)
-    target, dtype = manifest["target"], manifest["inputs"][0]["dtype"]
+    target, specs = manifest["target"], specs_of(manifest["inputs"])
     arch, cpu = target["arch"], cpu or target.get("emulator")
     libraries = foreign_runtime(arch)
     asked, answered = scratch / "inputs.raw", scratch / "outputs.raw"
-    asked.write_bytes(b"".join(np.ascontiguousarray(x, dtype).tobytes() for x in inputs))
+    asked.write_bytes(b"".join(array.tobytes() for each in inputs for array in each))
     features = ",".join(target["features"]) or "-"
-    kind = ":".join(map(str, dlpack(dtype)))
-    program: list[str | Path] = [host(arch), artifact.absolute(), features, asked, answered, str(times), kind]
-    dims = [str(extent) for extent in manifest["inputs"][0]["shape"]]
+    program: list[str | Path] = [host(arch), artifact.absolute(), features, asked, answered, str(times)]
+    given = [":".join(map(str, [*dlpack(spec.dtype), *spec.shape])) for spec in specs]
     done = process.run_apart(
-        command(arch, cpu, [*program, *dims], libraries=libraries, count=count),
+        command(arch, cpu, [*program, *given], libraries=libraries, count=count),
         env={"TVM_NUM_THREADS": str(threads), "TVM_THREAD_POOL_SPIN_COUNT": "2000", "TVM_BIND_THREADS": "0"},
     )
     _judge(done, artifact, cpu)

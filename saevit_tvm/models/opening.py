@@ -24,12 +24,15 @@ from torch.utils._pytree import tree_leaves
 
 from saevit_tvm import models
 from saevit_tvm.models import weights as weight_files
+from saevit_tvm.runtime.preprocess import normalised
+from saevit_tvm.runtime.tensors import TensorSpec
 from saevit_tvm.support.errors import ModelError, UsageError, unknown
 
 IMAGE_SIZE = 224
 CHANNELS = 3  # of a picture
 SMALLEST, LARGEST = 32, 4096  # below the total stride the last stage has no whole cell
 LARGEST_BATCH = 1024
+FLOAT, FRAMES = "float32", "uint8"  # what a library may take for a picture
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 Size = tuple[int, int]
 
@@ -40,7 +43,7 @@ class ModelSource:
 
     name: str
     module: Any  # a PyTorch module that answers with tensors, in eval mode; None for .onnx
-    input_shape: tuple[int, int, int, int]
+    inputs: tuple[TensorSpec, ...]
     output_names: tuple[str, ...]
     recipe: dict[str, Any]
     weights: dict[str, Any]
@@ -51,18 +54,49 @@ class ModelSource:
     regions: dict[str, int] = dataclasses.field(default_factory=dict)
     onnx: Any = None
 
-    def reference(self, x: np.ndarray) -> list[np.ndarray]:
-        """What the original computes, in float32."""
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Of the first input, which mostly is the only one."""
+        return self.inputs[0].shape
+
+    @property
+    def takes_frames(self) -> bool:
+        """Whether its library is to take frames of a camera, uint8 and channels last, in place of the model's input."""
+        return self.recipe.get("input") == FRAMES
+
+    @property
+    def library_inputs(self) -> tuple[TensorSpec, ...]:
+        """What its library takes."""
+        if not self.takes_frames:
+            return self.inputs
+        batch, channels, height, width = self.input_shape
+        return (TensorSpec(self.inputs[0].name, (batch, height, width, channels), FRAMES),)
+
+    def prepared(self, *given: np.ndarray) -> tuple[np.ndarray, ...]:
+        """The model's own inputs for what its library is given."""
+        return (normalised(given[0], self.preprocessing),) if self.takes_frames else given
+
+    def reference(self, *given: np.ndarray) -> list[np.ndarray]:
+        """What the original computes, in float32, for what its library is given."""
+        return self.original(*self.prepared(*given))
+
+    def original(self, *inputs: np.ndarray) -> list[np.ndarray]:
+        """What the original computes for its own inputs."""
         if self.onnx is not None:
-            return self._session.run(None, {self._session.get_inputs()[0].name: x})
+            names = [given.name for given in self._session.get_inputs()]
+            return self._session.run(None, dict(zip(names, inputs, strict=True)))
         with torch.no_grad():
-            outputs = self.module(torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32)))
+            outputs = self.module(*(torch.from_numpy(np.ascontiguousarray(x)) for x in inputs))
         return [output.resolve_neg().numpy() for output in tree_leaves(outputs)]
 
     def exported(self) -> torch.export.ExportedProgram:
         """The graph that the compiler imports (there is none for .onnx, which is a graph already)."""
         with torch.no_grad():
-            return torch.export.export(self.module, (torch.zeros(self.input_shape),), strict=False)
+            return torch.export.export(self.module, tuple(map(torch.from_numpy, self.zeros())), strict=False)
+
+    def zeros(self) -> tuple[np.ndarray, ...]:
+        """Inputs that every model takes."""
+        return tuple(np.zeros(spec.shape, spec.dtype) for spec in self.inputs)
 
     @property
     def weight_bytes(self) -> int:
@@ -86,8 +120,27 @@ def open_model(
     num_classes: int | None = None,
     features_only: bool = False,
     seed: int = 0,
+    input_dtype: str = FLOAT,
 ) -> ModelSource:
-    """A model by name or file. Without `weights` a named model gets random ones, alike for the same seed."""
+    """A model by name or file. Without `weights` a named model gets random ones, alike for the same seed.
+
+    With uint8 as `input_dtype`, its library takes frames of a camera and does the preprocessing itself.
+    """
+    if input_dtype not in (FLOAT, FRAMES):
+        raise unknown("input", input_dtype, [FLOAT, FRAMES])
+    source = _opened(model, weights, batch, image_size, num_classes, features_only, seed)
+    return _with_frames(source) if input_dtype == FRAMES else source
+
+
+def _opened(
+    model: str,
+    weights: str | Path | None,
+    batch: int,
+    image_size: int | Sequence[int] | None,
+    num_classes: int | None,
+    features_only: bool,
+    seed: int,
+) -> ModelSource:
     size = None if image_size is None else _checked_size(image_size)
     if not 1 <= batch <= LARGEST_BATCH:
         raise UsageError(f"batch {batch} is impossible: choose 1 to {LARGEST_BATCH}.")
@@ -107,6 +160,14 @@ def open_model(
     if path.name != Path(model).name:
         raise UsageError(f"'{model}' holds its own weights: leave out '{weights}'.")
     return opener(path, batch, size)
+
+
+def _with_frames(source: ModelSource) -> ModelSource:
+    if not source.preprocessing:
+        raise UsageError(
+            f"'{source.name}' takes no RGB pictures, so nothing says what a frame is to become: give --input float32."
+        )
+    return dataclasses.replace(source, recipe=source.recipe | {"input": FRAMES})
 
 
 # Registered models --------------------------------------------------
@@ -139,7 +200,7 @@ def _open_registered(
     return ModelSource(
         name=name,
         module=module,
-        input_shape=(batch, 3, *size),
+        inputs=_one_input((batch, 3, *size)),
         output_names=tuple(f"stage{i + 1}" for i in range(4)) if features_only else ("logits",),
         recipe=recipe,
         weights={"source": "random", "seed": seed} if checkpoint is None else checkpoint.origin,
@@ -253,7 +314,7 @@ def _open_timm(
     return _foreign(
         name=name,
         module=module,
-        input_shape=shape,
+        inputs=_one_input(shape),
         recipe=recipe,
         weights={"source": "random", "seed": seed} if checkpoint is None else checkpoint.origin,
         weights_digest=weight_files.digest(module),
@@ -347,7 +408,7 @@ def _of_file(name: str, shape: Sequence[int], **fields: Any) -> ModelSource:
     common = {
         "name": name,
         "module": None,
-        "input_shape": tuple(shape),
+        "inputs": _one_input(shape),
         "recipe": _recipe(file, batch, size, None, False),
         "weights": {"source": "file", "file": file},
         "graph_digest": None,
@@ -360,7 +421,7 @@ def _foreign(**fields: Any) -> ModelSource:
     """A source whose outputs are not known before it ran once; that also shows that it runs at all."""
     source = ModelSource(**fields, output_names=())
     try:
-        outputs = source.reference(np.zeros(source.input_shape, np.float32))
+        outputs = source.original(*source.zeros())
         if not all(isinstance(output, np.ndarray) and output.dtype == np.float32 for output in outputs):
             raise ValueError("its outputs are not all float32 tensors")
     except Exception as error:  # a model fails in its own way
@@ -369,6 +430,10 @@ def _foreign(**fields: Any) -> ModelSource:
     names = tuple(f"output{i}" for i in range(len(outputs)))
     single = len(outputs) == 1 and outputs[0].ndim == 2
     return dataclasses.replace(source, output_names=("logits",) if single else names)
+
+
+def _one_input(shape: Sequence[int]) -> tuple[TensorSpec, ...]:
+    return (TensorSpec("input", tuple(shape), FLOAT),)
 
 
 def _image_shape(path: Path, fixed: Sequence[int | None], batch: int, size: Size | None) -> tuple[int, int, int, int]:
@@ -413,7 +478,7 @@ def with_labels(source: ModelSource, path: Path) -> ModelSource:
     try:
         text = path.read_text(encoding="utf-8-sig")
         labels = json.loads(text) if text.lstrip().startswith("[") else text.splitlines()
-        classes = source.reference(np.zeros(source.input_shape, np.float32))[0].shape[-1]
+        classes = source.original(*source.zeros())[0].shape[-1]
         if source.output_names != ("logits",) or _checked_labels(labels, classes) is None:
             raise ValueError(f"it has {len(labels)} names, and the model {classes} classes in {source.output_names[0]}")
     except (OSError, ValueError, RecursionError) as error:

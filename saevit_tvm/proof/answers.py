@@ -15,13 +15,14 @@ import numpy as np
 from saevit_tvm import backends
 from saevit_tvm.emulators import qemu
 from saevit_tvm.proof.questions import REFUSED, Answers, answer, ask
+from saevit_tvm.runtime.tensors import Inputs
 from saevit_tvm.support import process
 from saevit_tvm.support.errors import ArtifactError
 
 
 def answers(
     artifact: Path,
-    inputs: Sequence[np.ndarray],
+    inputs: Sequence[Inputs],
     scratch: Path,
     how: str | None = "host",
     environment: Mapping[str, str] | None = None,
@@ -56,12 +57,12 @@ def kind(target: Mapping[str, Any], how: str | None) -> str | None:
     return backends.get(target["tvm"]["kind"]).proof() if how == "host" else how
 
 
-def _run(artifact: str, inputs: list[np.ndarray]) -> list[np.ndarray]:
+def _run(artifact: str, inputs: list[Inputs]) -> list[np.ndarray]:
     from saevit_tvm.proof.parity import as_list
     from saevit_tvm.runtime.engine import load
 
     engine = load(artifact)
-    return [output for x in inputs for output in as_list(engine(x))]
+    return [output for x in inputs for output in as_list(engine(*x))]
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from saevit_tvm import backends
 from saevit_tvm.measure.tracker import Device, Tracker, rpc_address
 from saevit_tvm.proof.questions import REFUSED, Answers, answer, ask
 from saevit_tvm.runtime.artifact import read_manifest
+from saevit_tvm.runtime.tensors import Inputs
 from saevit_tvm.support.child import without_torch
 from saevit_tvm.support.errors import TargetError
 
@@ -26,7 +27,7 @@ QUEUE_SECONDS = 120.0
 _NAIVE_ALLOCATOR = 1
 
 
-def answers(address: str, artifact: Path, inputs: Sequence[np.ndarray], scratch: Path) -> Answers:
+def answers(address: str, artifact: Path, inputs: Sequence[Inputs], scratch: Path) -> Answers:
     """The outputs for each input, from the device behind rpc://HOST:PORT/KEY."""
     rpc_address(address)  # wrong syntax is found here
     try:
@@ -60,7 +61,7 @@ def _lent(address: str) -> Device:
         request.close()
 
 
-def _run(address: str, artifact: str, inputs: list[np.ndarray]) -> list[np.ndarray]:
+def _run(address: str, artifact: str, inputs: list[Inputs]) -> list[np.ndarray]:
     import tvm
     from tvm import rpc
 
@@ -72,7 +73,7 @@ def _run(address: str, artifact: str, inputs: list[np.ndarray]) -> list[np.ndarr
     machine["vm_initialization"](*(number for device in devices for number in (device, 0, _NAIVE_ALLOCATOR)))
     cpu, outputs = session.cpu(), []
     for x in inputs:
-        machine["set_input"]("main", tvm.runtime.tensor(x, cpu))
+        machine["set_input"]("main", *(tvm.runtime.tensor(array, cpu) for array in x))
         machine["invoke_stateful"]("main")
         outputs += [tensor.numpy() for tensor in _outputs(machine)]
     return outputs

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from saevit_tvm.runtime.tensors import Inputs, TensorSpec, drawn
 from saevit_tvm.support.errors import ParityError
 
 INPUTS = 3
@@ -28,10 +29,10 @@ class Deviation:
         return self.max_rel_error <= tolerance
 
 
-def random_inputs(shape: Sequence[int], count: int = INPUTS, seed: int = SEED) -> list[np.ndarray]:
-    """A frozen stream: the same numbers on every machine and with every numpy."""
+def random_inputs(specs: Sequence[TensorSpec], count: int = INPUTS, seed: int = SEED) -> list[Inputs]:
+    """Inputs for some inferences, the same on every machine."""
     stream = np.random.RandomState(seed)
-    return [stream.standard_normal(tuple(shape)).astype(np.float32) for _ in range(count)]
+    return [drawn(specs, stream) for _ in range(count)]
 
 
 def as_list(outputs: Any) -> Outputs:

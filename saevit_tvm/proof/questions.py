@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from saevit_tvm.runtime.tensors import Inputs
 from saevit_tvm.support import process
 from saevit_tvm.support.child import die_with_parent, import_path
 from saevit_tvm.support.errors import SaevitError
@@ -33,25 +34,22 @@ class Reply:
 
     @property
     def outputs(self) -> Answers:
-        with np.load(self._answered) as saved:
-            found = [saved[f"arr_{index}"] for index in range(len(saved.files))]
-        each = len(found) // self._asked
-        return [found[start : start + each] for start in range(0, len(found), each)]
+        return _divided(self._answered, self._asked)
 
 
 def ask(
     module: str,
     arguments: Sequence[str],
-    inputs: Sequence[np.ndarray],
+    inputs: Sequence[Inputs],
     scratch: Path,
     timeout: float | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> Reply:
     """Run `python -m module ARGUMENTS` on the inputs: see `answer`."""
     asked, answered = scratch / "inputs.npz", scratch / "outputs.npz"
-    np.savez(asked, *inputs)
+    np.savez(asked, *(array for each in inputs for array in each))
     done = process.run_apart(
-        [sys.executable, "-m", module, *arguments, asked, answered],
+        [sys.executable, "-m", module, *arguments, str(len(inputs)), asked, answered],
         timeout=timeout,
         env={**os.environ, "PYTHONPATH": import_path(), **(environment or {})},
     )
@@ -62,10 +60,17 @@ def ask(
 def answer(respond: Callable[..., list[np.ndarray]]) -> None:
     """The other side: what `respond(*ARGUMENTS, inputs)` gives for all inputs, one after the other."""
     die_with_parent()
-    *arguments, asked, answered = sys.argv[1:]
+    *arguments, count, asked, answered = sys.argv[1:]
     try:
-        with np.load(asked) as saved:
-            np.savez(answered, *respond(*arguments, [saved[name] for name in saved.files]))
+        np.savez(answered, *respond(*arguments, [tuple(each) for each in _divided(Path(asked), int(count))]))
     except SaevitError as error:
         print(error, file=sys.stderr)
         sys.exit(REFUSED)
+
+
+def _divided(file: Path, count: int) -> Answers:
+    """The arrays in a file, as many for each of `count` inferences."""
+    with np.load(file) as saved:
+        found = [saved[f"arr_{index}"] for index in range(len(saved.files))]
+    each = len(found) // count
+    return [found[start : start + each] for start in range(0, len(found), each)]

@@ -17,27 +17,20 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from saevit_tvm.runtime import abi
 from saevit_tvm.runtime.artifact import check_runnable, opened
 from saevit_tvm.runtime.devices import device_kind
+from saevit_tvm.runtime.tensors import TensorSpec, specs_of
 from saevit_tvm.support.errors import ArtifactError, UsageError
 
 _ALIGNMENT = 64  # what TVM's kernels may assume of a tensor's memory
 _POOLED_ALLOCATOR = 2
 _SHARE_ALL_CORES = -3
 _MOST_THREADS = 1024
-
-
-class TensorSpec(NamedTuple):
-    """What an input or output looks like."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
 
 
 def load(path: str | os.PathLike[str], *, threads: int | None = None) -> Engine:
@@ -56,8 +49,7 @@ class Engine:
 
     def __init__(self, path: Path, manifest: dict[str, Any], library: _Library, threads: int) -> None:
         self.path, self.manifest, self.threads = path, manifest, threads
-        self.inputs = tuple(map(_spec, manifest["inputs"]))
-        self.outputs = tuple(map(_spec, manifest["outputs"]))
+        self.inputs, self.outputs = specs_of(manifest["inputs"]), specs_of(manifest["outputs"])
         self._machines = _Machines(library, self.inputs[0], threads)
         self._start()
         _engines.add(self)
@@ -207,10 +199,6 @@ def _aligned(spec: TensorSpec) -> np.ndarray:
     memory = np.empty(size + _ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % _ALIGNMENT
     return memory[start : start + size].view(dtype).reshape(spec.shape)
-
-
-def _spec(entry: dict[str, Any]) -> TensorSpec:
-    return TensorSpec(entry["name"], tuple(entry["shape"]), entry["dtype"])
 
 
 # What may come in -----------------------------------------------------------

@@ -29,10 +29,11 @@ LARGEST_SIDE = 4096
 MOST_PIXELS = 80_000_000
 
 
-def load_image(path: str | os.PathLike[str], preprocessing: Mapping[str, Any]) -> np.ndarray:
-    """A picture file as float32 of shape (1, 3, height, width)."""
+def load_image(path: str | os.PathLike[str], preprocessing: Mapping[str, Any], dtype: str = "float32") -> np.ndarray:
+    """A picture file as float32 of shape (1, 3, height, width), or as a frame: uint8 of shape (1, height, width, 3)."""
     check(preprocessing)
-    return to_array(read_image(Path(path)), preprocessing)
+    frame = to_frame(read_image(Path(path)), preprocessing)
+    return frame if dtype == "uint8" else normalised(frame, preprocessing)
 
 
 def read_image(path: Path) -> Image.Image:
@@ -63,15 +64,25 @@ def _read(path: Path) -> Image.Image:
 
 def to_array(image: Image.Image, preprocessing: Mapping[str, Any]) -> np.ndarray:
     """An RGB picture, resized, cropped and normalised."""
+    return normalised(to_frame(image, preprocessing), preprocessing)
+
+
+def to_frame(image: Image.Image, preprocessing: Mapping[str, Any]) -> np.ndarray:
+    """An RGB picture, resized and cropped."""
     height, width = preprocessing["image_size"]
     method = RESIZE[preprocessing["resize"]]
     if preprocessing["crop"] == "center":
         image = ImageOps.fit(image, (width, height), method)
     else:
         image = image.resize((width, height), method)
-    pixels = np.asarray(image, dtype=np.float32) * np.float32(preprocessing["scale"])
+    return np.asarray(image)[np.newaxis]
+
+
+def normalised(frames: np.ndarray, preprocessing: Mapping[str, Any]) -> np.ndarray:
+    """Frames as the model was trained on them: numbers around zero, channels first."""
+    pixels = frames.astype(np.float32) * np.float32(preprocessing["scale"])
     pixels = (pixels - np.float32(preprocessing["mean"])) / np.float32(preprocessing["std"])
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1)[np.newaxis])
+    return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
 
 
 def check(preprocessing: Mapping[str, Any]) -> None:

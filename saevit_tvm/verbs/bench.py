@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,10 +21,14 @@ from saevit_tvm.runtime.artifact import check_runnable, read_manifest
 from saevit_tvm.support import cpu, workspace
 from saevit_tvm.support.errors import ModelError, UsageError
 from saevit_tvm.verbs import peers
+from saevit_tvm.verbs.peers.base import write_example
 from saevit_tvm.verbs.peers.process import PeerError, PeerProcess, serving
 from saevit_tvm.verbs.roundtrip import RoundTrip
 from saevit_tvm.verbs.verify import reference
 from schedules.dtypes import TOLERANCE
+
+if TYPE_CHECKING:
+    from saevit_tvm.models.opening import ModelSource
 
 ROUNDS = 10
 WARM_UP = 5
@@ -72,6 +76,7 @@ class Comparison:
     manifest: dict[str, Any]
     runtimes: list[Runtime]
     example: Path
+    prepared: Path  # the same as the model itself takes it, for the others
     expected: Expected
     note: str | None
     scratch: Path
@@ -124,9 +129,10 @@ def prepared(
     check_runnable(manifest, path)
     with workspace.scratch() as scratch:
         runtimes = [_runtime(peer, scratch) for peer in (peers.OURS, *_choose(named, against is None))]
-        example, expected, note = _prepare(manifest, weights, runtimes, named, scratch, say)
+        example, prepared = scratch / "example.npy", scratch / "prepared.npy"
+        expected, note = _prepare(manifest, weights, runtimes, named, example, prepared, say)
         peers.OURS.convert(path, example, runtimes[0].folder)
-        yield Comparison(path, manifest, runtimes, example, expected, note, scratch, say)
+        yield Comparison(path, manifest, runtimes, example, prepared, expected, note, scratch, say)
 
 
 def check_threads(threads: int | None) -> int:
@@ -160,32 +166,33 @@ def _prepare(
     weights: str | None,
     runtimes: list[Runtime],
     named: list[peers.Peer],
-    scratch: Path,
+    example: Path,
+    prepared: Path,
     say: Callable[[str], None],
-) -> tuple[Path, Expected, str | None]:
-    """Convert the model for everyone; the example, what is expected for it, why nobody takes part."""
-    example = scratch / "example.npy"
+) -> tuple[Expected, str | None]:
+    """Write the example and convert the model for everyone; what is expected, and why nobody takes part."""
     inputs, expected, origin, note = reference(manifest, weights)
-    np.save(example, inputs[0])
+    write_example(example, inputs[0])
     others = [runtime for runtime in runtimes[1:] if runtime.error is None]
     if origin == "recorded":
         if others and named:
             raise ModelError(f"there is no model to give to other runtimes: {note}")
         del runtimes[1:]
-        return example, Expected(origin, expected[0]), note
+        return Expected(origin, expected[0]), note
     if others:
-        model = _write_model(manifest, weights, scratch)
+        from saevit_tvm.models.recreate import recreate
+
+        source = recreate(manifest, weights)
+        write_example(prepared, source.prepared(*inputs[0]))
+        model = _write_model(source, example.parent)
         for runtime in others:
             say(f"converting the model for {runtime.peer.name}")
             with runtime.step():
-                _convert(runtime, model, example)
-    return example, Expected(origin, expected[0]), None
+                _convert(runtime, model, prepared)
+    return Expected(origin, expected[0]), None
 
 
-def _write_model(manifest: dict[str, Any], weights: str | None, scratch: Path) -> Path:
-    from saevit_tvm.models.recreate import recreate
-
-    source = recreate(manifest, weights)
+def _write_model(source: ModelSource, scratch: Path) -> Path:
     if source.onnx is not None:
         file = scratch / "model.onnx"
         file.write_bytes(source.onnx.SerializeToString())
@@ -216,10 +223,12 @@ def _start(
 ) -> None:
     """A fresh process, its first answer timed and compared. One that answers wrongly is not worth timing."""
     runtime.size = runtime.peer.size(runtime.folder)
-    start = serving(runtime.peer.name, runtime.folder, comparison.example, threads, scratch / runtime.peer.name)
+    ours = runtime.peer is peers.OURS
+    example = comparison.example if ours else comparison.prepared
+    start = serving(runtime.peer.name, runtime.folder, example, threads, scratch / runtime.peer.name)
     runtime.process, reply, answer = processes.enter_context(start)
     runtime.first_ms, runtime.version = reply["first_ms"], reply["version"]
-    dtype = comparison.manifest["dtype"] if runtime.peer is peers.OURS else PEERS_DTYPE
+    dtype = comparison.manifest["dtype"] if ours else PEERS_DTYPE
     runtime.max_abs_error = _judged(answer, comparison.expected, TOLERANCE[dtype])
     runtime.process.ask(warm=WARM_UP, runs=1, seconds=0.0)
 
@@ -284,6 +293,8 @@ def _result(comparison: Comparison, threads: int, runtimes: list[Runtime], trip:
         "artifact": str(comparison.path),
         "model": manifest["model"],
         "input_shape": manifest["inputs"][0]["shape"],
+        "inputs": manifest["inputs"],
+        "frames": manifest["recipe"].get("input") == "uint8",
         "threads": threads,
         "verified": manifest["verification"]["passed"],
         "results": measured,

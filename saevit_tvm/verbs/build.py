@@ -40,6 +40,7 @@ class BuildOptions:
     batch: int = 1
     image_size: int | tuple[int, int] | None = None
     dtype: str = "float32"
+    input_dtype: str = "float32"
     num_classes: int | None = None
     features_only: bool = False
     seed: int = 0
@@ -104,6 +105,7 @@ def _default_stem(options: BuildOptions, target: Target) -> str:
     path = Path(options.model)
     parts = [path.stem if path.suffix in (".pt2", ".onnx") else options.model, target.name]
     parts += [options.dtype] if options.dtype != "float32" else []
+    parts += [f"{options.input_dtype}-input"] if options.input_dtype != "float32" else []
     parts += [f"{options.threads}t"] if options.threads is not None else []
     parts += [f"b{options.batch}"] if options.batch != 1 else []
     size = options.image_size
@@ -130,6 +132,7 @@ def _open(options: BuildOptions) -> ModelSource:
         num_classes=options.num_classes,
         features_only=options.features_only,
         seed=options.seed,
+        input_dtype=options.input_dtype,
     )
     return source if options.labels is None else with_labels(source, options.labels)
 
@@ -164,9 +167,9 @@ def _prove(
     from saevit_tvm.proof import parity
     from saevit_tvm.runtime.artifact import read_manifest, seal, seal_objects
 
-    inputs = parity.random_inputs(source.input_shape)
+    inputs = parity.random_inputs(source.library_inputs)
     with one_thread():
-        expected = [source.reference(x) for x in inputs]
+        expected = [source.reference(*each) for each in inputs]
     manifest = _manifest(source, compiled, target, dtype, inputs, expected)
     how, why = _where_to_run(target, say)
     if how is None:
@@ -275,7 +278,7 @@ def _manifest(
 ) -> dict[str, Any]:
     """Everything but the proof. No time, no date, no path: the same inputs give the same bytes.
 
-    `dtype` is what is computed in. What a program gives and gets is float32 in any case.
+    `dtype` is what is computed in. What a program gives and gets does not depend on it.
     """
     from saevit_tvm.proof import parity
     from saevit_tvm.runtime.artifact import installed_versions
@@ -290,7 +293,7 @@ def _manifest(
             "recipe": source.recipe | {"dtype": dtype},
             "weights": source.weights,
             "weights_digest": source.weights_digest,
-            "inputs": [{"name": "input", "shape": list(source.input_shape), "dtype": "float32"}],
+            "inputs": [spec.entry for spec in source.library_inputs],
             "outputs": [{"name": n, "shape": list(value.shape), "dtype": "float32"} for n, value in outputs],
             "preprocessing": source.preprocessing,
             "labels": list(source.labels) if source.labels else None,

@@ -19,6 +19,7 @@ from saevit_tvm.measure.modelled import modelled
 from saevit_tvm.proof import answers as proof
 from saevit_tvm.proof import parity
 from saevit_tvm.runtime.artifact import read_manifest
+from saevit_tvm.runtime.tensors import Inputs, specs_of
 from saevit_tvm.support import workspace
 from saevit_tvm.support.errors import TargetError
 
@@ -39,9 +40,9 @@ def emulated(path: Path, say: Callable[[str], None]) -> dict[str, Any]:
         raise TargetError(f"'{path}' cannot be run under an emulator: {lacking}.")
     qemu.foreign_runtime(target["arch"], say)
     say(f"counting under {proof.machine(target, 'qemu')}")
-    (x,) = parity.random_inputs(manifest["inputs"][0]["shape"], 1)
+    (inputs,) = parity.random_inputs(specs_of(manifest["inputs"]), 1)
     with workspace.scratch() as scratch:
-        fewer, more = (_count(path, x, times, scratch) for times in (2, 3))
+        fewer, more = (_count(path, inputs, times, scratch) for times in (2, 3))
     one = {name: more[name] - fewer[name] for name in fewer}
     moved = {name: one[name] for name in ("bytes_loaded", "bytes_stored", "float_ops")}
     return {
@@ -57,9 +58,9 @@ def emulated(path: Path, say: Callable[[str], None]) -> dict[str, Any]:
     }
 
 
-def _count(path: Path, x: Any, times: int, scratch: Path) -> dict[str, int]:
+def _count(path: Path, inputs: Inputs, times: int, scratch: Path) -> dict[str, int]:
     counts = scratch / f"counts{times}.json"
-    qemu.run(path, [x], scratch, times=times, threads=1, count=counts)
+    qemu.run(path, [inputs], scratch, times=times, threads=1, count=counts)
     try:
         return json.loads(counts.read_text())
     except (OSError, ValueError) as error:

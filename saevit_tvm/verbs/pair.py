@@ -18,10 +18,12 @@ import numpy as np
 from saevit_tvm import backends
 from saevit_tvm.proof import parity
 from saevit_tvm.runtime.artifact import check_runnable, read_manifest
+from saevit_tvm.runtime.tensors import specs_of
 from saevit_tvm.support import workspace
 from saevit_tvm.support.errors import UsageError
 from saevit_tvm.verbs import peers
 from saevit_tvm.verbs.bench import WARM_UP, check_threads, divided, quantiles
+from saevit_tvm.verbs.peers.base import write_example
 from saevit_tvm.verbs.peers.process import PeerError, serving
 from saevit_tvm.verbs.roundtrip import RoundTrip
 
@@ -59,7 +61,7 @@ def pair(
     _check_alike(paths, manifests)
     with workspace.scratch() as scratch:
         example = scratch / "example.npy"
-        np.save(example, parity.random_inputs(manifests[0]["inputs"][0]["shape"], 1)[0])
+        write_example(example, parity.random_inputs(specs_of(manifests[0]["inputs"]), 1)[0])
         sides = [Side(*each) for each in zip(paths, manifests, (scratch / "a", scratch / "b"), strict=True)]
         for side in sides:
             side.folder.mkdir()

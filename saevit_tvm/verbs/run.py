@@ -22,7 +22,7 @@ def run(path: Path, images: Sequence[Path], top: int | None = None) -> dict[str,
             f"'{path}' gives feature maps, not class scores: build it without --features-only to classify."
         )
     if not manifest["preprocessing"]:
-        channels = manifest["inputs"][0]["shape"][1]
+        channels = engine.inputs[0].shape[1]
         some = f"{channels} channel{'s' if channels > 1 else ''}"
         raise ArtifactError(f"'{path}' takes images of {some}, not pictures: call it from Python, C or C++.")
     classes = shape[1]
@@ -31,7 +31,7 @@ def run(path: Path, images: Sequence[Path], top: int | None = None) -> dict[str,
         raise UsageError(f"--top {top} is impossible: '{path}' knows {classes} classes.")
     from saevit_tvm.runtime.preprocess import load_image
 
-    pictures = [load_image(image, manifest["preprocessing"]) for image in images]
+    pictures = [load_image(image, manifest["preprocessing"], engine.inputs[0].dtype) for image in images]
     scores = _scores(engine, np.concatenate(pictures))
     for image, row in zip(images, scores, strict=True):
         if not np.isfinite(row).all():

@@ -23,6 +23,7 @@ from saevit_tvm.proof import answers as proof
 from saevit_tvm.proof import parity
 from saevit_tvm.runtime import elf
 from saevit_tvm.runtime.artifact import read_manifest
+from saevit_tvm.runtime.tensors import Inputs, specs_of
 from saevit_tvm.support import process, toolchain, workspace
 from saevit_tvm.support.errors import ArtifactError, CompileError, ParityError, TargetError, UsageError, unknown
 from saevit_tvm.targets import Target
@@ -314,7 +315,7 @@ def _prove(work: _Work, flavour: str) -> dict[str, Any]:
         work.say(f"{flavour}: linked, not run: {why}")
         return result
     work.say(f"{flavour}: verifying with a C program")
-    inputs = parity.random_inputs(work.manifest["inputs"][0]["shape"], kept["n"], kept["seed"])
+    inputs = parity.random_inputs(specs_of(work.manifest["inputs"]), kept["n"], kept["seed"])
     answers = [parity.sample(outputs) for outputs in _answers(work, program, how, inputs)]
     deviation = parity.deviation(answers, parity.recorded(kept))
     tolerance = TOLERANCE[work.manifest["dtype"]]
@@ -339,9 +340,9 @@ def _where_to_run(target: Target, flavour: str) -> str | None:
     return how
 
 
-def _answers(work: _Work, program: Path, how: str, inputs: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
+def _answers(work: _Work, program: Path, how: str, inputs: Sequence[Inputs]) -> list[list[np.ndarray]]:
     asked, answered = work.scratch / "inputs.raw", work.scratch / "outputs.raw"
-    asked.write_bytes(b"".join(x.astype(work.manifest["inputs"][0]["dtype"]).tobytes() for x in inputs))
+    asked.write_bytes(b"".join(array.tobytes() for each in inputs for array in each))
     artifact = work.folder / "lib" / work.options.artifact.name
     command = [str(program), str(asked), str(answered), "2", "0", str(artifact)]
     if how == "qemu":

@@ -10,12 +10,11 @@ import platform
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from saevit_tvm.proof import answers as proof
 from saevit_tvm.proof import device as on_device
 from saevit_tvm.proof import parity
 from saevit_tvm.runtime.artifact import check_runnable, read_manifest
+from saevit_tvm.runtime.tensors import Inputs, specs_of
 from saevit_tvm.support import workspace
 from saevit_tvm.support.errors import ArtifactError, SaevitError, TargetError
 from schedules.dtypes import TOLERANCE
@@ -82,16 +81,16 @@ def _where_to_run(manifest: dict[str, Any], path: Path) -> tuple[str | None, str
 
 def reference(
     manifest: dict[str, Any], weights: str | None
-) -> tuple[list[np.ndarray], list[parity.Outputs], str, str | None]:
+) -> tuple[list[Inputs], list[parity.Outputs], str, str | None]:
     """Inputs, what is expected for them, where that comes from, and why it is not PyTorch itself."""
-    shape = manifest["inputs"][0]["shape"]
+    specs = specs_of(manifest["inputs"])
     try:
         from saevit_tvm.models.recreate import one_thread, oracle, recreate
 
         source = recreate(manifest, weights)
-        inputs = parity.random_inputs(shape)
+        inputs = parity.random_inputs(specs)
         with one_thread():
-            return inputs, [source.reference(x) for x in inputs], oracle(source), None
+            return inputs, [source.reference(*each) for each in inputs], oracle(source), None
     except (SaevitError, ImportError) as error:
         if weights is not None:  # the user has asked for this comparison
             raise
@@ -99,7 +98,7 @@ def reference(
         if kept is None:
             raise SaevitError(f"nothing to compare with: {error}") from error
         return (
-            parity.random_inputs(shape, kept["n"], kept["seed"]),
+            parity.random_inputs(specs, kept["n"], kept["seed"]),
             parity.recorded(kept),
             "recorded",
             str(error),

@@ -8,15 +8,20 @@ import numpy as np
 import pytest
 
 from saevit_tvm.proof import parity
+from saevit_tvm.runtime.tensors import TensorSpec
 from saevit_tvm.support.errors import ParityError
 
 
+def image(*shape):
+    return TensorSpec("input", shape, "float32")
+
+
 def test_the_stream_of_inputs_is_frozen():
-    first, second = parity.random_inputs((1, 3, 2, 2), 2)
+    (first,), (second,) = parity.random_inputs([image(1, 3, 2, 2)], 2)
     assert first.dtype == np.float32 and first.shape == (1, 3, 2, 2)
     assert not np.array_equal(first, second)
     expected = [0.40659213, 0.052268665, 0.53856659]
-    assert parity.random_inputs((3,), 1, seed=20240229)[0].tolist() == pytest.approx(expected, rel=1e-6)
+    assert parity.random_inputs([image(3)], 1, seed=20240229)[0][0].tolist() == pytest.approx(expected, rel=1e-6)
 
 
 def test_the_error_is_relative_to_the_largest_value_of_an_output():
@@ -48,7 +53,7 @@ def test_other_shapes_are_an_error():
 
 
 def test_recorded_answers_come_back_to_the_bit():
-    outputs = [parity.random_inputs((1, 7, 100, 100), 1)[0], np.ones((1, 10), np.float32) / 3]
+    outputs = [parity.random_inputs([image(1, 7, 100, 100)], 1)[0][0], np.ones((1, 10), np.float32) / 3]
     kept = json.loads(json.dumps(parity.record([outputs, outputs])))
     assert kept["n"] == 1 and len(kept["outputs"][0][0]) <= parity.RECORDED_VALUES
     (back,) = parity.recorded(kept)

@@ -12,7 +12,7 @@ int main(int argc, char **argv) {
     const size_t size = (size_t)width * (size_t)height * 3;
     uint8_t *rgb = malloc(size);
     saevit_status status;
-    float *input = fread(rgb, 1, size, stdin) == size ? saevit_load_image(rgb, width, height, &status) : NULL;
+    void *input = fread(rgb, 1, size, stdin) == size ? saevit_load_image(rgb, width, height, &status) : NULL;
     if (!input) return 1;
     fwrite(input, 1, saevit_model.input.size, stdout);
     free(input);

@@ -18,6 +18,7 @@ from saevit_tvm.models.opening import open_model
 from saevit_tvm.proof import parity
 from saevit_tvm.runtime.artifact import read_manifest, seal
 from saevit_tvm.runtime.manifest import schema
+from saevit_tvm.runtime.tensors import specs_of
 from saevit_tvm.support.errors import ArtifactError, TargetError
 from saevit_tvm.verbs.counted import emulated
 from saevit_tvm.verbs.verify import verify
@@ -45,8 +46,8 @@ def forged(rpi5_artifact: Path, tmp_path: Path) -> Callable[..., Path]:
 
 
 def run(artifact: Path, tmp_path: Path, **options: Any) -> list[np.ndarray]:
-    (x,) = parity.random_inputs((1, 3, 64, 64), 1)
-    return qemu.run(artifact, [x], tmp_path, **options)[0]
+    inputs = parity.random_inputs(specs_of(read_manifest(artifact)["inputs"]), 1)
+    return qemu.run(artifact, inputs, tmp_path, **options)[0]
 
 
 def test_it_is_proven_before_it_is_put_in_place(rpi5_artifact: Path) -> None:

@@ -25,6 +25,7 @@ from saevit_tvm.proof import answers as proof
 from saevit_tvm.proof import parity
 from saevit_tvm.runtime import artifact, cuda
 from saevit_tvm.runtime.cuda import errors
+from saevit_tvm.runtime.tensors import specs_of
 from saevit_tvm.support.errors import ArtifactError, CompileError, ParityError, TargetError, UsageError
 from saevit_tvm.verbs import build as build_verb
 from saevit_tvm.verbs.build import BuildOptions, build
@@ -227,7 +228,7 @@ def test_the_trained_model_classifies_as_rightly_in_bfloat16(
     (source,) = (tmp_path / "ir").glob("*-kernels.cu")
     gpu = emulated.environment(source.read_text(), "sm_89", tmp_path)
     images, digits = (each[::3] for each in held_out)
-    answers = proof.answers(made.artifact, np.split(images, 3), tmp_path, environment=gpu)
+    answers = proof.answers(made.artifact, [(part,) for part in np.split(images, 3)], tmp_path, environment=gpu)
     scores = np.concatenate([outputs[0] for outputs in answers])
     (exact,) = open_model("saevit_micro", weights="digits").reference(images)
     right, right_before = ((each.argmax(1) == digits).mean() for each in (scores, exact))
@@ -247,9 +248,9 @@ def test_kernels_that_compute_something_else_are_no_artifact(cuda_artifact: Path
     library.parent.mkdir()
     library.write_bytes(cuda_artifact.read_bytes()[: manifest["size"]])
     (source,) = (cuda_artifact.parent / "ir").glob("*-kernels.cu")
-    inputs = parity.random_inputs(manifest["inputs"][0]["shape"], 1)
+    inputs = parity.random_inputs(specs_of(manifest["inputs"]), 1)
     model = recreate(manifest, None)
-    given = (inputs, [model.reference(x) for x in inputs], library, lambda _line: None)
+    given = (inputs, [model.reference(*each) for each in inputs], library, lambda _line: None)
     with pytest.raises(ParityError, match="the kernels, run on this CPU, deviate from PyTorch by"):
         build_verb._arithmetic(manifest, compiled_from(source.read_text().replace("erff(", "sinf("), manifest), *given)
 

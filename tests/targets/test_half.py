@@ -73,7 +73,7 @@ def test_the_trained_model_classifies_as_rightly(
 ) -> None:
     """On a third of the pictures that were held out of its training; float32 gets 97 % of them right, or more."""
     images, digits = (each[::3] for each in held_out)
-    answers = np.concatenate([outputs[0] for outputs in qemu.run(half, list(images[:, None]), tmp_path)])
+    answers = np.concatenate([outputs[0] for outputs in qemu.run(half, [(image[None],) for image in images], tmp_path)])
     (exact,) = open_model("saevit_micro", weights="digits").reference(images)
     right, right_before = ((scores.argmax(1) == digits).mean() for scores in (answers, exact))
     assert right >= right_before - 1 / len(images)

@@ -25,7 +25,7 @@ PACKAGES = ("apache-tvm", "apache-tvm-ffi", "torch", "numpy", "timm", "onnx")
 
 
 def import_model(source: ModelSource) -> tvm.IRModule:
-    """One function `main`: the image in, the outputs out."""
+    """One function `main`: the model's inputs in, its outputs out."""
     key = _key(source)
     found = None if key is None else _kept(key)
     if found is not None:
@@ -52,7 +52,7 @@ def _key(source: ModelSource) -> str | None:
     """The name of what is imported: the same for the same content only. None where it is not kept."""
     if source.graph_digest is None or source.weight_bytes > cache.KEPT_BYTES // 4:
         return None
-    named = [source.graph_digest, source.weights_digest, source.input_shape, tvm.__version__]
+    named = [source.graph_digest, source.weights_digest, source.inputs, tvm.__version__]
     total = hashlib.sha256(json.dumps([*named, *map(_version, PACKAGES)]).encode())
     for file in sorted(Path(__file__).parent.rglob("*.py")):
         total.update(file.read_bytes())

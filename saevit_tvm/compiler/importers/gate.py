@@ -13,6 +13,7 @@ import torch
 import tvm
 
 from saevit_tvm.compiler.importers.evaluate import evaluate, variables
+from saevit_tvm.runtime.tensors import Inputs, drawn
 from saevit_tvm.support.errors import ParityError
 
 if TYPE_CHECKING:
@@ -34,16 +35,16 @@ class Imported(NamedTuple):
     """A graph, and the steps of the original on an input, in order."""
 
     mod: tvm.IRModule
-    steps: Callable[[np.ndarray], Iterable[Step]]
+    steps: Callable[[Inputs], Iterable[Step]]
 
 
 def check(source: ModelSource, imported: Imported) -> None:
-    x = np.random.RandomState(0).standard_normal(source.input_shape).astype(np.float32)
-    expected = source.reference(x)
-    if all(_alike(a, e) for a, e in zip(evaluate(imported.mod, [x]), expected, strict=True)):
+    inputs = drawn(source.inputs, np.random.RandomState(0))
+    expected = source.original(*inputs)
+    if all(_alike(a, e) for a, e in zip(evaluate(imported.mod, inputs), expected, strict=True)):
         return
-    named = variables(imported.mod, [x])
-    first = next((step for step in imported.steps(x) if _differs(named.get(step.variable), step.expected)), None)
+    named = variables(imported.mod, inputs)
+    first = next((step for step in imported.steps(inputs) if _differs(named.get(step.variable), step.expected)), None)
     what = "it computes something else" if first is None else f"'{first.operator}' computes something else{first.place}"
     raise ParityError(f"TVM imports {source.name} wrongly: {what}. Nothing was built: replace that part of the model.")
 

@@ -15,6 +15,7 @@ from tvm import relax
 
 from saevit_tvm.compiler.importers.errors import reason
 from saevit_tvm.compiler.importers.gate import Imported, Step
+from saevit_tvm.runtime.tensors import Inputs
 from saevit_tvm.support.errors import CompileError
 
 STANDARD = ("", "ai.onnx")  # names of ONNX's own operators
@@ -66,7 +67,7 @@ def _simplified(model: Any) -> Any:
     return found if all(node.domain in STANDARD for node in found.graph.node) else model
 
 
-def _steps(model: Any, nodes: dict[str, Any], x: np.ndarray) -> Iterator[Step]:
+def _steps(model: Any, nodes: dict[str, Any], inputs: Inputs) -> Iterator[Step]:
     """onnxruntime's values of every node that became a variable."""
     import onnx
     import onnxruntime
@@ -78,5 +79,6 @@ def _steps(model: Any, nodes: dict[str, Any], x: np.ndarray) -> Iterator[Step]:
     del whole.graph.output[:]
     whole.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in wanted)
     session = onnxruntime.InferenceSession(whole.SerializeToString(), providers=["CPUExecutionProvider"])
-    for name, value in zip(wanted, session.run(None, {session.get_inputs()[0].name: x}), strict=True):
+    given = dict(zip([each.name for each in session.get_inputs()], inputs, strict=True))
+    for name, value in zip(wanted, session.run(None, given), strict=True):
         yield Step(named[name].op_type, f" (node '{named[name].name or name}')", nodes[name].name, np.asarray(value))

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from saevit_tvm.compiler.importers import complex_numbers
@@ -15,6 +14,7 @@ from saevit_tvm.compiler.importers.errors import reason
 from saevit_tvm.compiler.importers.gate import Imported, Step
 from saevit_tvm.compiler.importers.operators import converters
 from saevit_tvm.compiler.importers.prepare import prepared
+from saevit_tvm.runtime.tensors import Inputs
 from saevit_tvm.support.errors import CompileError
 
 if TYPE_CHECKING:
@@ -66,12 +66,13 @@ def place(node: Any) -> str:
     return " ({}:{})".format(*own[-1]) if own else ""
 
 
-def _steps(program: Any, env: dict[Any, Any], x: np.ndarray) -> Iterator[Step]:
+def _steps(program: Any, env: dict[Any, Any], inputs: Inputs) -> Iterator[Step]:
     """PyTorch's own values of every node that became a variable."""
     values = _Values(program.graph_module)
     given = [node.meta.get("constant") for node in program.graph.nodes if node.op == "placeholder"]
+    own = iter(inputs)
     with torch.no_grad():
-        values.run(*(torch.from_numpy(x) if each is None else each for each in given))
+        values.run(*(torch.from_numpy(next(own)) if each is None else each for each in given))
     for node, value in values.found.items():
         variable = getattr(env.get(node), "name", None)
         if variable is not None and isinstance(value, torch.Tensor):

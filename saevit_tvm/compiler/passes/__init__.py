@@ -11,6 +11,7 @@ from saevit_tvm.compiler.passes.precision import LowerPrecision
 from saevit_tvm.compiler.passes.remove_no_ops import RemoveNoOps
 from saevit_tvm.compiler.passes.schedule import ApplyRecords, BindTheRest, ScheduleTheRest
 from saevit_tvm.compiler.passes.sink_permutes import SinkPermutes
+from saevit_tvm.compiler.passes.take_frames import TakeFrames
 
 __all__ = [
     "ApplyRecords",
@@ -27,4 +28,5 @@ __all__ = [
     "RemoveNoOps",
     "ScheduleTheRest",
     "SinkPermutes",
+    "TakeFrames",
 ]

@@ -1,11 +1,11 @@
 /* Runs an artifact for a foreign CPU, under an emulator or on the board itself, with TVM's runtime and nothing else.
  *
- *     host LIBRARY FEATURES INPUTS OUTPUTS TIMES TYPE DIM...
+ *     host LIBRARY FEATURES INPUTS OUTPUTS TIMES INPUT...
  *
- * FEATURES are names of /proc/cpuinfo, with commas between, that the CPU must have, or "-". INPUTS holds any number of
- * tensors of the given extents one after the other, in the machine's own bytes; TYPE is their DLPack code and bits
- * ("2:32" is float32). Each is computed TIMES times; all outputs of the last time are appended to OUTPUTS. Exit status 3
- * and one line on stderr: this CPU or this runtime cannot run the library.
+ * FEATURES are names of /proc/cpuinfo, with commas between, that the CPU must have, or "-". An INPUT is
+ * the DLPack code and bits of a tensor, and its extents ("2:32:1:8" is float32 of 1x8). INPUTS holds the tensors of any
+ * number of inferences one after the other, in the machine's own bytes. Each is computed TIMES times; all outputs of the
+ * last time are appended to OUTPUTS. Exit status 3 and one line on stderr: this CPU or this runtime cannot run the library.
  */
 #include <dlfcn.h>
 #include <signal.h>
@@ -17,7 +17,7 @@
 #include <sys/prctl.h>
 #include <tvm/ffi/c_api.h>
 
-enum { MOST_DIMS = 8, REFUSED = 3, CPU = 1, POOLED = 2, ALIGNMENT = 64 };
+enum { MOST_DIMS = 8, MOST_INPUTS = 16, FIRST_INPUT = 6, REFUSED = 3, CPU = 1, POOLED = 2, ALIGNMENT = 64 };
 
 static void refuse(const char* what, const char* detail) {
   fprintf(stderr, "%s%s\n", what, detail ? detail : "");
@@ -181,37 +181,60 @@ static void write_result(TVMFFIAny result, FILE* outputs) {
 
 static void keep(DLManagedTensor* self) { (void)self; }
 
-int main(int argc, char** argv) {
-  if (argc < 8 || argc > 7 + MOST_DIMS) refuse("usage: host LIBRARY FEATURES INPUTS OUTPUTS TIMES TYPE DIM...", NULL);
-  prctl(PR_SET_PDEATHSIG, SIGKILL); /* never outlive the command that asked */
+typedef struct {
+  DLManagedTensor tensor;
   int64_t shape[MOST_DIMS];
-  int code = 0, bits = 0, times = atoi(argv[5]);
-  sscanf(argv[6], "%d:%d", &code, &bits);
-  DLManagedTensor input = {0};
-  input.dl_tensor.device.device_type = kDLCPU;
-  input.dl_tensor.ndim = argc - 7;
-  input.dl_tensor.dtype = (DLDataType){(uint8_t)code, (uint8_t)bits, 1};
-  input.dl_tensor.shape = shape;
-  input.deleter = keep;
-  for (int i = 0; i < argc - 7; i++) shape[i] = atoll(argv[7 + i]);
+  size_t size;
+} input;
+
+/* Memory for an input as the command line describes it. */
+static void make_input(input* made, const char* described) {
+  char* rest = NULL;
+  DLTensor* tensor = &made->tensor.dl_tensor;
+  tensor->dtype.code = (uint8_t)strtol(described, &rest, 10);
+  tensor->dtype.bits = *rest ? (uint8_t)strtol(rest + 1, &rest, 10) : 0;
+  tensor->dtype.lanes = 1;
+  while (*rest && tensor->ndim < MOST_DIMS) made->shape[tensor->ndim++] = strtoll(rest + 1, &rest, 10);
+  tensor->device.device_type = kDLCPU;
+  tensor->shape = made->shape;
+  made->tensor.deleter = keep;
+  made->size = (size_t)bytes_of(tensor);
+  tensor->data = aligned_alloc(ALIGNMENT, (made->size + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT);
+  if (!tensor->data) refuse("there is no memory for an input", NULL);
+}
+
+/* The next inference's, from the file; 0 at its end. */
+static int read_inputs(input* made, int count, FILE* file) {
+  for (int i = 0; i < count; i++)
+    if (fread(made[i].tensor.dl_tensor.data, 1, made[i].size, file) != made[i].size) return 0;
+  return 1;
+}
+
+int main(int argc, char** argv) {
+  const int count = argc - FIRST_INPUT, times = count > 0 ? atoi(argv[5]) : 0;
+  static input given[MOST_INPUTS];
+  if (count < 1 || count > MOST_INPUTS) refuse("usage: host LIBRARY FEATURES INPUTS OUTPUTS TIMES INPUT...", NULL);
+  prctl(PR_SET_PDEATHSIG, SIGKILL); /* never outlive the command that asked */
+  for (int i = 0; i < count; i++) make_input(&given[i], argv[FIRST_INPUT + i]);
 
   check_features(argv[2]);
   open_runtime();
   TVMFFIObjectHandle run = open_main(argv[1]);
   FILE *inputs = fopen(argv[3], "rb"), *outputs = fopen(argv[4], "wb");
-  size_t size = (size_t)bytes_of(&input.dl_tensor);
-  input.dl_tensor.data = aligned_alloc(ALIGNMENT, (size + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT);
-  if (!inputs || !outputs || !input.dl_tensor.data) refuse("cannot open the inputs or the outputs", NULL);
-  while (fread(input.dl_tensor.data, 1, size, inputs) == size) {
-    TVMFFIObjectHandle tensor = NULL;
-    if (tensor_from(&input, 0, 1, &tensor)) fail();
-    for (int i = 0; i < times; i++) {
-      TVMFFIAny argument = object(tensor);
-      TVMFFIAny result = call(run, &argument, 1);
-      if (i + 1 == times) write_result(result, outputs);
+  if (!inputs || !outputs) refuse("cannot open the inputs or the outputs", NULL);
+  while (read_inputs(given, count, inputs)) {
+    TVMFFIObjectHandle tensors[MOST_INPUTS];
+    TVMFFIAny arguments[MOST_INPUTS];
+    for (int i = 0; i < count; i++) {
+      if (tensor_from(&given[i].tensor, 0, 1, &tensors[i])) fail();
+      arguments[i] = object(tensors[i]);
+    }
+    for (int time = 0; time < times; time++) {
+      TVMFFIAny result = call(run, arguments, count);
+      if (time + 1 == times) write_result(result, outputs);
       release(result.v_obj);
     }
-    release(tensor);
+    for (int i = 0; i < count; i++) release(tensors[i]);
   }
   return fclose(outputs) ? REFUSED : 0;
 }

@@ -18,7 +18,9 @@ from saevit_tvm.support.errors import UsageError
 if TYPE_CHECKING:
     import numpy as np
 
-    Answer = Callable[["np.ndarray"], list["np.ndarray"]]
+    from saevit_tvm.runtime.tensors import Inputs
+
+    Answer = Callable[..., list["np.ndarray"]]  # of the model's inputs
 else:
     Answer = Any
 
@@ -61,6 +63,21 @@ class Peer(ABC):
     def size(self, folder: Path) -> int:
         """Bytes of what has to be shipped for the model, the runtime itself aside."""
         return sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
+
+
+def write_example(path: Path, inputs: Inputs) -> None:
+    """The inputs of one inference, for `read_example`."""
+    import numpy as np
+
+    with path.open("wb") as file:
+        np.save(file, inputs[0]) if len(inputs) == 1 else np.savez(file, *inputs)
+
+
+def read_example(path: Path) -> Inputs:
+    import numpy as np
+
+    found = np.load(path)
+    return (found,) if isinstance(found, np.ndarray) else tuple(found[name] for name in found.files)
 
 
 @functools.cache

@@ -27,4 +27,4 @@ class ExecuTorch(Peer):
 
         portable_lib._unsafe_reset_threadpool(threads)  # it has one of its own, and this is the only way to say
         program = portable_lib._load_for_executorch(str(folder / "model.pte"))
-        return lambda x: as_arrays(program.forward((torch.from_numpy(x),)))
+        return lambda *inputs: as_arrays(program.forward(tuple(map(torch.from_numpy, inputs))))

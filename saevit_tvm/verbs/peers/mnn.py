@@ -53,10 +53,13 @@ class Mnn(OnnxPeer):
             rearrange=True,
         )
 
-        def answer(x):
-            entry = expr.placeholder(list(x.shape), expr.NCHW)
-            entry.write(x)
-            outputs = net.forward([entry])
+        def entry(x):
+            made = expr.placeholder(list(x.shape), expr.NCHW, expr.dtype(x.dtype.name))
+            made.write(x)
+            return made
+
+        def answer(*inputs):
+            outputs = net.forward([entry(x) for x in inputs])
             outputs = outputs if isinstance(outputs, list) else [outputs]
             return [np.array(expr.convert(output, expr.NCHW).read(), copy=True) for output in outputs]
 

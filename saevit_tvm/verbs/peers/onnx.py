@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from saevit_tvm.verbs.peers.base import Answer, Peer
+from saevit_tvm.verbs.peers.base import Answer, Peer, read_example
 
 OPSET = 17  # the first with LayerNormalization
 
@@ -15,16 +15,14 @@ class OnnxPeer(Peer):
         if model.suffix == ".onnx":
             shutil.copy(model, folder / "model.onnx")
             return
-        import numpy as np
         import torch
 
         from saevit_tvm.verbs.peers.pytorch import load_module
 
-        x = torch.from_numpy(np.load(example))
         # The exporter that needs nothing but `onnx`; the newer one needs onnxscript as well.
         torch.onnx.export(
             load_module(model),
-            (x,),
+            tuple(map(torch.from_numpy, read_example(example))),
             str(folder / "model.onnx"),
             dynamo=False,
             opset_version=OPSET,
@@ -45,8 +43,8 @@ class OnnxRuntime(OnnxPeer):
         options.inter_op_num_threads = 1
         options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
         session = onnxruntime.InferenceSession(str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"])
-        (entry,) = session.get_inputs()
-        return lambda x: session.run(None, {entry.name: x})
+        names = [entry.name for entry in session.get_inputs()]
+        return lambda *inputs: session.run(None, dict(zip(names, inputs, strict=True)))
 
 
 class OpenVino(OnnxPeer):
@@ -66,8 +64,8 @@ class OpenVino(OnnxPeer):
         }
         request = core.compile_model(core.read_model(folder / "model.onnx"), "CPU", settings).create_infer_request()
 
-        def answer(x):
-            results = request.infer([x], share_inputs=True, share_outputs=True)
+        def answer(*inputs):
+            results = request.infer(list(inputs), share_inputs=True, share_outputs=True)
             return [results[i] for i in range(len(results))]
 
         return answer

@@ -26,8 +26,8 @@ class Ours(Peer):
         (artifact,) = folder.glob("*.so")
         engine = load(artifact, threads=threads)
 
-        def answer(x):
-            outputs = engine(x)
+        def answer(*inputs):
+            outputs = engine(*inputs)
             return list(outputs) if isinstance(outputs, tuple) else [outputs]
 
         return answer

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from saevit_tvm.support.errors import ModelError
-from saevit_tvm.verbs.peers.base import Answer, Peer
+from saevit_tvm.verbs.peers.base import Answer, Peer, read_example
 
 
 class TorchEager(Peer):
@@ -27,9 +27,9 @@ class TorchEager(Peer):
         (model,) = folder.glob("model.*")
         module = self.prepare(load_module(model))
 
-        def answer(x):
+        def answer(*inputs):
             with torch.inference_mode():
-                return as_arrays(module(torch.from_numpy(x)))
+                return as_arrays(module(*map(torch.from_numpy, inputs)))
 
         return answer
 
@@ -60,13 +60,12 @@ def load_module(file: Path) -> Any:
 
 def exported(file: Path, example: Path) -> Any:
     """Its graph, as `torch.export` sees it."""
-    import numpy as np
     import torch
 
     _require_module(file)
     if file.suffix == ".pt2":
         return torch.export.load(file)
-    return torch.export.export(load_module(file), (torch.from_numpy(np.load(example)),))
+    return torch.export.export(load_module(file), tuple(map(torch.from_numpy, read_example(example))))
 
 
 def _require_module(file: Path) -> None:

@@ -10,11 +10,13 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from saevit_tvm.support.child import die_with_parent, leave_network
 from saevit_tvm.verbs import peers
+from saevit_tvm.verbs.peers.base import read_example
 
 
 def main() -> None:
@@ -47,25 +49,25 @@ def serve(peer: peers.Peer, order: dict[str, Any], reply: Any) -> None:
     start = time.perf_counter()
     import numpy as np
 
-    x = np.load(order["example"])
+    inputs = read_example(Path(order["example"]))
     answer = peer.load(Path(order["folder"]), order["threads"])
-    outputs = answer(x)
+    outputs = answer(*inputs)
     first = time.perf_counter() - start
     np.savez(order["outputs"], *outputs)
     reply(first_ms=first * 1e3, version=peer.version())
     for line in sys.stdin:
-        reply(**turn(answer, x, **json.loads(line)))
+        reply(**turn(lambda: answer(*inputs), **json.loads(line)))
 
 
-def turn(answer: peers.Answer, x: Any, warm: int, runs: int | None, seconds: float) -> dict[str, Any]:
+def turn(answer: Callable[[], Any], warm: int, runs: int | None, seconds: float) -> dict[str, Any]:
     """Some unmeasured answers, then `runs` measured ones, or as many as fit into `seconds` (at least one)."""
     for _ in range(warm):
-        answer(x)
+        answer()
     times: list[float] = []
     begin, cpu = time.perf_counter(), time.process_time()
     while True:
         before = time.perf_counter()
-        answer(x)
+        answer()
         now = time.perf_counter()
         times.append((now - before) * 1e3)
         if len(times) >= runs if runs else now - begin >= seconds:

@@ -106,7 +106,7 @@ saevit_status saevit_run(saevit *model, const void *input, size_t input_size, co
                          size_t output_count);
 
 /* The same for a picture of 8-bit RGB, rows from the top without gaps: resized, cropped and normalised as the model
- * was trained. Allocates while it resizes. Any thread, as saevit_run. */
+ * was trained. (A model built with --input uint8 normalises itself: a frame of its size goes into saevit_run.) Allocates while it resizes. Any thread, as saevit_run. */
 saevit_status saevit_run_image(saevit *model, const uint8_t *rgb, int width, int height, const saevit_buffer *outputs,
                                size_t output_count);
 

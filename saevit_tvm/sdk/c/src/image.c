@@ -184,12 +184,14 @@ static void normalise(const uint8_t *pixels, float *input) {
     }
 }
 
-float *saevit_load_image(const uint8_t *rgb, int width, int height, saevit_status *status) {
+void *saevit_load_image(const uint8_t *rgb, int width, int height, saevit_status *status) {
     const size_t area = (size_t)saevit_model.image_width * (size_t)saevit_model.image_height;
     const saevit_tensor *input = &saevit_model.input;
+    const int frame = !strcmp(input->dtype, "uint8"); /* which the model normalises itself */
     *status = SAEVIT_OK;
-    if (strcmp(input->dtype, "float32") || input->size != area * CHANNELS * sizeof(float))
-        *status = saevit_fail(SAEVIT_UNSUPPORTED, "the model does not take one RGB picture as float32: use saevit_run");
+    if ((!frame && strcmp(input->dtype, "float32")) ||
+        input->size != area * CHANNELS * (frame ? sizeof(uint8_t) : sizeof(float)))
+        *status = saevit_fail(SAEVIT_UNSUPPORTED, "the model does not take one RGB picture: use saevit_run");
     else if (!rgb)
         *status = saevit_fail(SAEVIT_BAD_ARGUMENT, "the picture is NULL");
     else if (width < 1 || height < 1 || width > LARGEST_SIDE || height > LARGEST_SIDE ||
@@ -199,20 +201,18 @@ float *saevit_load_image(const uint8_t *rgb, int width, int height, saevit_statu
 
     span across, down;
     choose_spans(width, height, &across, &down);
-    uint8_t *pixels = malloc(area * CHANNELS);
     void *values = NULL;
-    int done = pixels && !posix_memalign(&values, ALIGNMENT, input->size);
+    int done = !posix_memalign(&values, ALIGNMENT, input->size);
+    uint8_t *pixels = frame ? values : malloc(area * CHANNELS);
+    done = done && pixels;
     if (done && saevit_preprocessing.resize == RESIZE_NEAREST)
         resize_nearest(rgb, width, height, across, down, pixels);
     else if (done)
         done = resize_smooth(rgb, width, height, across, down, saevit_preprocessing.resize, pixels);
-    if (done)
-        normalise(pixels, values);
-    else {
-        free(values);
-        values = NULL;
-        *status = saevit_fail(SAEVIT_NO_MEMORY, "there is no memory to resize a picture of %d x %d", width, height);
-    }
-    free(pixels);
-    return values;
+    if (done && !frame) normalise(pixels, values);
+    if (!frame) free(pixels);
+    if (done) return values;
+    free(values);
+    *status = saevit_fail(SAEVIT_NO_MEMORY, "there is no memory to resize a picture of %d x %d", width, height);
+    return NULL;
 }

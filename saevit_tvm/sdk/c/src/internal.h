@@ -41,6 +41,6 @@ HIDDEN int saevit_thread_count(int asked); /* 0: impossible */
 HIDDEN int saevit_start_thread(pthread_t *thread, void *(*work)(void *), void *argument);
 
 /* image.c: the picture as the model's input, in memory to be freed; NULL after a failure. */
-HIDDEN float *saevit_load_image(const uint8_t *rgb, int width, int height, saevit_status *status);
+HIDDEN void *saevit_load_image(const uint8_t *rgb, int width, int height, saevit_status *status);
 
 #endif

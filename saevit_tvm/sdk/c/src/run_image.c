@@ -6,7 +6,7 @@
 saevit_status saevit_run_image(saevit *model, const uint8_t *rgb, int width, int height, const saevit_buffer *outputs,
                                size_t output_count) {
     saevit_status status = SAEVIT_OK;
-    float *input = saevit_load_image(rgb, width, height, &status);
+    void *input = saevit_load_image(rgb, width, height, &status);
     if (!input) return status;
     status = saevit_run(model, input, saevit_model.input.size, outputs, output_count);
     free(input);

@@ -1,0 +1,40 @@
+"""What goes into a library and what comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+Inputs = tuple[np.ndarray, ...]  # of one inference
+LEVELS = 256  # of a byte
+
+
+class TensorSpec(NamedTuple):
+    """What an input or output looks like."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def entry(self) -> dict[str, Any]:
+        """The same in a manifest."""
+        return {"name": self.name, "shape": list(self.shape), "dtype": self.dtype}
+
+
+def specs_of(entries: Iterable[Mapping[str, Any]]) -> tuple[TensorSpec, ...]:
+    """A manifest's inputs or outputs."""
+    return tuple(TensorSpec(each["name"], tuple(each["shape"]), each["dtype"]) for each in entries)
+
+
+def drawn(specs: Iterable[TensorSpec], stream: np.random.RandomState) -> Inputs:
+    """Random inputs, from a stream that is the same on every machine and with every numpy."""
+    return tuple(_drawn(spec, stream) for spec in specs)
+
+
+def _drawn(spec: TensorSpec, stream: np.random.RandomState) -> np.ndarray:
+    if spec.dtype.startswith("float"):
+        return stream.standard_normal(spec.shape).astype(spec.dtype)
+    return stream.randint(0, LEVELS, spec.shape).astype(spec.dtype)
