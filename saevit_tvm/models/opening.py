@@ -30,6 +30,7 @@ from saevit_tvm.support.errors import ModelError, UsageError, unknown
 
 IMAGE_SIZE = 224
 CHANNELS = 3  # of a picture
+TYPICAL = (1, CHANNELS, IMAGE_SIZE, IMAGE_SIZE)
 SMALLEST, LARGEST = 32, 4096  # below the total stride the last stage has no whole cell
 LARGEST_BATCH = 1024
 FLOAT, FRAMES = "float32", "uint8"  # what a library may take for a picture
@@ -347,15 +348,19 @@ def open_program(
 def _open_pt2(path: Path, batch: int, size: Size | None) -> ModelSource:
     from saevit_tvm.models.pt2 import load_program
 
-    program = load_program(path)
+    def choose(extents: Sequence[Sequence[int | None]], typical: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
+        if len(extents) != 1:
+            raise ModelError(f"'{path}' must take exactly one float32 tensor: export it so.")
+        return [_image_shape(path, extents[0], typical[0], batch, size)]
+
+    program = load_program(path, choose)
     if _is_training(program):
         raise ModelError(f"'{path}' was exported in training mode: call eval() before torch.export.export.")
     inputs = [node for node in program.graph.nodes if node.name in program.graph_signature.user_inputs]
     values = [node.meta.get("val") for node in inputs]
     if len(values) != 1 or not isinstance(values[0], Tensor) or values[0].dtype != torch.float32:
         raise ModelError(f"'{path}' must take exactly one float32 tensor: export it so.")
-    shape = _image_shape(path, list(values[0].shape), batch, size)
-    return open_program(program, str(path), shape, graph_digest=hashlib.sha256(path.read_bytes()).hexdigest())
+    return open_program(program, str(path), graph_digest=hashlib.sha256(path.read_bytes()).hexdigest())
 
 
 def _is_training(program: torch.export.ExportedProgram) -> bool:
@@ -385,7 +390,8 @@ def _open_onnx(path: Path, batch: int, size: Size | None) -> ModelSource:
         raise ModelError(f"'{path}' must take exactly one float32 tensor: export it so.")
     dims = inputs[0].type.tensor_type.shape.dim
     # An open extent is 0, has a name, or is -1 by some converters.
-    shape = _image_shape(path, [dim.dim_value if dim.dim_value > 0 else None for dim in dims], batch, size)
+    extents = [dim.dim_value if dim.dim_value > 0 else None for dim in dims]
+    shape = _image_shape(path, extents, TYPICAL, batch, size)
     for dim, length in zip(dims, shape, strict=True):
         dim.dim_value = length  # what was left open is fixed now
     del model.graph.value_info[:]
@@ -436,17 +442,19 @@ def _one_input(shape: Sequence[int]) -> tuple[TensorSpec, ...]:
     return (TensorSpec("input", tuple(shape), FLOAT),)
 
 
-def _image_shape(path: Path, fixed: Sequence[int | None], batch: int, size: Size | None) -> tuple[int, int, int, int]:
-    """The input shape of a file: what it fixes, and what the user chose for the rest."""
+def _image_shape(
+    path: Path, fixed: Sequence[int | None], typical: Sequence[int], batch: int, size: Size | None
+) -> tuple[int, int, int, int]:
+    """The input shape of a file: what it fixes, what the user chose for the rest, what is typical where he did not."""
     if len(fixed) != 4:
         shown = "x".join("?" if length is None else str(length) for length in fixed)
         raise ModelError(f"'{path}' takes an input of {shown}, not images (batch x channels x height x width).")
-    height, width = size or (fixed[2] or IMAGE_SIZE, fixed[3] or IMAGE_SIZE)
+    height, width = size or (fixed[2] or typical[2], fixed[3] or typical[3])
     if fixed[2] not in (height, None) or fixed[3] not in (width, None):
         raise UsageError(f"'{path}' takes pictures of {fixed[2]}x{fixed[3]} only: leave out the image size.")
     if fixed[0] not in (batch, None) and batch != 1:
         raise UsageError(f"'{path}' takes batches of {fixed[0]} only: leave out the batch.")
-    return fixed[0] or batch, fixed[1] or CHANNELS, height, width
+    return fixed[0] or batch, fixed[1] or typical[1], height, width
 
 
 def _import(package: str, sentence: str) -> Any:

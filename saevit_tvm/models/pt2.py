@@ -1,8 +1,9 @@
 """Reading `.pt2` archives as data.
 
 PyTorch's own reader unpickles parts of the archive, evaluates its symbolic shapes and guards, imports what its
-enums name and calls any function a node names (`torch.os.system`, say). Here the graph is checked first: tensor
-operators on fixed shapes, plain names, raw tensors. Only what passed reaches PyTorch, and nothing pickled does.
+enums name and calls any function a node names (`torch.os.system`, say). Here open shapes are fixed (`pinning.py`), and
+then the graph is checked: tensor operators on fixed shapes, plain names, raw tensors. Only what passed reaches
+PyTorch, and nothing pickled does.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 import torch
 from torch.export.pt2_archive import _package as archive
 
+from saevit_tvm.models import pinning
 from saevit_tvm.support.errors import ModelError, UsageError
 
 NAME = re.compile(r"[A-Za-z0-9_.]*")
@@ -36,8 +38,10 @@ CONTAINERS = (None, "builtins.tuple", "builtins.list", "builtins.dict", "collect
 CONTEXT = re.compile(r"null|\[\]|\[\"\w+\"(, \"\w+\")*\]")
 
 
-def load_program(path: Path) -> torch.export.ExportedProgram:
-    """The exported program, or one ModelError that says why it is refused."""
+def load_program(
+    path: Path, choose: pinning.Choose = lambda _extents, typical: typical
+) -> torch.export.ExportedProgram:
+    """The exported program with the shapes that are chosen for it, or one error that says why it is refused."""
     if not path.is_file():
         raise UsageError(f"there is no file '{path}': check the path.")
     try:
@@ -52,9 +56,12 @@ def load_program(path: Path) -> torch.export.ExportedProgram:
         for config in configs:
             _check_tensors(config)
         _clean(program)
+        pinning.pin(program, choose)
         _check(program)
-    except _Refused as refusal:
+    except (_Refused, pinning.Unpinnable) as refusal:
         raise ModelError(f"'{path}' is refused because it {refusal}.") from refusal
+    except pinning.OutOfRange as refusal:
+        raise UsageError(f"'{path}' {refusal}: choose another --batch or --image-size.") from refusal
     except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise ModelError(f"'{path}' does not hold a program of this PyTorch: export it again.") from error
     return _build(path, reader, program)
@@ -85,8 +92,6 @@ def _clean(program: dict[str, Any]) -> None:
     for node in module["graph"]["nodes"]:
         trace = node["metadata"].get("stack_trace")  # where the operator stands in the source, as text
         node["metadata"] = {TRACE: trace} if isinstance(trace, str) else {}
-    if program["guards_code"] or program["range_constraints"]:
-        raise _Refused("was exported with dynamic shapes: export it again with fixed ones")
     program["torch_version"] = torch.__version__
 
 

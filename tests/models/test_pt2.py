@@ -11,10 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.export.pt2_archive._package import PT2ArchiveReader, PT2ArchiveWriter
 
+from saevit_tvm.models.opening import open_model
 from saevit_tvm.models.pt2 import load_program
 from saevit_tvm.support.errors import ModelError, UsageError
 
@@ -102,8 +104,8 @@ def opaque_constant(config: dict) -> None:
     config["config"]["table"].update(use_pickle=True, path_name="opaque_obj_0")
 
 
-def renamed_input(code: str) -> Callable[[dict], dict]:
-    return lambda program: json.loads(json.dumps(program).replace('"name": "x"', json.dumps({"name": code})[1:-1]))
+def renamed(code: str) -> Callable[[dict], dict]:
+    return lambda program: json.loads(json.dumps(program).replace('"name": "conv2d"', json.dumps({"name": code})[1:-1]))
 
 
 def argument(**value: Any) -> dict[str, Any]:
@@ -128,12 +130,12 @@ def attacks(trace: Path) -> dict[str, tuple[dict, str]]:
         "function": ({GRAPH: first_node(shell)}, "calls 'torch.os.system'"),
         "dunder": ({GRAPH: first_node({"target": "torch.ops.aten.__class__.mro"})}, "which is not a tensor op"),
         "file operator": ({GRAPH: first_node(save)}, "reads or writes files"),
-        "guards": ({GRAPH: lambda p: p.update(guards_code=[touch])}, "dynamic shapes"),
+        "guards": ({GRAPH: lambda p: p.update(guards_code=[touch])}, "checks its shapes with"),
         "symbol": (
             {GRAPH: lambda p: p["graph_module"]["graph"]["tensor_values"]["x"].update(sizes=[symbolic])},
-            "more than tensor operators on fixed shapes",
+            "computes a shape with",
         ),
-        "name": ({GRAPH: renamed_input(f"x={touch}")}, "uses the text"),
+        "name": ({GRAPH: renamed(f"x={touch}")}, "uses the text"),
         "enum": ({GRAPH: root_signature({"in_spec": spec})}, "takes or returns builtins.dict"),
         "class": ({GRAPH: root_signature({"out_spec": spec.replace("builtins.dict", "os.Bomb")})}, "os.Bomb"),
     }
@@ -186,12 +188,80 @@ def test_infinity_and_the_lines_of_the_source_are_kept(tmp_path: Path) -> None:
     assert all(f'File "{__file__}", line {line}' in trace for trace in traces)
 
 
-def test_dynamic_shapes_are_refused(tmp_path: Path) -> None:
-    batch = {"x": {0: torch.export.Dim("batch", max=8)}}
-    program = torch.export.export(Small().eval(), (torch.zeros(2, 3, 8, 8),), dynamic_shapes=batch)
-    torch.export.save(program, tmp_path / "dynamic.pt2")
-    with pytest.raises(ModelError, match="dynamic shapes: export it again with fixed ones"):
-        load_program(tmp_path / "dynamic.pt2")
+class Tokens(torch.nn.Module):
+    """Computes shapes of the extents of its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 4, 3, stride=2, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.nn.functional.interpolate(self.conv(x), size=x.shape[2:], mode="nearest")
+        y = y if x.shape[3] < 4 * x.shape[2] else y.relu()
+        batch, channels, height, width = y.shape
+        return y.flatten(2).transpose(1, 2).reshape(batch, height * width // 2, 2 * channels)
+
+
+@pytest.fixture(scope="module")
+def dynamic(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    dims = {
+        0: torch.export.Dim("batch", min=1, max=8),
+        2: 4 * torch.export.Dim("quarter", min=2, max=16),
+        3: torch.export.Dim("width", min=8, max=64),
+    }
+    torch.manual_seed(0)
+    program = torch.export.export(Tokens().eval(), (torch.zeros(2, 3, 16, 12),), dynamic_shapes=(dims,))
+    path = tmp_path_factory.mktemp("dynamic") / "dynamic.pt2"
+    torch.export.save(program, path)
+    return path
+
+
+def test_dynamic_shapes_are_what_is_asked_for(dynamic: Path) -> None:
+    source = open_model(str(dynamic), batch=3, image_size=(20, 34))
+    assert source.input_shape == (3, 3, 20, 34) and source.recipe["image_size"] == [20, 34]
+    torch.manual_seed(0)
+    original, x = Tokens(), torch.randn(3, 3, 20, 34)
+    with torch.no_grad():
+        expected = original(x)
+    assert np.abs(source.original(x.numpy())[0] - expected.numpy()).max() < 1e-6
+    values = [node.meta.get("val") for node in source.exported().graph.nodes]
+    assert all(type(extent) is int for value in values if value is not None for extent in value.shape)
+    assert open_model(str(dynamic)).input_shape == (1, 3, 16, 12)  # the size that it was exported with
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"batch": 9}, "takes 1 to 8 as batch, not 9"),
+        ({"image_size": (16, 65)}, "takes 8 to 64 as width, not 65"),
+        ({"image_size": (68, 12)}, "takes 8 to 64 as height, not 68"),
+        ({"image_size": (18, 12)}, "does not take 18 as height, which goes in steps"),
+        ({"image_size": (8, 40)}, "was exported for other shapes, those with .*size"),
+    ],
+)
+def test_shapes_beyond_what_was_exported_are_refused(dynamic: Path, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        open_model(str(dynamic), **options)
+
+
+@pytest.mark.parametrize(
+    "formula",
+    [
+        "__import__('os').system('true')",
+        "Pow(Integer(9), Integer(999999999))",
+        "Mod(Integer(1), Integer(0))",
+        "Symbol('u0', integer=True)",
+        "(lambda: 1)()",
+        "Add((",
+        "-" * 5000 + "1",
+    ],
+)
+def test_formulas_are_data(dynamic: Path, tmp_path: Path, formula: str) -> None:
+    def forge(program: dict) -> None:
+        program["graph_module"]["graph"]["tensor_values"]["conv2d"]["sizes"][2]["as_expr"]["expr_str"] = formula
+
+    with pytest.raises(ModelError, match=r"is refused because it (has|computes)|does not hold a program"):
+        load_program(rewrite(dynamic, tmp_path / "forged.pt2", {GRAPH: forge}))
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"not an archive" * 100])
