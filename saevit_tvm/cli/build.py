@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from saevit_tvm.cli.console import Console
+from saevit_tvm.cli.console import Console, flipped
 from saevit_tvm.cli.options import common, cut_option, dtype_option, folder, model_options, target_option
 
 
@@ -78,7 +78,7 @@ def _print(console: Console, artifact: Path, manifest_path: Path, manifest: dict
         console.line(
             f"verified  against {proof['reference']} on {proof['machine']}, {proof['inputs']} random inputs: "
             f"largest deviation {proof['max_abs_error']:.2g} "
-            f"(relative {proof['max_rel_error']:.2g}, {proof['tolerance']:g} allowed)"
+            f"(relative {proof['max_rel_error']:.2g}, {proof['tolerance']:g} allowed){flipped(proof)}"
         )
     else:
         console.line("verified  no: it cannot be run here (proof: none)")
@@ -87,6 +87,7 @@ def _print(console: Console, artifact: Path, manifest_path: Path, manifest: dict
         console.line(
             f"emulated  its kernels on this CPU, {found['inputs']} random inputs: largest deviation from PyTorch "
             f"{found['max_abs_error']:.2g} (relative {found['max_rel_error']:.2g}, {proof['tolerance']:g} allowed)"
+            f"{flipped(found)}"
         )
 
 

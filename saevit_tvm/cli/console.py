@@ -87,3 +87,8 @@ class Console:
 
 def _is_number(cell: str) -> bool:
     return cell in ("", "-") or cell.rstrip("x%").replace(".", "", 1).replace("e-", "", 1).isdigit()
+
+
+def flipped(proof: dict[str, Any]) -> str:
+    """How many whole numbers among the answers are others, where there are some."""
+    return f"; {proof['flipped']} of {proof['decisions']} decisions flipped" if "decisions" in proof else ""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from saevit_tvm.cli.console import Console
+from saevit_tvm.cli.console import Console, flipped
 from saevit_tvm.cli.options import artifact_argument, common
 from saevit_tvm.support.errors import ParityError, TargetError
 
@@ -32,14 +32,14 @@ def command(artifact: Path, weights: str | None, device: str | None, as_json: bo
         raise ParityError(
             f"'{artifact}' deviates from its model by {_figure(result['max_abs_error'])} "
             f"({_figure(result['max_rel_error'])} of the largest value, "
-            f"{result['tolerance']:g} allowed): build it again."
+            f"{result['tolerance']:g} allowed){flipped(result)}: build it again."
         )
     recorded = result["reference"] == "recorded"
     origin = "the answers recorded when it was built" if recorded else result["reference"]
     console.line(
         f"{artifact}: passed against {origin}, on {result['machine']}, {result['inputs']} random inputs; "
         f"largest deviation {result['max_abs_error']:.2g} (relative {result['max_rel_error']:.2g}, "
-        f"{result['tolerance']:g} allowed)"
+        f"{result['tolerance']:g} allowed){flipped(result)}"
     )
     if result["note"]:
         console.line(f"not against the model itself: {result['note']}")

@@ -5,6 +5,7 @@ Everything after this room sees one `ModelSource`: what to compile, what to comp
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import hashlib
@@ -25,7 +26,7 @@ from torch.utils._pytree import tree_leaves
 from saevit_tvm import models
 from saevit_tvm.models import weights as weight_files
 from saevit_tvm.runtime.preprocess import normalised
-from saevit_tvm.runtime.tensors import TensorSpec
+from saevit_tvm.runtime.tensors import TensorSpec, drawn
 from saevit_tvm.support.errors import ModelError, UsageError, unknown
 
 IMAGE_SIZE = 224
@@ -33,6 +34,10 @@ CHANNELS = 3  # of a picture
 TYPICAL = (1, CHANNELS, IMAGE_SIZE, IMAGE_SIZE)
 SMALLEST, LARGEST = 32, 4096  # below the total stride the last stage has no whole cell
 LARGEST_BATCH = 1024
+INDICES = ("int32", "int64")  # may be places in a table
+BOUNDS = (256, 64, 16, 4, 2, 1)
+INPUT_DTYPES = ("float32", "float16", "uint8", *INDICES)
+OUTPUT_DTYPES = (*INPUT_DTYPES, "int8", "bool")
 FLOAT, FRAMES = "float32", "uint8"  # what a library may take for a picture
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 Size = tuple[int, int]
@@ -109,7 +114,10 @@ class ModelSource:
     def _session(self) -> Any:
         import onnxruntime
 
-        return onnxruntime.InferenceSession(self.onnx.SerializeToString(), providers=["CPUExecutionProvider"])
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4  # what it complains of is raised as well
+        graph = self.onnx.SerializeToString()
+        return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
 def open_model(
@@ -334,32 +342,23 @@ def _timm_model(timm: Any, name: str, options: dict[str, Any], size: Size | None
     return timm.create_model(name, pretrained=False, **options).eval(), None
 
 
-def open_program(
-    program: torch.export.ExportedProgram, name: str = "program", shape: Sequence[int] | None = None, **fields: Any
-) -> ModelSource:
-    """A program of torch.export that takes one tensor of float32."""
-    if shape is None:
-        (given,) = (node for node in program.graph.nodes if node.name in program.graph_signature.user_inputs)
-        shape = given.meta["val"].shape
+def open_program(program: torch.export.ExportedProgram, name: str = "program", **fields: Any) -> ModelSource:
+    """A program of torch.export, all of whose extents are fixed."""
+    user = program.graph_signature.user_inputs
+    given = {node.name: node.meta.get("val") for node in program.graph.nodes if node.name in user}
+    if not given or not all(isinstance(value, Tensor) for value in given.values()):
+        raise ModelError(f"'{name}' must take tensors and nothing else: export it so.")
+    inputs = [(key, value.shape, str(value.dtype).removeprefix("torch.")) for key, value in given.items()]
     digest = weight_files.digest_tensors({**program.state_dict, **program.constants})
-    return _of_file(name, shape, module=program.module(), weights_digest=digest, **fields)
+    return _of_file(name, inputs, module=program.module(), weights_digest=digest, **fields)
 
 
 def _open_pt2(path: Path, batch: int, size: Size | None) -> ModelSource:
     from saevit_tvm.models.pt2 import load_program
 
-    def choose(extents: Sequence[Sequence[int | None]], typical: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
-        if len(extents) != 1:
-            raise ModelError(f"'{path}' must take exactly one float32 tensor: export it so.")
-        return [_image_shape(path, extents[0], typical[0], batch, size)]
-
-    program = load_program(path, choose)
+    program = load_program(path, lambda extents, typical: _shapes(path, extents, typical, batch, size))
     if _is_training(program):
         raise ModelError(f"'{path}' was exported in training mode: call eval() before torch.export.export.")
-    inputs = [node for node in program.graph.nodes if node.name in program.graph_signature.user_inputs]
-    values = [node.meta.get("val") for node in inputs]
-    if len(values) != 1 or not isinstance(values[0], Tensor) or values[0].dtype != torch.float32:
-        raise ModelError(f"'{path}' must take exactly one float32 tensor: export it so.")
     return open_program(program, str(path), graph_digest=hashlib.sha256(path.read_bytes()).hexdigest())
 
 
@@ -384,41 +383,56 @@ def _open_onnx(path: Path, batch: int, size: Size | None) -> ModelSource:
         onnx.checker.check_model(model)
     except Exception as error:  # damaged protobuf, missing external data, invalid graph
         raise ModelError(f"'{path}' is not a valid ONNX model ({_brief(error)}): export it again.") from error
-    constants = {tensor.name for tensor in model.graph.initializer}
-    inputs = [value for value in model.graph.input if value.name not in constants]
-    if len(inputs) != 1 or inputs[0].type.tensor_type.elem_type != onnx.TensorProto.FLOAT:
-        raise ModelError(f"'{path}' must take exactly one float32 tensor: export it so.")
-    dims = inputs[0].type.tensor_type.shape.dim
+    dims = [value.type.tensor_type.shape.dim for value in _inputs_of(model)]
     # An open extent is 0, has a name, or is -1 by some converters.
-    extents = [dim.dim_value if dim.dim_value > 0 else None for dim in dims]
-    shape = _image_shape(path, extents, TYPICAL, batch, size)
-    for dim, length in zip(dims, shape, strict=True):
-        dim.dim_value = length  # what was left open is fixed now
+    extents = [tuple(dim.dim_value if dim.dim_value > 0 else None for dim in each) for each in dims]
+    typical = [TYPICAL if len(each) == len(TYPICAL) else (1,) + (0,) * (len(each) - 1) for each in extents]
+    for each, shape in zip(dims, _shapes(path, extents, typical, batch, size), strict=True):
+        for dim, length in zip(each, shape, strict=True):
+            dim.dim_value = length  # what was left open is fixed now
     del model.graph.value_info[:]
-    return open_graph(model, str(path), shape)
+    return open_graph(model, str(path))
 
 
-def open_graph(model: Any, name: str = "graph", shape: Sequence[int] | None = None) -> ModelSource:
-    """An ONNX model that takes one tensor of float32, all of whose extents are fixed."""
-    if shape is None:
-        constants = {tensor.name for tensor in model.graph.initializer}
-        (given,) = (value for value in model.graph.input if value.name not in constants)
-        shape = [dim.dim_value for dim in given.type.tensor_type.shape.dim]
+def _inputs_of(model: Any) -> list[Any]:
+    constants = {tensor.name for tensor in model.graph.initializer}
+    return [value for value in model.graph.input if value.name not in constants]
+
+
+def open_graph(model: Any, name: str = "graph") -> ModelSource:
+    """An ONNX model, all of whose inputs have fixed extents."""
+    from onnx.helper import tensor_dtype_to_np_dtype
+
+    types = {value.name: value.type.tensor_type for value in _inputs_of(model)}
+    if not all(each.elem_type for each in types.values()):
+        raise ModelError(f"'{name}' must take tensors and nothing else: export it so.")
+    inputs = [
+        (key, [dim.dim_value for dim in each.shape.dim], str(tensor_dtype_to_np_dtype(each.elem_type)))
+        for key, each in types.items()
+    ]
     digest = hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
-    return _of_file(name, shape, onnx=model, weights_digest=f"sha256:{digest}", graph_digest=digest)
+    return _of_file(name, inputs, onnx=model, weights_digest=f"sha256:{digest}", graph_digest=digest)
 
 
-def _of_file(name: str, shape: Sequence[int], **fields: Any) -> ModelSource:
+def _of_file(name: str, inputs: Sequence[tuple[str, Sequence[int], str]], **fields: Any) -> ModelSource:
     """A model that holds its own weights. An artifact remembers the file's name alone, wherever it was."""
-    file, batch, size = Path(name).name, shape[0], tuple(shape[2:])
+    specs = tuple(TensorSpec(key if len(inputs) > 1 else "input", tuple(shape), dtype) for key, shape, dtype in inputs)
+    for spec in specs:
+        if spec.dtype not in INPUT_DTYPES or not spec.shape:
+            kind = spec.dtype if spec.shape else "a single number"
+            allowed = ", ".join(INPUT_DTYPES)
+            raise ModelError(f"'{name}' takes {kind} as '{spec.name}': export it with tensors of {allowed}.")
+    file, picture = Path(name).name, specs[_picture([spec.shape for spec in specs])]
+    size = picture.shape[2:] if len(picture.shape) == len(TYPICAL) else None
+    pictures = len(specs) == 1 and size is not None and (picture.shape[1], picture.dtype) == (CHANNELS, FLOAT)
     common = {
         "name": name,
         "module": None,
-        "inputs": _one_input(shape),
-        "recipe": _recipe(file, batch, size, None, False),
+        "inputs": specs,
+        "recipe": _recipe(file, picture.shape[0], size, None, False),
         "weights": {"source": "file", "file": file},
         "graph_digest": None,
-        "preprocessing": _preprocessing(size) if shape[1] == CHANNELS else {},
+        "preprocessing": _preprocessing(size) if size is not None and pictures else {},
     }
     return _foreign(**common | fields)
 
@@ -428,33 +442,67 @@ def _foreign(**fields: Any) -> ModelSource:
     source = ModelSource(**fields, output_names=())
     try:
         outputs = source.original(*source.zeros())
-        if not all(isinstance(output, np.ndarray) and output.dtype == np.float32 for output in outputs):
-            raise ValueError("its outputs are not all float32 tensors")
+        if strange := [str(output.dtype) for output in outputs if str(output.dtype) not in OUTPUT_DTYPES]:
+            raise ValueError(f"it answers with {strange[0]}")
     except Exception as error:  # a model fails in its own way
-        shape = "x".join(map(str, source.input_shape))
-        raise ModelError(f"'{source.name}' does not run on an input of {shape}: {_brief(error)}.") from error
+        shapes = " and ".join("x".join(map(str, spec.shape)) for spec in source.inputs)
+        raise ModelError(f"'{source.name}' does not run on an input of {shapes}: {_brief(error)}.") from error
     names = tuple(f"output{i}" for i in range(len(outputs)))
-    single = len(outputs) == 1 and outputs[0].ndim == 2
-    return dataclasses.replace(source, output_names=("logits",) if single else names)
+    scores = len(outputs) == 1 and outputs[0].ndim == 2 and str(outputs[0].dtype) == FLOAT
+    source = dataclasses.replace(source, output_names=("logits",) if scores else names)
+    return dataclasses.replace(source, inputs=_with_bounds(source))
+
+
+def _with_bounds(source: ModelSource) -> tuple[TensorSpec, ...]:
+    """The inputs, whole numbers with the bound below which the model takes any: they may be places in a table."""
+    for bound in BOUNDS:
+        inputs = tuple(spec._replace(below=bound) if spec.dtype in INDICES else spec for spec in source.inputs)
+        if inputs == source.inputs:
+            return inputs
+        with contextlib.suppress(Exception):  # of a place that is not there
+            source.original(*drawn(inputs, np.random.RandomState(0)))
+            return inputs
+    return inputs
 
 
 def _one_input(shape: Sequence[int]) -> tuple[TensorSpec, ...]:
     return (TensorSpec("input", tuple(shape), FLOAT),)
 
 
-def _image_shape(
-    path: Path, fixed: Sequence[int | None], typical: Sequence[int], batch: int, size: Size | None
-) -> tuple[int, int, int, int]:
-    """The input shape of a file: what it fixes, what the user chose for the rest, what is typical where he did not."""
-    if len(fixed) != 4:
-        shown = "x".join("?" if length is None else str(length) for length in fixed)
-        raise ModelError(f"'{path}' takes an input of {shown}, not images (batch x channels x height x width).")
-    height, width = size or (fixed[2] or typical[2], fixed[3] or typical[3])
-    if fixed[2] not in (height, None) or fixed[3] not in (width, None):
-        raise UsageError(f"'{path}' takes pictures of {fixed[2]}x{fixed[3]} only: leave out the image size.")
-    if fixed[0] not in (batch, None) and batch != 1:
-        raise UsageError(f"'{path}' takes batches of {fixed[0]} only: leave out the batch.")
-    return fixed[0] or batch, fixed[1] or typical[1], height, width
+def _picture(shapes: Sequence[Sequence[Any]]) -> int:
+    """Which input is the picture: the first of four dimensions, else the first."""
+    return next((at for at, shape in enumerate(shapes) if len(shape) == len(TYPICAL)), 0)
+
+
+def _shapes(
+    path: Path,
+    inputs: Sequence[Sequence[int | None]],
+    typical: Sequence[Sequence[int]],
+    batch: int,
+    size: Size | None,
+) -> list[tuple[int, ...]]:
+    """The input shapes of a file: what it fixes, what the user chose for the rest, what is typical where he did not."""
+    if not inputs:
+        raise ModelError(f"'{path}' takes no input, so it is no model.")
+    picture = _picture(inputs)
+    if size is not None and len(inputs[picture]) != len(TYPICAL):
+        raise UsageError(f"'{path}' takes no pictures (batch x channels x height x width): leave out the image size.")
+    shapes = []
+    for at, (fixed, usual) in enumerate(zip(inputs, typical, strict=True)):
+        if fixed and fixed[0] not in (batch, None) and batch != 1:
+            raise UsageError(f"'{path}' takes batches of {fixed[0]} only: leave out the batch.")
+        wanted = [batch, *usual[1:]]
+        if at == picture and size is not None:
+            if any(length not in (side, None) for length, side in zip(fixed[2:], size, strict=True)):
+                raise UsageError(f"'{path}' takes pictures of {fixed[2]}x{fixed[3]} only: leave out the image size.")
+            wanted[2:] = size
+        shape = tuple(length or other for length, other in zip(fixed, wanted, strict=False))
+        if not all(shape):
+            raise ModelError(
+                f"'{path}' leaves extent {shape.index(0)} of input {at + 1} open: export it with a fixed one."
+            )
+        shapes.append(shape)
+    return shapes
 
 
 def _import(package: str, sentence: str) -> Any:
@@ -494,11 +542,13 @@ def with_labels(source: ModelSource, path: Path) -> ModelSource:
     return dataclasses.replace(source, labels=tuple(labels))
 
 
-def _recipe(name: str, batch: int, size: Sequence[int], num_classes: int | None, features_only: bool) -> dict[str, Any]:
+def _recipe(
+    name: str, batch: int, size: Sequence[int] | None, num_classes: int | None, features_only: bool
+) -> dict[str, Any]:
     return {
         "model": name,
         "batch": batch,
-        "image_size": list(size),
+        "image_size": None if size is None else list(size),
         "num_classes": num_classes,
         "features_only": features_only,
     }

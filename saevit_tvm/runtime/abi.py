@@ -21,7 +21,7 @@ CPU = 1
 _NONE, _INT, _BOOL, _RAW_STRING, _FIRST_OBJECT = 0, 1, 2, 8, 64
 _TENSOR, _ARRAY = 70, 71
 _OBJECT_HEADER = 24  # reference counts, type index, deleter
-_DTYPE_CODES = {"i": 0, "u": 1, "f": 2}
+_DTYPE_CODES = {"i": 0, "u": 1, "f": 2, "b": 6}
 
 
 class _Value(ctypes.Structure):

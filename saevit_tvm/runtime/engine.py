@@ -13,7 +13,7 @@ import os
 import sys
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -45,21 +45,25 @@ def load(path: str | os.PathLike[str], *, threads: int | None = None) -> Engine:
 
 
 class Engine:
-    """A loaded artifact. Call it with an array; any thread may, at any time."""
+    """A loaded artifact. Call it with an array, or one for each input; any thread may, at any time."""
 
     def __init__(self, path: Path, manifest: dict[str, Any], library: _Library, threads: int) -> None:
         self.path, self.manifest, self.threads = path, manifest, threads
         self.inputs, self.outputs = specs_of(manifest["inputs"]), specs_of(manifest["outputs"])
-        self._machines = _Machines(library, self.inputs[0], threads)
+        self._machines = _Machines(library, self.inputs, threads)
         self._start()
         _engines.add(self)
         self._result(self._machines.mine)
 
-    def __call__(self, x: Any) -> Any:
-        """The output for x: NumPy in, NumPy out; PyTorch in, PyTorch out; several outputs are a tuple."""
-        array, is_torch = _admit(x, self.inputs[0])
-        outputs = self._result(lambda: self._machines.mine().run(array))
-        if is_torch:
+    def __call__(self, *given: Any, **named: Any) -> Any:
+        """The output for inputs in order or by name: NumPy in, NumPy out; PyTorch in, PyTorch out.
+
+        Several outputs are a tuple.
+        """
+        given = _in_order(self.inputs, given, named)
+        arrays = [_admit(x, wanted) for x, wanted in zip(given, self.inputs, strict=True)]
+        outputs = self._result(lambda: self._machines.mine().run(arrays))
+        if not all(isinstance(x, np.ndarray) for x in given):
             outputs = [sys.modules["torch"].from_numpy(output) for output in outputs]
         return outputs[0] if len(self.outputs) == 1 else tuple(outputs)
 
@@ -136,8 +140,8 @@ _turn = threading.Lock()  # of all engines whose device serves one at a time
 class _Machines:
     """A virtual machine for every worker thread, all on one library."""
 
-    def __init__(self, library: _Library, spec: TensorSpec, threads: int) -> None:
-        self._library, self._spec, self._threads = library, spec, threads
+    def __init__(self, library: _Library, specs: Sequence[TensorSpec], threads: int) -> None:
+        self._library, self._specs, self._threads = library, specs, threads
         self._local = threading.local()
         self.one_at_a_time = library.one_at_a_time
         self._turn: AbstractContextManager[Any] = _turn if self.one_at_a_time else nullcontext()
@@ -149,47 +153,58 @@ class _Machines:
     def mine(self) -> _Machine:
         machine = getattr(self._local, "machine", None)
         if machine is None:
-            machine = self._local.machine = _Machine(self._library, self._spec, self._threads)
+            machine = self._local.machine = _Machine(self._library, self._specs, self._threads)
         return machine
 
 
 class _Machine:
     """One virtual machine, made and used by one thread."""
 
-    def __init__(self, library: _Library, spec: TensorSpec, threads: int) -> None:
+    def __init__(self, library: _Library, specs: Sequence[TensorSpec], threads: int) -> None:
         configure_thread_pool(threads)
         machine = abi.module_function(library.module, "vm_load_executable")()
         devices = [number for device in library.devices for number in (device, 0, _POOLED_ALLOCATOR)]
         abi.module_function(machine, "vm_initialization")(*devices)
         self._main = abi.module_function(machine, "main")
+        self._places = [_Place(spec, library.devices[0]) for spec in specs]
+
+    def run(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        given = [place.filled(array) for place, array in zip(self._places, arrays, strict=True)]
+        result = self._main(*(tensor for _, tensor in given))
+        tensors = result.items() if isinstance(result, abi.Array) else [result]
+        return [_owned(tensor, [array for array, _ in given]) for tensor in tensors]
+
+
+class _Place:
+    """Where an input lies while it is computed on."""
+
+    def __init__(self, spec: TensorSpec, device: int) -> None:
         self._staging = _aligned(spec)
         self._staged = abi.lend(self._staging)
-        device = library.devices[0]
         self._on_device = None if device == abi.CPU else abi.to_device(self._staged, device)
 
-    def run(self, array: np.ndarray) -> list[np.ndarray]:
+    def filled(self, array: np.ndarray) -> tuple[np.ndarray, abi.Tensor]:
+        """The caller's own memory where it can be, and the tensor to compute on."""
         if array.flags.c_contiguous and array.ctypes.data % _ALIGNMENT == 0:
             argument = abi.lend(array)
         else:
             np.copyto(self._staging, array)
             array, argument = self._staging, self._staged
-        if self._on_device is not None:
-            abi.copy(argument, self._on_device)
-            argument = self._on_device
-        result = self._main(argument)
-        tensors = result.items() if isinstance(result, abi.Array) else [result]
-        return [_owned(tensor, array) for tensor in tensors]
+        if self._on_device is None:
+            return array, argument
+        abi.copy(argument, self._on_device)
+        return array, self._on_device
 
 
-def _owned(tensor: abi.Tensor, given: np.ndarray) -> np.ndarray:
-    """The output as the caller's own: without a copy, unless it is the input or a constant of the model.
+def _owned(tensor: abi.Tensor, given: Sequence[np.ndarray]) -> np.ndarray:
+    """The output as the caller's own: without a copy, unless it is an input or a constant of the model.
 
     The virtual machine remembers its last result, so a fresh one has two holders.
     """
     if tensor.device != abi.CPU:
         return tensor.fetch()
     output = np.asarray(tensor)
-    shared = tensor.references > 2 or np.may_share_memory(output, given)
+    shared = tensor.references > 2 or any(np.may_share_memory(output, array) for array in given)
     return output.copy() if shared else output
 
 
@@ -204,8 +219,18 @@ def _aligned(spec: TensorSpec) -> np.ndarray:
 # What may come in -----------------------------------------------------------
 
 
-def _admit(x: Any, wanted: TensorSpec) -> tuple[np.ndarray, bool]:
-    """The array to compute on and whether PyTorch brought it, or one error that names both sides."""
+def _in_order(specs: Sequence[TensorSpec], given: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, ...]:
+    """What was given for each input, or one error that names them."""
+    rest = [spec.name for spec in specs[len(given) :]]
+    if len(given) > len(specs) or sorted(rest) != sorted(named):
+        names = ", ".join(spec.name for spec in specs)
+        count = f"{len(given)}" + (f" and {', '.join(named)}" if named else "")
+        raise TypeError(f"the model takes {len(specs)} inputs ({names}), and what is given is {count}.")
+    return (*given, *(named[name] for name in rest))
+
+
+def _admit(x: Any, wanted: TensorSpec) -> np.ndarray:
+    """The array to compute on, or one error that names both sides."""
     torch = sys.modules.get("torch")
     is_torch = isinstance(x, torch.Tensor) if torch else False
     if not is_torch and not isinstance(x, np.ndarray):
@@ -219,7 +244,7 @@ def _admit(x: Any, wanted: TensorSpec) -> tuple[np.ndarray, bool]:
             f"the input has shape {tuple(x.shape)}, dtype {dtype}, on {device}, and '{wanted.name}' "
             f"must have shape {wanted.shape}, dtype {wanted.dtype}, on cpu."
         )
-    return (x.detach().numpy(), True) if is_torch else (x, False)
+    return x.detach().numpy() if is_torch else x
 
 
 # Threads and processes --------------------------------------------------------

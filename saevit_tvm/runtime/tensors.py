@@ -17,16 +17,18 @@ class TensorSpec(NamedTuple):
     name: str
     shape: tuple[int, ...]
     dtype: str
+    below: int | None = None  # of whole numbers that may be places in a table
 
     @property
     def entry(self) -> dict[str, Any]:
         """The same in a manifest."""
-        return {"name": self.name, "shape": list(self.shape), "dtype": self.dtype}
+        bound = {} if self.below is None else {"below": self.below}
+        return {"name": self.name, "shape": list(self.shape), "dtype": self.dtype, **bound}
 
 
 def specs_of(entries: Iterable[Mapping[str, Any]]) -> tuple[TensorSpec, ...]:
     """A manifest's inputs or outputs."""
-    return tuple(TensorSpec(each["name"], tuple(each["shape"]), each["dtype"]) for each in entries)
+    return tuple(TensorSpec(each["name"], tuple(each["shape"]), each["dtype"], each.get("below")) for each in entries)
 
 
 def drawn(specs: Iterable[TensorSpec], stream: np.random.RandomState) -> Inputs:
@@ -37,4 +39,4 @@ def drawn(specs: Iterable[TensorSpec], stream: np.random.RandomState) -> Inputs:
 def _drawn(spec: TensorSpec, stream: np.random.RandomState) -> np.ndarray:
     if spec.dtype.startswith("float"):
         return stream.standard_normal(spec.shape).astype(spec.dtype)
-    return stream.randint(0, LEVELS, spec.shape).astype(spec.dtype)
+    return stream.randint(0, spec.below or LEVELS, spec.shape).astype(spec.dtype)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 ALIGNMENT = 64
 ARENA, WEIGHTS, INPUT = "arena", "weights", "input"
-_DTYPE = re.compile(r"(float|int|uint)(8|16|32|64)")
+_DTYPE = re.compile(r"(float|int|uint)(8|16|32|64)|bool")
 # What the C runtime provides of TVM's, each under the name of the variable through which kernels find it.
 _PROVIDED = {b"__TVMBackendParallelLaunch", b"__TVMBackendAllocWorkspace", b"__TVMBackendFreeWorkspace"}
 

@@ -239,6 +239,7 @@ def _judged(answer: parity.Outputs, expected: Expected, tolerance: float) -> flo
     shapes, wanted = [x.shape for x in answer], [x.shape for x in expected.outputs]
     if shapes != wanted:
         raise PeerError(f"it is not timed, because its answers have shapes {shapes} in place of {wanted}")
+    answer = [each.astype(x.dtype, copy=False) for each, x in zip(answer, expected.outputs, strict=True)]
     deviation = parity.deviation([answer], [expected.outputs])
     if not deviation.within(tolerance):
         raise PeerError(

@@ -76,8 +76,7 @@ def build(options: BuildOptions, say: Say) -> BuildResult:
         workspace.free(artifact, manifest_path)
         source = _open(options)
         workspace.reserve(staged, _estimate(source))
-        batch, _, height, width = source.input_shape
-        say(f"compiling {source.name} at {height}x{width}, batch {batch}, for {target.name} ({target.summary})")
+        say(f"compiling {source.name} {_at(source)}, for {target.name} ({target.summary})")
         compiled = _compile(source, target, options)
         say("linking")
         library = scratch / "library.so"
@@ -85,6 +84,13 @@ def build(options: BuildOptions, say: Say) -> BuildResult:
         manifest = _prove(source, compiled, target, options.dtype, library, staged / artifact.name, say)
         workspace.place([(staged / artifact.name, artifact), (staged / manifest_path.name, manifest_path)])
     return BuildResult(artifact, manifest_path, manifest, compiled.warnings, time.monotonic() - start)
+
+
+def _at(source: ModelSource) -> str:
+    """The shape in words."""
+    if size := source.recipe["image_size"]:
+        return f"at {size[0]}x{size[1]}, batch {source.recipe['batch']}"
+    return "on " + " and ".join("x".join(map(str, spec.shape)) for spec in source.inputs)
 
 
 def check_dtype(dtype: str) -> None:
@@ -189,15 +195,14 @@ def _prove(
         raise _parity_miss("the library deviates", dtype, deviation, oracle(source))
     manifest["verification"] |= {
         "passed": True,
-        "max_abs_error": deviation.max_abs_error,
-        "max_rel_error": deviation.max_rel_error,
+        **deviation.entries,
         "proof": how if how == "qemu" else target.proof,
         "machine": where,
         "reference": oracle(source),
     }
     seal(library, manifest, sealed)
     again = proof.answers(sealed, inputs, library.parent, how)
-    if parity.deviation(again, answers).max_abs_error != 0:
+    if not parity.deviation(again, answers).is_none:
         raise ParityError("the library does not answer twice alike, so nothing was built: please report the model.")
     return read_manifest(sealed)
 
@@ -237,15 +242,14 @@ def _arithmetic(
     deviation = parity.deviation(answers, expected)
     if not deviation.within(TOLERANCE[manifest["dtype"]]):
         raise _parity_miss("the kernels, run on this CPU, deviate", manifest["dtype"], deviation, "PyTorch")
-    found = {"max_abs_error": deviation.max_abs_error, "max_rel_error": deviation.max_rel_error, "inputs": len(inputs)}
-    return {"arithmetic": found}
+    return {"arithmetic": deviation.entries | {"inputs": len(inputs)}}
 
 
 def _parity_miss(what: str, dtype: str, deviation: parity.Deviation, reference: str) -> ParityError:
 
     return ParityError(
-        f"{what} from {reference} by {deviation.max_abs_error:.3g} ({deviation.max_rel_error:.3g} of the largest "
-        f"value, where {TOLERANCE[dtype]:g} is allowed), so nothing was built: please report the model."
+        f"{what} from {reference} by {deviation}, where {TOLERANCE[dtype]:g} is allowed, so nothing was built: please "
+        "report the model."
     )
 
 
@@ -294,7 +298,7 @@ def _manifest(
             "weights": source.weights,
             "weights_digest": source.weights_digest,
             "inputs": [spec.entry for spec in source.library_inputs],
-            "outputs": [{"name": n, "shape": list(value.shape), "dtype": "float32"} for n, value in outputs],
+            "outputs": [{"name": n, "shape": list(value.shape), "dtype": str(value.dtype)} for n, value in outputs],
             "preprocessing": source.preprocessing,
             "labels": list(source.labels) if source.labels else None,
             "target": _described(target),

@@ -16,15 +16,14 @@ def run(path: Path, images: Sequence[Path], top: int | None = None) -> dict[str,
     """For each picture the `top` classes with their probabilities, the likeliest first."""
     engine = load(path)
     manifest = engine.manifest
-    shape = manifest["outputs"][0]["shape"]
-    if len(manifest["outputs"]) != 1 or len(shape) != 2:
+    shape = engine.outputs[0].shape
+    if len(engine.outputs) != 1 or len(shape) != 2 or engine.outputs[0].dtype != "float32":
         raise ArtifactError(
-            f"'{path}' gives feature maps, not class scores: build it without --features-only to classify."
+            f"'{path}' gives no class scores but feature maps or decisions: to classify, build without --features-only."
         )
     if not manifest["preprocessing"]:
-        channels = engine.inputs[0].shape[1]
-        some = f"{channels} channel{'s' if channels > 1 else ''}"
-        raise ArtifactError(f"'{path}' takes images of {some}, not pictures: call it from Python, C or C++.")
+        takes = " and ".join(f"{'x'.join(map(str, spec.shape))} {spec.dtype}" for spec in engine.inputs)
+        raise ArtifactError(f"'{path}' takes {takes}, not pictures: call it from Python, C or C++.")
     classes = shape[1]
     top = min(5, classes) if top is None else top
     if not 1 <= top <= classes:

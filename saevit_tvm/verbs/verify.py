@@ -51,8 +51,7 @@ def verify(path: Path, weights: str | None = None, device: str | None = None) ->
     deviation = parity.deviation(answers, expected)
     return result | {
         "passed": deviation.within(result["tolerance"]),
-        "max_abs_error": _finite(deviation.max_abs_error),
-        "max_rel_error": _finite(deviation.max_rel_error),
+        **{name: _finite(value) for name, value in deviation.entries.items()},
         "proof": proof.kind(manifest["target"], how),
         "machine": f"the device {device}" if device else proof.machine(manifest["target"], how),
         "reference": origin,
@@ -99,7 +98,7 @@ def reference(
             raise SaevitError(f"nothing to compare with: {error}") from error
         return (
             parity.random_inputs(specs, kept["n"], kept["seed"]),
-            parity.recorded(kept),
+            parity.recorded(manifest),
             "recorded",
             str(error),
         )

@@ -272,9 +272,17 @@ def test_pt2_in_training_mode_is_refused(tmp_path: Path) -> None:
         open_model(str(path))
 
 
-def test_pt2_that_takes_no_pictures_is_refused(tmp_path: Path) -> None:
+def test_pt2_that_takes_no_pictures_has_no_image_size(tmp_path: Path) -> None:
     path = save_pt2(torch.nn.Linear(7, 2).eval(), tmp_path / "net.pt2", torch.zeros(1, 7))
-    with pytest.raises(ModelError, match=r"takes an input of 1x7, not images"):
+    source = open_model(str(path))
+    assert source.input_shape == (1, 7) and source.recipe["image_size"] is None and not source.preprocessing
+    with pytest.raises(UsageError, match=r"takes no pictures .*: leave out the image size"):
+        open_model(str(path), image_size=7)
+
+
+def test_pt2_of_complex_numbers_is_refused(tmp_path: Path) -> None:
+    path = save_pt2(torch.nn.Identity().eval(), tmp_path / "net.pt2", torch.zeros(1, 7, dtype=torch.complex64))
+    with pytest.raises(ModelError, match="takes complex64 as 'input': export it with tensors of float32"):
         open_model(str(path))
 
 

@@ -52,10 +52,30 @@ def test_other_shapes_are_an_error():
         parity.deviation([[np.ones((1, 4), np.float32)]], [[np.ones(4, np.float32)]])
 
 
+def test_decisions_are_counted_and_few_of_very_many_may_flip():
+    places = np.arange(10_000)
+    one, many = places.copy(), places.copy()
+    one[7], many[:11] = 0, -1
+    found = parity.deviation([[one, np.ones(1, np.float32)]], [[places, np.ones(1, np.float32)]])
+    assert (found.flipped, found.decisions, found.max_abs_error) == (1, 10_000, 0)
+    assert found.within(1e-4) and not found.is_none and "1 of 10000 decisions" in str(found)
+    assert not parity.deviation([[many]], [[places]]).within(1e-4)
+    assert not parity.deviation([[places[:5] + 1]], [[places[:5]]]).within(1e-4)
+    with pytest.raises(ParityError, match=r"int32 of .* PyTorch's are int64"):
+        parity.deviation([[places.astype(np.int32)]], [[places]])
+
+
+def test_recorded_decisions_keep_their_types():
+    outputs = [np.array([3, 2**40]), np.array([True, False]), np.array([0.1], np.float16)]
+    kept = json.loads(json.dumps(parity.record([outputs])))
+    (back,) = parity.recorded({"reference": kept, "outputs": [{"dtype": str(each.dtype)} for each in outputs]})
+    assert all(np.array_equal(a, b) and a.dtype == b.dtype for a, b in zip(back, outputs, strict=True))
+
+
 def test_recorded_answers_come_back_to_the_bit():
     outputs = [parity.random_inputs([image(1, 7, 100, 100)], 1)[0][0], np.ones((1, 10), np.float32) / 3]
     kept = json.loads(json.dumps(parity.record([outputs, outputs])))
     assert kept["n"] == 1 and len(kept["outputs"][0][0]) <= parity.RECORDED_VALUES
-    (back,) = parity.recorded(kept)
+    (back,) = parity.recorded({"reference": kept, "outputs": [{"dtype": "float32"}] * 2})
     assert all(np.array_equal(a, b) for a, b in zip(back, parity.sample(outputs), strict=True))
     assert np.array_equal(back[1], outputs[1].reshape(-1))

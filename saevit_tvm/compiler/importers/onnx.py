@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tvm import relax
+from tvm.relax.dpl import is_op, wildcard
 
 from saevit_tvm.compiler.importers.errors import reason
 from saevit_tvm.compiler.importers.gate import Imported, Step
+from saevit_tvm.compiler.passes.rewriting import Matched, Rule, rewrite, shape_of
 from saevit_tvm.runtime.tensors import Inputs
 from saevit_tvm.support.errors import CompileError
 
@@ -46,7 +48,18 @@ def import_onnx(source: ModelSource) -> Imported:
             mod = importer.from_onnx(model.graph, opset)
     except Exception as error:
         raise CompileError(f"TVM cannot import {source.name}: {reason(error)}") from error
-    return Imported(mod, partial(_steps, model, importer._nodes))
+    return Imported(rewrite(mod, [_known_shape()]), partial(_steps, model, importer._nodes))
+
+
+def _known_shape() -> Rule:
+    """TVM asks a tensor for its shape, to count places from an axis's end, though it knows the shape."""
+    data = wildcard()
+    pattern = is_op("relax.shape_to_tensor")(is_op("relax.shape_of")(data))
+
+    def replace(_expr: relax.Expr, matched: Matched) -> relax.Expr:
+        return relax.const(np.array(shape_of(matched[data]), np.int64), "int64")
+
+    return pattern, replace
 
 
 def _simplified(model: Any) -> Any:

@@ -4,12 +4,13 @@
 * Operators that only move numbers, or whose sums can be kept in float32, work in the smaller type.
 * All others (normalisation, softmax, means, transcendental functions) are computed in float32.
 
-The input and the outputs of the model stay float32: casts to and from the smaller type are part of the graph.
+The inputs and the outputs of the model keep their types: casts to and from the smaller type are part of the graph.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import tvm
 from tvm import relax
@@ -56,7 +57,7 @@ class _Rewriter(relax.PyExprMutator):
         if isinstance(binding.var, relax.DataflowVar):
             return super().visit_var_binding_(binding)
         value = self.builder_.emit(self.visit_expr(binding.value))
-        result = self.builder_.emit_output(self._as(value, WIDE))
+        result = self.builder_.emit_output(self._typed(value, binding.var.ty))
         return self.set_var_remap(binding.var, result)
 
     def visit_call_(self, call: relax.Call) -> relax.Expr:
@@ -74,6 +75,13 @@ class _Rewriter(relax.PyExprMutator):
             fields = {each.name: getattr(attrs, each.name) for each in type(attrs).__tvm_ffi_type_info__.fields}
             attrs = type(attrs)(**fields | {"out_dtype": WIDE})
         return relax.Call(call.op, operands, attrs, call.ty_args)
+
+    def _typed(self, value: relax.Expr, ty: Any) -> relax.Expr:
+        """An output with the type that the model gives it."""
+        if not isinstance(ty, relax.TupleType):
+            return self._as(value, str(ty.dtype))
+        items = value.fields if isinstance(value, relax.Tuple) else _items(value)
+        return relax.Tuple([self._typed(item, each) for item, each in zip(items, ty.fields, strict=True)])
 
     def _as(self, value: relax.Expr, dtype: str) -> relax.Expr:
         """The value in the type, if it is of floating point; all of them, if it is a tuple."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from saevit_tvm.support.errors import ModelError
-from saevit_tvm.verbs.peers.base import Answer, Peer
+from saevit_tvm.verbs.peers.base import Answer, Peer, read_example
 
 
 def pool_windows(module: Any) -> Any:
@@ -42,13 +42,15 @@ class Ncnn(Peer):
     install = "ncnn pnnx"
 
     def convert(self, model: Path, example: Path, folder: Path) -> None:
-        import numpy as np
         import pnnx
         import torch
 
         from saevit_tvm.verbs.peers.pytorch import load_module
 
-        x = torch.from_numpy(np.load(example))
+        first, *others = read_example(example)
+        x = torch.from_numpy(first)
+        if others or x.dtype != torch.float32:
+            raise ModelError("ncnn is compared on one input of float32 only.")
         if x.shape[0] != 1:
             raise ModelError("ncnn computes one picture at a time; build with --batch 1 to compare with it.")
         work = folder / "pnnx"

@@ -4,6 +4,7 @@
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "png.h"
 #include "saevit.h"
@@ -59,6 +60,10 @@ int main(int argc, char **argv) {
     if (!read_picture(argv[1], &image)) return 1;
 
     const saevit_description *about = saevit_describe();
+    if (about->output_count != 1 || strcmp(about->outputs[0].dtype, "float32")) {
+        fprintf(stderr, "the model gives no class scores: see tensor.c\n");
+        return 1;
+    }
     saevit_options options = {0};
     options.artifact = argc > 2 ? argv[2] : NULL;
     saevit *model = NULL;

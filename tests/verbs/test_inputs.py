@@ -1,0 +1,154 @@
+"""Models with several inputs and outputs, of whole numbers and halves, of any rank: built, run, verified, compared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from saevit_tvm import backends, targets
+from saevit_tvm.models.opening import open_model
+from saevit_tvm.proof.parity import random_inputs
+from saevit_tvm.runtime.engine import load
+from saevit_tvm.support.errors import ArtifactError, UsageError
+from saevit_tvm.verbs.bench import bench
+from saevit_tvm.verbs.build import BuildOptions, build
+from saevit_tvm.verbs.run import run
+from saevit_tvm.verbs.sdk import SdkOptions, sdk
+from saevit_tvm.verbs.verify import verify
+
+
+class Seen(nn.Module):
+    """A picture and where it was taken; classes and how sure, a map of decisions, a mask."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.places, self.head = nn.Conv2d(3, 8, 3, 2, 1), nn.Embedding(10, 8), nn.Linear(20, 12)
+        self.parts = nn.Conv2d(8, 5, 1)
+
+    def forward(self, picture: torch.Tensor, place: torch.Tensor, numbers: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        seen = self.conv(picture.float() / 255).relu()
+        known = torch.cat([seen.mean((2, 3)), self.places(place), numbers.float()], 1)
+        scores, parts = self.head(known), self.parts(seen)
+        sure, which = scores.topk(3)
+        return scores.argmax(1), which, sure, parts.argmax(1).to(torch.uint8), parts[:, 0] > 0
+
+
+class Half(nn.Module):
+    """In halves on both sides; five dimensions."""
+
+    def forward(self, volume: torch.Tensor) -> torch.Tensor:
+        return (volume.float().sum((2, 3)) * 0.1).to(torch.float16)
+
+
+SIZES = {"picture": (2, 3, 12, 16), "place": (2,), "numbers": (2, 4)}
+GIVEN = (torch.zeros(2, 3, 12, 16, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64), torch.zeros(2, 4))
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("seen") / "seen.pt2"
+    torch.manual_seed(0)
+    torch.export.save(torch.export.export(Seen().eval(), GIVEN), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def artifact(seen: Path) -> Path:
+    return build(BuildOptions(str(seen), out=seen.parent), lambda _line: None).artifact
+
+
+def test_inputs_go_in_by_position_or_by_name(seen: Path, artifact: Path) -> None:
+    source, engine = open_model(str(seen)), load(artifact)
+    assert {spec.name: spec.shape for spec in engine.inputs} == SIZES
+    assert [spec.dtype for spec in engine.inputs] == ["uint8", "int64", "float32"]
+    assert [spec.dtype for spec in engine.outputs] == ["int64", "int64", "float32", "uint8", "bool"]
+    (given,) = random_inputs(engine.inputs, 1)
+    expected = source.reference(*given)
+    picture, place, numbers = given
+    strided = numbers.repeat(2, 1)[:, ::2]  # from a memory that the library cannot use as it is
+    torch_given = [torch.from_numpy(each) for each in given]
+    for answer in (
+        engine(*given),
+        engine(picture, numbers=strided, place=place),
+        [each.numpy() for each in engine(*torch_given)],
+    ):
+        for ours, theirs in zip(answer, expected, strict=True):
+            assert ours.dtype == theirs.dtype and ours.shape == theirs.shape
+            assert np.abs(ours.astype(float) - theirs.astype(float)).max() < 1e-5
+
+
+def test_wrong_inputs_are_named(artifact: Path) -> None:
+    engine = load(artifact)
+    picture, place, numbers = (np.zeros(spec.shape, spec.dtype) for spec in engine.inputs)
+    with pytest.raises(TypeError, match=r"takes 3 inputs \(picture, place, numbers\), and what is given is 1\."):
+        engine(picture)
+    with pytest.raises(TypeError, match="what is given is 2 and width"):
+        engine(picture, place, width=numbers)
+    with pytest.raises(ValueError, match=r"and 'place' must have shape \(2,\), dtype int64"):
+        engine(picture, place.astype(np.int32), numbers)
+
+
+def test_it_is_verified_against_the_model_and_against_what_was_recorded(seen: Path, artifact: Path) -> None:
+    for weights, origin in ((str(seen), "pytorch"), (None, "recorded")):
+        found = verify(artifact, weights)
+        assert found["passed"] and found["reference"] == origin
+        assert found["flipped"] == 0 and found["decisions"] == found["inputs"] * (2 + 6 + 2 * 2 * 6 * 8)
+
+
+@pytest.mark.slow
+def test_other_runtimes_are_given_the_same(seen: Path, artifact: Path) -> None:
+    found = bench(
+        artifact,
+        threads=1,
+        against=["onnxruntime", "openvino", "ncnn"],
+        runs=1,
+        seconds=0.0,
+        weights=str(seen),
+        say=lambda _line: None,
+    )
+    assert [row["name"] for row in found["results"]] == ["saevit-tvm", "onnxruntime", "openvino"]
+    assert [row["error"] for row in found["failed"]] == ["ncnn is compared on one input of float32 only"]
+
+
+def test_what_takes_one_picture_says_so(artifact: Path, tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="gives no class scores"):
+        run(artifact, [tmp_path / "x.png"])
+    with pytest.raises(UsageError, match="takes several inputs, and the C API takes one"):
+        sdk(SdkOptions(artifact, tmp_path / "sdk"), say=lambda _line: None)
+
+
+@pytest.mark.parametrize("target", ["rpi5", pytest.param("generic-opencl", marks=pytest.mark.slow)])
+def test_other_targets_take_several_inputs(target: str, seen: Path, tmp_path: Path) -> None:
+    if backends.how_to_run(targets.get(target)) is None:
+        pytest.skip(backends.why_not(targets.get(target)))
+    dtype = "float16" if target == "rpi5" else "float32"
+    made = build(BuildOptions(str(seen), target, dtype=dtype, out=tmp_path), lambda _line: None)
+    assert made.manifest["verification"]["passed"]
+    assert [each["dtype"] for each in made.manifest["outputs"]] == ["int64", "int64", "float32", "uint8", "bool"]
+
+
+def test_halves_and_five_dimensions_go_in_from_python_and_c(tmp_path: Path) -> None:
+    program = torch.export.export(Half(), (torch.zeros(1, 2, 3, 4, 5, dtype=torch.float16),))
+    torch.export.save(program, tmp_path / "half.pt2")
+    made = build(BuildOptions(str(tmp_path / "half.pt2"), out=tmp_path), lambda _line: None)
+    assert made.manifest["verification"]["passed"]
+    assert [made.manifest[side][0]["dtype"] for side in ("inputs", "outputs")] == ["float16", "float16"]
+    kit = sdk(SdkOptions(made.artifact, tmp_path / "sdk", weights=str(tmp_path / "half.pt2")), say=lambda _line: None)
+    assert kit["verification"]["static"]["passed"]
+
+
+def test_onnx_takes_several_inputs_too(tmp_path: Path) -> None:
+    class Two(nn.Module):
+        def forward(self, x: torch.Tensor, place: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return x.mean((2, 3)).argmax(1), x.flatten(1)[:, :3] * place[:, None]
+
+    given = (torch.zeros(2, 4, 5, 6), torch.zeros(2, dtype=torch.int32))
+    names = {"input_names": ["x", "place"], "dynamic_axes": {"x": {0: "n"}, "place": {0: "n"}}}
+    torch.onnx.export(Two(), given, str(tmp_path / "two.onnx"), dynamo=False, **names)
+    made = build(BuildOptions(str(tmp_path / "two.onnx"), batch=3, out=tmp_path), lambda _line: None)
+    assert [(each["name"], each["shape"]) for each in made.manifest["inputs"]] == [("x", [3, 4, 5, 6]), ("place", [3])]
+    assert made.manifest["verification"]["decisions"] == 9
