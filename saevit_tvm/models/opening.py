@@ -26,12 +26,13 @@ from torch.utils._pytree import tree_leaves
 from saevit_tvm import models
 from saevit_tvm.models import weights as weight_files
 from saevit_tvm.runtime.preprocess import normalised
-from saevit_tvm.runtime.tensors import TensorSpec, drawn
+from saevit_tvm.runtime.tensors import TensorSpec, layout
 from saevit_tvm.support.errors import ModelError, UsageError, unknown
 
 IMAGE_SIZE = 224
 CHANNELS = 3  # of a picture
-TYPICAL = (1, CHANNELS, IMAGE_SIZE, IMAGE_SIZE)
+TYPICAL = {"NCHW": (1, CHANNELS, IMAGE_SIZE, IMAGE_SIZE), "NHWC": (1, IMAGE_SIZE, IMAGE_SIZE, CHANNELS)}
+RANK = 4  # of pictures
 SMALLEST, LARGEST = 32, 4096  # below the total stride the last stage has no whole cell
 LARGEST_BATCH = 1024
 INDICES = ("int32", "int64")  # may be places in a table
@@ -75,8 +76,8 @@ class ModelSource:
         """What its library takes."""
         if not self.takes_frames:
             return self.inputs
-        batch, channels, height, width = self.input_shape
-        return (TensorSpec(self.inputs[0].name, (batch, height, width, channels), FRAMES),)
+        batch, (height, width) = self.input_shape[0], self.preprocessing["image_size"]
+        return (TensorSpec(self.inputs[0].name, (batch, height, width, CHANNELS), FRAMES),)
 
     def prepared(self, *given: np.ndarray) -> tuple[np.ndarray, ...]:
         """The model's own inputs for what its library is given."""
@@ -386,7 +387,7 @@ def _open_onnx(path: Path, batch: int, size: Size | None) -> ModelSource:
     dims = [value.type.tensor_type.shape.dim for value in _inputs_of(model)]
     # An open extent is 0, has a name, or is -1 by some converters.
     extents = [tuple(dim.dim_value if dim.dim_value > 0 else None for dim in each) for each in dims]
-    typical = [TYPICAL if len(each) == len(TYPICAL) else (1,) + (0,) * (len(each) - 1) for each in extents]
+    typical = [TYPICAL[layout(each)] if len(each) == RANK else (1,) + (0,) * (len(each) - 1) for each in extents]
     for each, shape in zip(dims, _shapes(path, extents, typical, batch, size), strict=True):
         for dim, length in zip(each, shape, strict=True):
             dim.dim_value = length  # what was left open is fixed now
@@ -423,8 +424,12 @@ def _of_file(name: str, inputs: Sequence[tuple[str, Sequence[int], str]], **fiel
             allowed = ", ".join(INPUT_DTYPES)
             raise ModelError(f"'{name}' takes {kind} as '{spec.name}': export it with tensors of {allowed}.")
     file, picture = Path(name).name, specs[_picture([spec.shape for spec in specs])]
-    size = picture.shape[2:] if len(picture.shape) == len(TYPICAL) else None
-    pictures = len(specs) == 1 and size is not None and (picture.shape[1], picture.dtype) == (CHANNELS, FLOAT)
+    size = preprocessing = None
+    if len(picture.shape) == RANK:
+        height, width = _sides(picture.shape)
+        size = picture.shape[height], picture.shape[width]
+        if len(specs) == 1 and (picture.shape[layout(picture.shape).index("C")], picture.dtype) == (CHANNELS, FLOAT):
+            preprocessing = _preprocessing(size, custom=_laid_out(picture.shape))
     common = {
         "name": name,
         "module": None,
@@ -432,7 +437,7 @@ def _of_file(name: str, inputs: Sequence[tuple[str, Sequence[int], str]], **fiel
         "recipe": _recipe(file, picture.shape[0], size, None, False),
         "weights": {"source": "file", "file": file},
         "graph_digest": None,
-        "preprocessing": _preprocessing(size) if size is not None and pictures else {},
+        "preprocessing": preprocessing or {},
     }
     return _foreign(**common | fields)
 
@@ -460,7 +465,7 @@ def _with_bounds(source: ModelSource) -> tuple[TensorSpec, ...]:
         if inputs == source.inputs:
             return inputs
         with contextlib.suppress(Exception):  # of a place that is not there
-            source.original(*drawn(inputs, np.random.RandomState(0)))
+            source.original(*(np.full(spec.shape, (spec.below or 1) - 1, spec.dtype) for spec in inputs))
             return inputs
     return inputs
 
@@ -469,9 +474,20 @@ def _one_input(shape: Sequence[int]) -> tuple[TensorSpec, ...]:
     return (TensorSpec("input", tuple(shape), FLOAT),)
 
 
+def _laid_out(shape: Sequence[int]) -> dict[str, Any]:
+    """What preprocessing says of the layout where it is not the usual."""
+    return {"layout": layout(shape)} if layout(shape) != "NCHW" else {}
+
+
+def _sides(extents: Sequence[int | None]) -> tuple[int, int]:
+    """The axes of height and width."""
+    order = layout(extents)
+    return order.index("H"), order.index("W")
+
+
 def _picture(shapes: Sequence[Sequence[Any]]) -> int:
     """Which input is the picture: the first of four dimensions, else the first."""
-    return next((at for at, shape in enumerate(shapes) if len(shape) == len(TYPICAL)), 0)
+    return next((at for at, shape in enumerate(shapes) if len(shape) == RANK), 0)
 
 
 def _shapes(
@@ -485,7 +501,7 @@ def _shapes(
     if not inputs:
         raise ModelError(f"'{path}' takes no input, so it is no model.")
     picture = _picture(inputs)
-    if size is not None and len(inputs[picture]) != len(TYPICAL):
+    if size is not None and len(inputs[picture]) != RANK:
         raise UsageError(f"'{path}' takes no pictures (batch x channels x height x width): leave out the image size.")
     shapes = []
     for at, (fixed, usual) in enumerate(zip(inputs, typical, strict=True)):
@@ -493,9 +509,11 @@ def _shapes(
             raise UsageError(f"'{path}' takes batches of {fixed[0]} only: leave out the batch.")
         wanted = [batch, *usual[1:]]
         if at == picture and size is not None:
-            if any(length not in (side, None) for length, side in zip(fixed[2:], size, strict=True)):
-                raise UsageError(f"'{path}' takes pictures of {fixed[2]}x{fixed[3]} only: leave out the image size.")
-            wanted[2:] = size
+            height, width = _sides(fixed)
+            if fixed[height] not in (size[0], None) or fixed[width] not in (size[1], None):
+                only = f"{fixed[height]}x{fixed[width]}"
+                raise UsageError(f"'{path}' takes pictures of {only} only: leave out the image size.")
+            wanted[height], wanted[width] = size
         shape = tuple(length or other for length, other in zip(fixed, wanted, strict=False))
         if not all(shape):
             raise ModelError(

@@ -14,12 +14,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
+from saevit_tvm.runtime.tensors import layout
+
 Extents = tuple["int | None", ...]  # None where it is open
 Shape = tuple[int, ...]
 # From the inputs as exported and their typical shapes to those that are wanted.
 Choose = Callable[[Sequence[Extents], Sequence[Shape]], Sequence[Shape]]
 
-IMAGE = ("batch", "channels", "height", "width")
+IMAGE = {"N": "batch", "C": "channels", "H": "height", "W": "width"}
 LONGEST, LARGEST_POWER = 20_000, 8
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     "Integer": lambda number: number,
@@ -65,7 +67,8 @@ def pin(program: dict[str, Any], choose: Choose) -> None:
     chosen = choose(extents, [tuple(map(_typical, sizes)) for sizes in given])
     symbols: dict[str, int] = {}
     for sizes, shape in zip(given, chosen, strict=True):
-        names = IMAGE if len(shape) == len(IMAGE) else [f"extent {axis}" for axis in range(len(shape))]
+        image = len(shape) == len(IMAGE)
+        names = [IMAGE[each] for each in layout(shape)] if image else [f"extent {axis}" for axis in range(len(shape))]
         for name, size, extent in zip(names, sizes, shape, strict=True):
             if "as_expr" in size:
                 _solve(size["as_expr"]["expr_str"], extent, name, symbols, program["range_constraints"])

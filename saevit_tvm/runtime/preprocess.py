@@ -25,12 +25,13 @@ RESIZE = {
     "bicubic": Image.Resampling.BICUBIC,
 }
 CROP = ("center", "none")
+LAYOUTS = ("NCHW", "NHWC")
 LARGEST_SIDE = 4096
 MOST_PIXELS = 80_000_000
 
 
 def load_image(path: str | os.PathLike[str], preprocessing: Mapping[str, Any], dtype: str = "float32") -> np.ndarray:
-    """A picture file as float32 of shape (1, 3, height, width), or as a frame: uint8 of shape (1, height, width, 3)."""
+    """A picture file as the model's float32, or as a frame: uint8 of shape (1, height, width, 3)."""
     check(preprocessing)
     frame = to_frame(read_image(Path(path)), preprocessing)
     return frame if dtype == "uint8" else normalised(frame, preprocessing)
@@ -79,15 +80,22 @@ def to_frame(image: Image.Image, preprocessing: Mapping[str, Any]) -> np.ndarray
 
 
 def normalised(frames: np.ndarray, preprocessing: Mapping[str, Any]) -> np.ndarray:
-    """Frames as the model was trained on them: numbers around zero, channels first."""
+    """Frames as the model was trained on them: numbers around zero, and mostly channels first."""
     pixels = frames.astype(np.float32) * np.float32(preprocessing["scale"])
     pixels = (pixels - np.float32(preprocessing["mean"])) / np.float32(preprocessing["std"])
-    return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
+    return pixels if channels_last(preprocessing) else np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
+
+
+def channels_last(preprocessing: Mapping[str, Any]) -> bool:
+    """Whether the model takes pictures as frames lie."""
+    return preprocessing.get("layout") == "NHWC"
 
 
 def check(preprocessing: Mapping[str, Any]) -> None:
     """Raise ValueError that names what in a description of preprocessing cannot be followed."""
     choices = {"mode": ("RGB",), "resize": tuple(RESIZE), "crop": CROP}
+    if "layout" in preprocessing:
+        choices["layout"] = LAYOUTS
     for key, allowed in choices.items():
         if preprocessing[key] not in allowed:
             raise ValueError(f"'{key}' is {preprocessing[key]!r} and can be one of {', '.join(allowed)}")

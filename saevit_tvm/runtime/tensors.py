@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 Inputs = tuple[np.ndarray, ...]  # of one inference
 LEVELS = 256  # of a byte
+MOST_CHANNELS = 4  # of a picture
 
 
 class TensorSpec(NamedTuple):
@@ -40,3 +41,9 @@ def _drawn(spec: TensorSpec, stream: np.random.RandomState) -> np.ndarray:
     if spec.dtype.startswith("float"):
         return stream.standard_normal(spec.shape).astype(spec.dtype)
     return stream.randint(0, spec.below or LEVELS, spec.shape).astype(spec.dtype)
+
+
+def layout(extents: Sequence[int | None]) -> str:
+    """How an image of four dimensions lies: channels last where the last axis has few, and the second has not."""
+    few = [extent is not None and extent <= MOST_CHANNELS for extent in extents]
+    return "NHWC" if few[3] and not few[1] else "NCHW"

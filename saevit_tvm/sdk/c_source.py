@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from saevit_tvm.runtime.preprocess import channels_last
 from schedules.dtypes import dlpack
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ def _preprocessing(how: dict[str, Any]) -> list[str]:
         "const preprocessing saevit_preprocessing = {",
         f"    .resize = RESIZE_{how['resize'].upper()},",
         f"    .crop_center = {int(how['crop'] == 'center')},",
+        f"    .channels_last = {int(channels_last(how))},",
         f"    .scale = {_number(how['scale'])},",
         f"    .mean = {{{', '.join(map(_number, how['mean']))}}},",
         f"    .deviation = {{{', '.join(map(_number, how['std']))}}},",

@@ -86,6 +86,15 @@ def test_every_way_of_resizing_agrees_with_python_to_the_last_bit(reader: Any, r
             np.testing.assert_array_equal(got, wanted, f"{width}x{height}")
 
 
+def test_channels_go_last_where_the_model_has_them_so(reader: Any) -> None:
+    plain = {"mode": "RGB", "resize": "nearest", "crop": "none", "scale": 1 / 255, "mean": [0.1, 0.2, 0.3]}
+    how = plain | {"image_size": [12, 20], "std": [1, 2, 3], "layout": "NHWC"}
+    pixels = noise(20, 12)
+    wanted = preprocess.to_array(Image.fromarray(pixels), how)
+    assert wanted.shape == (1, 12, 20, 3)
+    np.testing.assert_array_equal(reader(how)(pixels).reshape(wanted.shape), wanted)
+
+
 @pytest.fixture(scope="module")
 def png(tmp_path_factory: pytest.TempPathFactory, compiled: Callable[..., Path]) -> Callable[[bytes], Any]:
     """What the example's reader makes of a PNG: pixels, or the reason why not."""

@@ -14,8 +14,9 @@ import tvm
 from tvm import relax
 
 from saevit_tvm.compiler.passes.rewriting import constant, shape_of
+from saevit_tvm.runtime.preprocess import channels_last
 
-TO_CHANNELS_FIRST = (0, 3, 1, 2)
+TO_CHANNELS_FIRST, TO_CHANNELS_LAST = (0, 3, 1, 2), (0, 2, 3, 1)
 
 
 @tvm.ir.transform.module_pass(opt_level=0, name="TakeFrames")
@@ -24,18 +25,21 @@ class TakeFrames:
 
     def __init__(self, preprocessing: Mapping[str, Any]) -> None:
         mean, deviation = (np.asarray(preprocessing[name], np.float64) for name in ("mean", "std"))
+        self.channels_last = channels_last(preprocessing)
         self.factor, self.offset = preprocessing["scale"] / deviation, -mean / deviation
 
     def transform_module(self, mod: tvm.IRModule, _context: tvm.transform.PassContext) -> tvm.IRModule:
         main = mod["main"]
         (image,) = main.params
-        batch, channels, height, width = shape_of(image)
-        frame = relax.Var(image.name, relax.TensorType((batch, height, width, channels), "uint8"))
+        extents = shape_of(image)
+        shape = extents if self.channels_last else tuple(extents[axis] for axis in TO_CHANNELS_LAST)
+        frame = relax.Var(image.name, relax.TensorType(shape, "uint8"))
         numbers = relax.op.add(
             relax.op.multiply(relax.op.astype(frame, "float32"), constant(self.factor)), constant(self.offset)
         )
         first, *others = main.body.blocks
-        begun = [relax.VarBinding(image, relax.op.permute_dims(numbers, TO_CHANNELS_FIRST)), *first.bindings]
+        prepared = numbers if self.channels_last else relax.op.permute_dims(numbers, TO_CHANNELS_FIRST)
+        begun = [relax.VarBinding(image, prepared), *first.bindings]
         body = relax.SeqExpr([relax.DataflowBlock(begun), *others], main.body.body)
         mod = mod.clone()
         mod["main"] = relax.Function([frame], body, main.ret_ty, attrs=main.attrs)

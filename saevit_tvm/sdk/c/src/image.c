@@ -170,7 +170,7 @@ static void choose_spans(int width, int height, span *across, span *down) {
     *down = (span){(float)top, (float)(top + h)};
 }
 
-/* Planes of floats, normalised; each step rounds on its own, as NumPy's do. */
+/* Floats, normalised, in planes or as the pixels lie; each step rounds on its own, as NumPy's do. */
 static void normalise(const uint8_t *pixels, float *input) {
     const preprocessing *how = &saevit_preprocessing;
     const size_t area = (size_t)saevit_model.image_width * (size_t)saevit_model.image_height;
@@ -180,7 +180,8 @@ static void normalise(const uint8_t *pixels, float *input) {
             volatile float scaled = (float)level * how->scale;
             value[level] = (scaled - how->mean[c]) / how->deviation[c];
         }
-        for (size_t i = 0; i < area; i++) input[c * area + i] = value[pixels[i * CHANNELS + c]];
+        const size_t start = how->channels_last ? c : c * area, step = how->channels_last ? CHANNELS : 1;
+        for (size_t i = 0; i < area; i++) input[start + i * step] = value[pixels[i * CHANNELS + c]];
     }
 }
 

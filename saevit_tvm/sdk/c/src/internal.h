@@ -15,7 +15,7 @@ typedef enum { RESIZE_NEAREST, RESIZE_BILINEAR, RESIZE_BICUBIC } resize_method;
 /* How a picture becomes an input. */
 typedef struct {
     resize_method resize;
-    int crop_center;
+    int crop_center, channels_last;
     float scale, mean[3], deviation[3];
 } preprocessing;
 
