@@ -1,7 +1,8 @@
 """How the few operators are spelled out that TVM lowers badly, or not at all.
 
 GELU would become one call of libm's erf a number; transposed convolutions have no channels-last form. What takes the
-larger or the smaller of two numbers would lose one that is none: a ReLU would make 0 of it.
+larger or the smaller of two numbers would lose one that is none: a ReLU would make 0 of it. What reads a table
+would read anywhere.
 """
 
 from __future__ import annotations
@@ -169,6 +170,13 @@ def _max_pool2d(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     return builder.call_te(pooled, call.args[0], primfunc_name_hint="max_pool2d")
 
 
+def _take(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+    """A place that is not in the table is the nearest that is: as TVM has it, such a read ends the process."""
+    if call.attrs.mode == "fast":
+        call = builder.normalize(relax.op.take(*call.args, call.attrs.axis, "clip"))
+    return _by_tvm("relax.take", builder, call)
+
+
 def _by_tvm(operator: str, builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     """As TVM lowers it: whole numbers are numbers."""
     from tvm.ir import Op
@@ -186,4 +194,5 @@ OPERATORS = {
     "relax.max": partial(_reduced, combine=_larger, name="max"),
     "relax.min": partial(_reduced, combine=_smaller, name="min"),
     "relax.nn.max_pool2d": _max_pool2d,
+    "relax.take": _take,
 }

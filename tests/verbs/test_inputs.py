@@ -92,6 +92,13 @@ def test_wrong_inputs_are_named(artifact: Path) -> None:
         engine(picture, place.astype(np.int32), numbers)
 
 
+def test_places_that_are_in_no_table_do_no_harm(artifact: Path) -> None:
+    engine = load(artifact)
+    picture, _, numbers = (np.zeros(spec.shape, spec.dtype) for spec in engine.inputs)
+    far, near = (engine(picture, np.array(place), numbers) for place in ([10**9, -(10**9)], [9, 0]))
+    assert all(np.array_equal(a, b) for a, b in zip(far, near, strict=True))
+
+
 def test_it_is_verified_against_the_model_and_against_what_was_recorded(seen: Path, artifact: Path) -> None:
     for weights, origin in ((str(seen), "pytorch"), (None, "recorded")):
         found = verify(artifact, weights)
