@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import tvm
 from torch.fx import Node
 from tvm import relax
 
@@ -41,6 +42,11 @@ def constant(value: Any) -> np.ndarray | None:
     """What a node is known to be, whatever the input."""
     known = value.meta.get("constant") if isinstance(value, Node) else None
     return None if known is None else known.detach().numpy()
+
+
+def known(x: relax.Expr) -> Any:
+    """The value of a constant of Relax, or None."""
+    return x.value.numpy() if isinstance(x, tvm.ir.GenericConst) else None
 
 
 def shape(x: relax.Expr) -> tuple[int, ...]:

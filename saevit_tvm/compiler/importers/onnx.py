@@ -11,15 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import tvm
 from tvm import relax
-from tvm.relax.dpl import is_op, wildcard
 
 from saevit_tvm.compiler.importers.errors import reason
 from saevit_tvm.compiler.importers.gate import Imported, Step
-from saevit_tvm.compiler.passes.rewriting import Matched, Rule, rewrite, shape_of
+from saevit_tvm.compiler.importers.node import Emitter
+from saevit_tvm.compiler.importers.onnx_operators import converters
 from saevit_tvm.runtime.tensors import Inputs
 from saevit_tvm.support.errors import CompileError
 
+OPSET = 17  # the oldest that all is converted to
 STANDARD = ("", "ai.onnx")  # names of ONNX's own operators
 
 if TYPE_CHECKING:
@@ -31,8 +33,15 @@ def _importer() -> Any:
     from tvm.relax.frontend.onnx.onnx_frontend import ONNXGraphImporter
 
     class Importer(ONNXGraphImporter):
+        @property
+        def block_builder(self) -> relax.BlockBuilder:
+            return self.bb
+
         def _convert_operator(self, op_name: str, inputs: Any, attrs: Any, opset: int) -> relax.Expr:
-            value = super()._convert_operator(op_name, inputs, attrs, opset)
+            rule = converters().get(op_name)
+            value = None if rule is None else rule(inputs, attrs, Emitter(self))
+            if value is None:
+                value = super()._convert_operator(op_name, inputs, attrs, opset)
             computed = isinstance(value, relax.Call) and isinstance(value.ty, relax.TensorType)
             return self.bb.emit(value) if computed and any(isinstance(each, relax.Var) for each in inputs) else value
 
@@ -40,26 +49,30 @@ def _importer() -> Any:
 
 
 def import_onnx(source: ModelSource) -> Imported:
-    model = _simplified(source.onnx)
+    model = _simplified(_in_new_operators(source.onnx))
     importer = _importer()
     opset = next(each.version for each in model.opset_import if each.domain in STANDARD)
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # TVM prints what it cannot convert
-            mod = importer.from_onnx(model.graph, opset)
+            mod = relax.transform.FoldConstant()(_with_known_shapes(importer.from_onnx(model.graph, opset)))
     except Exception as error:
         raise CompileError(f"TVM cannot import {source.name}: {reason(error)}") from error
-    return Imported(rewrite(mod, [_known_shape()]), partial(_steps, model, importer._nodes))
+    return Imported(mod, partial(_steps, model, importer._nodes))
 
 
-def _known_shape() -> Rule:
-    """TVM asks a tensor for its shape, to count places from an axis's end, though it knows the shape."""
-    data = wildcard()
-    pattern = is_op("relax.shape_to_tensor")(is_op("relax.shape_of")(data))
+def _in_new_operators(model: Any) -> Any:
+    """A file of years ago in the operators of today, whose shapes and bounds are inputs and no attributes.
 
-    def replace(_expr: relax.Expr, matched: Matched) -> relax.Expr:
-        return relax.const(np.array(shape_of(matched[data]), np.int64), "int64")
+    Shapes come first: what an old Softmax does depends on them.
+    """
+    import onnx
 
-    return pattern, replace
+    if next(each.version for each in model.opset_import if each.domain in STANDARD) >= OPSET:
+        return model
+    try:
+        return onnx.version_converter.convert_version(onnx.shape_inference.infer_shapes(model), OPSET)
+    except Exception:  # what cannot be converted is imported as it is
+        return model
 
 
 def _simplified(model: Any) -> Any:
@@ -78,6 +91,22 @@ def _simplified(model: Any) -> Any:
         except Exception:  # what it cannot simplify is imported as it is
             return model
     return found if all(node.domain in STANDARD for node in found.graph.node) else model
+
+
+def _with_known_shapes(mod: tvm.IRModule) -> tvm.IRModule:
+    """TVM computes at every inference what lies behind the shape of a tensor: where a negative index points, say."""
+
+    @relax.expr_functor.mutator
+    class Known(relax.PyExprMutator):
+        def visit_call_(self, call: relax.Call) -> relax.Expr:
+            if call.op == tvm.ir.Op.get("relax.shape_to_tensor") and call.args[0].ty.values is not None:
+                extents = list(call.args[0].ty.values)
+                if all(isinstance(extent, tvm.tirx.IntImm) for extent in extents):
+                    return relax.const(np.array(list(map(int, extents))), "int64")
+            return super().visit_call_(call)
+
+    mod["main"] = Known().visit_expr(mod["main"])
+    return mod
 
 
 def _steps(model: Any, nodes: dict[str, Any], inputs: Inputs) -> Iterator[Step]:

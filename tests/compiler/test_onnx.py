@@ -1,0 +1,334 @@
+"""ONNX files as the field writes them: shapes computed in the graph, extents left open, operators of many years."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+import tvm
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor, nn
+from tvm import relax
+
+from saevit_tvm.compiler.importers import import_model
+from saevit_tvm.models.opening import open_model
+
+OPSETS = [9, pytest.param(11, marks=pytest.mark.slow), 13, pytest.param(17, marks=pytest.mark.slow), 21]
+FLOAT, INT32, INT64 = TensorProto.FLOAT, TensorProto.INT32, TensorProto.INT64
+END = 2**63 - 1
+
+
+class Writer:
+    """Writes nodes as a converter does for one version of the operators; numbers become constants."""
+
+    def __init__(self, opset: int, shape: Sequence[int | str], constants_are_nodes: bool = False) -> None:
+        self.opset, self.constants_are_nodes = opset, constants_are_nodes
+        self.nodes: list[Any] = []
+        self.constants: list[Any] = []
+        self.random = np.random.RandomState(0)
+        self.input = helper.make_tensor_value_info("x", FLOAT, shape)
+
+    def __call__(self, op: str, *inputs: Any, outputs: int = 1, **attributes: Any) -> Any:
+        names = [each if isinstance(each, str) else self.constant(each) for each in inputs]
+        results = [f"{op}{len(self.nodes)}_{at}" for at in range(outputs)]
+        self.nodes.append(helper.make_node(op, names, results, results[0], **attributes))
+        return results[0] if outputs == 1 else results
+
+    def constant(self, value: Any) -> str:
+        value = np.asarray(value)
+        tensor = numpy_helper.from_array(
+            value.astype(np.float32) if value.dtype == np.float64 else value,
+            f"constant{len(self.nodes)}_{len(self.constants)}",
+        )
+        if self.constants_are_nodes:
+            self.nodes.append(helper.make_node("Constant", [], [tensor.name], value=tensor))
+        else:
+            self.constants.append(tensor)
+        return tensor.name
+
+    def weight(self, *shape: int) -> np.ndarray:
+        return self.random.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))
+
+    def model(self, output: str, rank: int) -> Any:
+        result = helper.make_tensor_value_info(output, FLOAT, [f"open{axis}" for axis in range(rank)])
+        graph = helper.make_graph(self.nodes, "graph", [self.input], [result], self.constants)
+        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", self.opset)], ir_version=8)
+
+    # What is an attribute in old versions, and an input in new ones.
+
+    def _since(self, version: int, op: str, x: str, name: str, value: Any, **attributes: Any) -> str:
+        if self.opset >= version:
+            return self(op, x, np.array(value), **attributes)
+        return self(op, x, **{name: value}, **attributes)
+
+    def unsqueeze(self, x: str, axis: int) -> str:
+        return self._since(13, "Unsqueeze", x, "axes", [axis])
+
+    def squeeze(self, x: str, *axes: int) -> str:
+        return self._since(13, "Squeeze", x, "axes", list(axes))
+
+    def mean(self, x: str, *axes: int) -> str:
+        return self._since(18, "ReduceMean", x, "axes", list(axes), keepdims=0)
+
+    def pad(self, x: str, pads: list[int], mode: str = "constant") -> str:
+        return self._since(11, "Pad", x, "pads", pads, mode=mode)
+
+    def clip(self, x: str, low: float, high: float) -> str:
+        if self.opset >= 11:
+            return self("Clip", x, np.float32(low), np.float32(high))
+        return self("Clip", x, min=low, max=high)
+
+    def part(self, x: str, start: int, end: int, axis: int = 0) -> str:
+        if self.opset >= 10:
+            return self("Slice", x, [start], [end], [axis])
+        return self("Slice", x, starts=[start], ends=[end], axes=[axis])
+
+    def softmax(self, x: str, rank: int) -> str:
+        return self("Softmax", x, axis=-1 if self.opset >= 13 else rank - 1)
+
+    def extent(self, x: str, axis: int) -> str:
+        """As PyTorch writes `x.shape[axis]` where it goes into another shape."""
+        return self.unsqueeze(self("Gather", self("Shape", x), np.int64(axis), axis=0), 0)
+
+
+def pytorch_attention(opset: int) -> Any:
+    """The batch from a Shape, a class token that is expanded, three parts of one product, the first token."""
+    at = Writer(opset, ["batch", 3, 8, 8], constants_are_nodes=True)
+    x = at("Conv", "x", at.weight(6, 3, 4, 4), at.weight(6), kernel_shape=[4, 4], strides=[4, 4])
+    batch = at.extent(x, 0)
+    x = at("Reshape", x, at("Concat", batch, at.extent(x, 1), [-1], axis=0))
+    x = at("Transpose", x, perm=[0, 2, 1])
+    wanted = at("Reshape", at("Concat", batch, [-1], [-1], axis=0), [-1])
+    ones = at("ConstantOfShape", at("Shape", wanted), value=helper.make_tensor("one", INT64, [1], [1]))
+    wanted = at("Where", at("Equal", wanted, at("Mul", ones, np.int64(-1))), ones, wanted)
+    x = at("Concat", at("Expand", at.weight(1, 1, 6), wanted), x, axis=1)
+    together = at("Add", at("MatMul", x, at.weight(6, 18)), at.weight(18))
+    tokens = at.extent(together, 1)
+    together = at("Reshape", together, at("Concat", batch, tokens, [3], [2], [3], axis=0))
+    together = at("Transpose", together, perm=[2, 0, 3, 1, 4])
+    query, key, value = (at("Gather", together, np.int64(which), axis=0) for which in range(3))
+    width = at("Cast", at.part(at("Shape", query), -1, END), to=FLOAT)
+    query = at("Mul", query, at("Div", [1.0], at("Sqrt", width)))
+    shares = at.softmax(at("MatMul", query, at("Transpose", key, perm=[0, 1, 3, 2])), 4)
+    x = at("Transpose", at("MatMul", shares, value), perm=[0, 2, 1, 3])
+    x = at("Reshape", x, at("Concat", batch, tokens, [6], axis=0))
+    return at.model(at("Gather", x, np.int64(0), axis=1), 2)
+
+
+def pytorch_shapes(opset: int) -> Any:
+    """A slice up to half the height, negative places, pads made of parts, a product of extents; a batch of -1."""
+    at = Writer(opset, [-1, 3, 8, 8], constants_are_nodes=True)
+    if opset < 10:
+        x = at.part("x", 0, 4, 2)
+    else:
+        half = at("Div", at("Gather", at("Shape", "x"), np.int64(2), axis=0), np.int64(2))
+        x = at("Slice", "x", [0], at.unsqueeze(half, 0), [2])
+    x = at("Sub", at("Concat", x, x, axis=2), at.part("x", -8, END, 3))
+    x = at("Gather", x, [2, -1, 0], axis=1)
+    if opset < 11:
+        x = at.pad(x, [0, 0, 1, 2, 0, 0, 1, 0], "reflect")
+    else:
+        pads = at(
+            "Cast", at("Concat", np.array([0, 0, 1, 2], "int32"), np.array([0, 0, 1, 0], "int32"), axis=0), to=INT64
+        )
+        x = at("Pad", x, pads, mode="reflect")
+    positions = at._since(18, "ReduceProd", at.part(at("Shape", x), 2, 4), "axes", [0], keepdims=1)
+    x = at("Reshape", x, at("Concat", [0], [-1], positions, axis=0))
+    return at.model(at.mean(x, -1), 2)
+
+
+def pytorch_range(opset: int) -> Any:
+    """Positions along an open width: what is not zero of ones, before there was a Range."""
+    at = Writer(opset, ["batch", 3, 8, "width"], constants_are_nodes=True)
+    if opset < 11:
+        ones = at("ConstantOfShape", at.extent("x", 3), value=helper.make_tensor("one", INT64, [1], [1]))
+        places = at.squeeze(at("Transpose", at("NonZero", ones), perm=[1, 0]), 1)
+    else:
+        places = at("Range", np.int64(0), at.squeeze(at.extent("x", 3), 0), np.int64(1))
+    x = at("Add", "x", at("Mul", at("Cast", places, to=FLOAT), np.float32(0.1)))
+    return at.model(at("Tanh", x), 4)
+
+
+def pytorch_squeeze(opset: int) -> Any:
+    """Where PyTorch's exporter does not know an extent, it writes both ways and a condition."""
+    at = Writer(opset, [1, 3, 8, 8], constants_are_nodes=True)
+    x = at("Conv", "x", at.weight(1, 3, 3, 3), at.weight(1), kernel_shape=[3, 3])
+    is_one = at("Equal", at("Gather", at("Shape", x), np.int64(1), axis=0), np.int64(1))
+    within = Writer(opset, [])
+    ways = [within.squeeze(x, 1), within("Identity", x)]
+    values = [helper.make_tensor_value_info(name, FLOAT, None) for name in ways]
+    then, otherwise = (
+        helper.make_graph([node], name, [], [value], within.constants if name == "then" else [])
+        for name, node, value in zip(("then", "else"), within.nodes, values, strict=True)
+    )
+    return at.model(at("Relu", at("If", is_one, then_branch=then, else_branch=otherwise)), 3)
+
+
+def keras_classifier(opset: int) -> Any:
+    """Channels last, permutes round every convolution, a shape by StridedSlice and Pack, depthwise weights turned."""
+    at = Writer(opset, ["unk__1", 32, 32, 3])
+    x = at("Transpose", "x", perm=[0, 3, 1, 2])
+    x = at("Conv", x, at.weight(8, 3, 3, 3), at.weight(8), kernel_shape=[3, 3], strides=[2, 2], pads=[0, 0, 1, 1])
+    x = at.clip(x, 0.0, 6.0)
+    weight = at("Reshape", at("Transpose", at.weight(3, 3, 8, 1), perm=[2, 3, 0, 1]), [8, 1, 3, 3])
+    x = at("Conv", x, weight, kernel_shape=[3, 3], pads=[1, 1, 1, 1], group=8)
+    scale, offset, mean = at.weight(8), at.weight(8), at.weight(8)
+    x = at("BatchNormalization", x, scale, offset, mean, np.abs(at.weight(8)) + 0.5, epsilon=1e-3)
+    x = at("Transpose", at("Relu", x), perm=[0, 2, 3, 1])
+    batch = at.squeeze(at.part(at("Cast", at("Shape", x), to=INT32), 0, 1), 0)
+    rest = (np.array([each], "int32") for each in (-1, 8))
+    wanted = at("Cast", at("Concat", at.unsqueeze(batch, 0), *rest, axis=0), to=INT64)
+    means = at.mean(at("Reshape", x, wanted), 1)
+    again = at.squeeze(at("GlobalAveragePool", at("Transpose", x, perm=[0, 3, 1, 2])), 2, 3)
+    x = at("Add", at("MatMul", at("Concat", means, again, axis=1), at.weight(16, 5)), at.weight(5))
+    return at.model(at.softmax(x, 2), 2)
+
+
+def keras_decoder(opset: int) -> Any:
+    """Padding by name, a size from a StridedSlice, empty inputs of Resize, a deconvolution that says its size."""
+    at = Writer(opset, [1, 16, 16, 3])
+    x = at("Transpose", "x", perm=[0, 3, 1, 2])
+    x = at("MaxPool", x, kernel_shape=[3, 3], strides=[2, 2], auto_pad="SAME_UPPER")
+    x = at("LeakyRelu", at("Conv", x, at.weight(4, 3, 3, 3), strides=[2, 2], auto_pad="SAME_LOWER"), alpha=0.2)
+    if opset >= 11:
+        size = at.part(at("Cast", at("Shape", at("Transpose", x, perm=[0, 2, 3, 1])), to=INT32), 1, 3)
+        size = at("Cast", at("Mul", size, np.array([2, 2], "int32")), to=INT64)
+        how = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+        none = np.zeros(0)
+        x = at("Resize", x, none, none, at("Concat", at.part(at("Shape", x), 0, 2), size, axis=0), **how)
+    x = at("Transpose", x, perm=[0, 2, 3, 1])
+    x = at("Transpose", at.pad(x, [0, 1, 1, 0, 0, 1, 1, 0]), perm=[0, 3, 1, 2])
+    size = {"output_shape": [20, 20]} if opset >= 11 else {}
+    x = at("ConvTranspose", x, at.weight(4, 2, 3, 3), strides=[2, 2], auto_pad="SAME_UPPER", **size)
+    return at.model(at("Transpose", x, perm=[0, 2, 3, 1]), 4)
+
+
+def paddle_detector(opset: int) -> Any:
+    """Names for all open extents, hardswish in its parts, squeeze and excitation, Resize to the size of another."""
+    at = Writer(opset, ["DynamicDimension.0", 3, "DynamicDimension.1", "DynamicDimension.2"])
+    x = at("Conv", "x", at.weight(8, 3, 3, 3), kernel_shape=[3, 3], pads=[1, 1, 1, 1], strides=[2, 2])
+    scale, offset, mean = at.weight(8), at.weight(8), at.weight(8)
+    x = at("BatchNormalization", x, scale, offset, mean, np.abs(at.weight(8)) + 0.5, epsilon=1e-5)
+    x = at("HardSwish", x) if opset >= 14 else at("Mul", x, at("Div", at.clip(at("Add", x, [3.0]), 0.0, 6.0), [6.0]))
+    gate = at("Relu", at("Conv", at("GlobalAveragePool", x), at.weight(4, 8, 1, 1)))
+    x = at("Mul", x, at("HardSigmoid", at("Conv", gate, at.weight(8, 4, 1, 1)), alpha=0.2, beta=0.5))
+    low = at("MaxPool", x, kernel_shape=[2, 2], strides=[2, 2])
+    if opset >= 11:
+        size = at("Concat", at.part(at("Shape", low), 0, 2), at.part(at("Shape", x), 2, 4), axis=0)
+        how = {"mode": "linear", "coordinate_transformation_mode": "half_pixel"}
+        up = at("Resize", low, np.zeros(0), np.zeros(0), size, **how)
+    else:
+        up = at("Upsample", low, [1.0, 1.0, 2.0, 2.0], mode="nearest")
+    x = at.pad(at("Concat", x, up, axis=1), [0, 0, 1, 1, 0, 0, 1, 1])
+    x = at("AveragePool", x, kernel_shape=[3, 3], strides=[2, 2])
+    channels = at("Cast", at("Cast", at.part(at("Shape", x), 0, 2), to=INT32), to=INT64)
+    x = at("Transpose", at("Reshape", x, at("Concat", channels, [-1], axis=0)), perm=[0, 2, 1])
+    x = at("Add", at("MatMul", x, at.weight(16, 7)), at.weight(7))
+    return at.model(at.softmax(x, 3), 3)
+
+
+GRAPHS: list[Callable[[int], Any]] = [
+    pytorch_attention,
+    pytorch_shapes,
+    pytorch_range,
+    pytorch_squeeze,
+    keras_classifier,
+    keras_decoder,
+    paddle_detector,
+]
+
+
+def imported(model: Any, folder: Path, **options: Any) -> tvm.IRModule:
+    """Importing compares with onnxruntime, too."""
+    onnx.save(model, folder / "model.onnx")
+    return import_model(open_model(str(folder / "model.onnx"), **options))
+
+
+def operators_of(mod: tvm.IRModule) -> set[str]:
+    found: set[str] = set()
+
+    def visit(expr: relax.Expr) -> None:
+        if isinstance(expr, relax.Call) and isinstance(expr.op, tvm.ir.Op):
+            found.add(expr.op.name)
+
+    relax.analysis.post_order_visit(mod["main"], visit)
+    return found
+
+
+@pytest.mark.parametrize("opset", OPSETS)
+@pytest.mark.parametrize("graph", GRAPHS, ids=lambda graph: graph.__name__)
+def test_no_shape_is_computed_at_an_inference(graph: Callable[[int], Any], opset: int, tmp_path: Path) -> None:
+    if (graph, opset) == (pytorch_squeeze, 9):
+        return  # onnxruntime takes no two ways of different rank there
+    model = graph(opset)
+    is_open = not model.graph.input[0].type.tensor_type.shape.dim[2].dim_value
+    mod = imported(model, tmp_path, image_size=16 if is_open else None)
+    for binding in (each for block in mod["main"].body.blocks for each in block.bindings):
+        assert not isinstance(binding.var.ty, relax.ShapeType)
+        assert all(isinstance(extent, tvm.tirx.IntImm) for extent in getattr(binding.var.ty, "shape", []) or [])
+    assert not [name for name in operators_of(mod) if "shape" in name and name != "relax.reshape"]
+
+
+def test_an_open_batch_is_the_users(tmp_path: Path) -> None:
+    mod = imported(pytorch_attention(13), tmp_path, batch=3)
+    assert [int(extent) for extent in mod["main"].ret_ty.shape] == [3, 6]
+
+
+@pytest.mark.parametrize("opset", [9, 17])
+def test_bounds_are_numbers_that_kernels_take_up(opset: int, tmp_path: Path) -> None:
+    mod = imported(keras_classifier(opset), tmp_path)
+    assert "relax.clip" in operators_of(mod)
+    assert not [func for func in mod.functions.values() if isinstance(func, tvm.tirx.PrimFunc)]
+
+
+WAYS = [
+    {"mode": "nearest", "nearest_mode": "ceil", "coordinate_transformation_mode": "half_pixel"},
+    {"mode": "nearest", "nearest_mode": "round_prefer_floor", "coordinate_transformation_mode": "align_corners"},
+    {"mode": "linear", "coordinate_transformation_mode": "pytorch_half_pixel"},
+    {"mode": "linear", "coordinate_transformation_mode": "half_pixel", "antialias": 1},
+    {"mode": "cubic", "cubic_coeff_a": -0.5, "exclude_outside": 1},
+]
+
+
+@pytest.mark.parametrize("how", WAYS, ids=lambda how: "-".join(map(str, how.values())))
+def test_every_way_of_resizing(how: dict[str, Any], tmp_path: Path) -> None:
+    at = Writer(18, [1, 3, 8, 10])
+    x = at("Resize", "x", "", [1.0, 1.0, 1.7, 0.55], **how)
+    if "antialias" not in how:
+        x = at("Resize", x, "", "", np.array([1, 3, 9, 20]), **how)
+    imported(at.model(at("Relu", x), 4), tmp_path)
+
+
+class Tokens(nn.Module):
+    """A transformer in small: what its shapes are, its exporter asks of the graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.patches, self.token = nn.Conv2d(3, 8, 8, 8), nn.Parameter(torch.randn(1, 1, 8))
+        self.block = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, norm_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = torch.cat((self.token.expand(x.shape[0], -1, -1), x), 1)
+        return self.block(x)[:, 0]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_the_older_exporter_of_pytorch_writes(tmp_path: Path) -> None:
+    path = tmp_path / "tokens.onnx"
+    torch.onnx.export(
+        Tokens().eval(),
+        (torch.zeros(1, 3, 32, 32),),
+        path,
+        dynamo=False,
+        input_names=["x"],
+        dynamic_axes={"x": {0: "batch"}},
+    )
+    mod = import_model(open_model(str(path), batch=2))
+    assert [int(extent) for extent in mod["main"].ret_ty.shape] == [2, 8]
