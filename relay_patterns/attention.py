@@ -141,4 +141,4 @@ def _by_token(data: relax.Expr, axes: int, turned: bool = False) -> relax.Expr:
 def _scale(parts: Parts) -> float | None:
     """What all factors come to; None when one of them is not a number."""
     factors = [array(parts[name]) for name in ("query_scale", "key_scale", "scale") if name in parts]
-    return math.prod(map(float, factors), start=1.0) if all(factor.size == 1 for factor in factors) else None
+    return math.prod((each.item() for each in factors), start=1.0) if all(each.size == 1 for each in factors) else None

@@ -209,7 +209,7 @@ def _scale(parts: Parts, width: int) -> float | None:
         plain = attrs.causal_mask is None and attrs.window_size is None
         return (width**-0.5 if attrs.scale is None else float(attrs.scale)) if plain else None
     factors = [array(parts[name]) for name in ("query_scale", "key_scale", "scale") if name in parts]
-    return math.prod(map(float, factors), start=1.0) if all(factor.size == 1 for factor in factors) else None
+    return math.prod((each.item() for each in factors), start=1.0) if all(each.size == 1 for each in factors) else None
 
 
 def _sampling(parts: Parts) -> dict[str, np.ndarray] | None:
