@@ -16,6 +16,7 @@ from tvm import relax
 from saevit_tvm.compiler.importers import complex_numbers, operators
 from saevit_tvm.compiler.importers.evaluate import evaluate
 from saevit_tvm.compiler.importers.prepare import prepared
+from saevit_tvm.compiler.importers.rewrites import rewrites
 from saevit_tvm.compiler.importers.torch import import_exported
 from saevit_tvm.compiler.legalize import OPERATORS
 from saevit_tvm.models.opening import open_program
@@ -101,12 +102,19 @@ CASES: dict[str, list[Case]] = {
         lambda x: x[:, x.argmax(1)[:, 0, 0], :, x.argmin(2)[:, 0, 0] - 8],
         lambda x: x[1, ROWS],
     ],
+    "max_pool2d_with_indices.default": [
+        lambda x: F.max_pool2d(x, 3, 2, 1, return_indices=True)[1].float(),
+        lambda x: F.max_pool2d(x.round(), (2, 3), dilation=2, ceil_mode=True, return_indices=True)[1].float(),
+        lambda x: F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), 2),
+        lambda x: F.max_pool2d(x[0], 2),
+    ],
     "max.dim": [lambda x: x.max(1)[0], lambda x: x.max(-1, keepdim=True)[1].float()],
     "min.dim": [lambda x: x.min(2)[0], lambda x: x.min(1)[1].float()],
     "native_group_norm.default": [
         lambda x: F.group_norm(x, 2),
         lambda x: F.group_norm(x, 4, torch.arange(8.0), torch.ones(8)),
     ],
+    "prod.dim_int": [lambda x: x.prod(1), lambda x: (2 * x).int().prod(-1, keepdim=True).float()],
     "scatter.src": [
         lambda x: x.scatter(1, x.argsort(1)[:, :3], -x),
         lambda x: torch.zeros_like(x).scatter(-1, x.argmax(-1, keepdim=True), x.amax(-1, keepdim=True)),
@@ -141,6 +149,135 @@ LOWERED: list[Case] = [
     _deconvolution(stride=2, padding=1, output_padding=1, dilation=3),
     _deconvolution(stride=2, output_padding=1),
 ]
+INDEX = torch.randint(0, 8, (2, 5, 8, 9), generator=RANDOM)
+LINE = torch.linspace(-3, 3, 9)
+
+
+def _put(x: Tensor, index: object, value: Tensor | float) -> Tensor:
+    x = x.clone()
+    x[index] = value
+    return x
+
+
+# What is written with other operators of PyTorch first.
+REWRITTEN: dict[str, list[Case]] = {
+    "_cdist_forward.default": [
+        *(partial(lambda x, p: torch.cdist(x, x.flip(1)[..., :5, :], p=p), p=p) for p in (0.0, 1.0, 1.5, 2.0, np.inf)),
+    ],
+    "add.Tensor": [
+        lambda x: torch.add(x, x.flip(1), alpha=2.5),
+        lambda x: torch.add((9 * x).long(), 3, alpha=2).float(),
+        lambda x: (9 * x).int() + 0.25,
+        lambda x: ((x > 0) + (9 * x).int()) + x.double(),
+    ],
+    "any.default": [lambda x: (x > 3).any()[None].float()],
+    "atan2.default": [lambda x: torch.atan2((9 * x).int(), x)],
+    "avg_pool2d.default": [
+        lambda x: F.avg_pool2d(x, 3, 2, 1, divisor_override=5),
+        lambda x: F.avg_pool2d(x, (2, 3), (3, 2), (1, 0), ceil_mode=True, divisor_override=7),
+        lambda x: F.avg_pool2d(x, 3, count_include_pad=False, divisor_override=2),
+    ],
+    "bilinear.default": [lambda x: F.bilinear(x, x.flip(1), LINE[:5, None, None] * x.new_ones(5, 10, 10), LINE[:5])],
+    "cat.default": [
+        lambda x: torch.cat(((9 * x).int(), x, x > 0), 1),
+        lambda x: torch.stack((x > 0, (9 * x).long()), -1).float(),
+    ],
+    "clamp.default": [
+        lambda x: (9 * x).int().clamp(min=-2).float(),
+        lambda x: (9 * x).long().clamp(-2, 3).clamp_max(2).float(),
+        lambda x: (9 * x).int().clamp(max=2.5),
+    ],
+    "copysign.Tensor": [lambda x: torch.copysign(x, x.flip(1) * (x > 0))],
+    "cummax.default": [lambda x: x.cummax(1)[0], lambda x: x.round().cummax(-1)[1].float()],
+    "cummin.default": [lambda x: x.cummin(2)[0], lambda x: x.round().cummin(1)[1].float()],
+    "div.Tensor": [lambda x: (9 * x).int() / 4, lambda x: (9 * x).int() / (x + 20)],
+    "eq.Tensor": [
+        lambda x: (x.round() == x.long()).float(),
+        lambda x: (_complex(x.round()) == _complex(x.round().flip(1))).float(),
+        lambda x: (_complex(x * (x > 0)) == x.relu()).float(),
+    ],
+    "erfc.default": [torch.erfc],
+    "erfinv.default": [lambda x: torch.erfinv(torch.tanh(x)), lambda x: torch.erfinv(x.sign())],
+    "fmax.default": [lambda x: torch.fmax(x.sqrt(), x.flip(1).sqrt())],
+    "fmin.default": [lambda x: torch.fmin(x.sqrt(), x.flip(1).sqrt())],
+    "fmod.Scalar": [lambda x: torch.fmod((9 * x).int(), 2.5)],
+    "hypot.default": [lambda x: torch.hypot(x, x.flip(1))],
+    "index_put.default": [
+        lambda x: _put(x, (slice(None), ROWS), 7.0),
+        lambda x: _put(x, (slice(None), slice(None), ROWS, COLUMNS), x[:, :, 0, :3]),
+        lambda x: _put(x, (slice(None), ROWS, slice(None), COLUMNS), x[0, 0, :3, :8, None].transpose(1, 2)),
+        lambda x: _put(x, (slice(None), x.argmax(1)[:, 0, 0]), -x[:, :2]),
+        lambda x: _put(x, (slice(None), torch.tensor([1, 1, 2])), x[:, 5:]),
+        lambda x: _put(x, x > 0, 0.5),
+        lambda x: _put(x, x.amax((2, 3)) > 9, -1.0),
+        lambda x: x.index_put((torch.tensor([0, 1, 0]), torch.tensor([2, 2, 2])), x[0, :3], accumulate=True),
+        lambda x: x.index_add(1, torch.tensor([0, 5, 0]), x[:, :3], alpha=2),
+        lambda x: x.index_copy(2, torch.tensor([4, 0, 7]), -x[:, :, :3]),
+        lambda x: x.index_fill(3, COLUMNS, 2.0),
+    ],
+    "kthvalue.default": [lambda x: x.kthvalue(3, 1)[0], lambda x: x.kthvalue(2, keepdim=True)[1].float()],
+    "ldexp.Tensor": [lambda x: torch.ldexp(x, COLUMNS[:1])],
+    "linalg_vector_norm.default": [
+        lambda x: torch.linalg.vector_norm(x * (x > 0), 0, dim=(1, 3)),
+        lambda x: torch.linalg.vector_norm(_complex(x), 3, dim=1, keepdim=True),
+    ],
+    "log.default": [lambda x: _parts(_complex(x).log())],
+    "logcumsumexp.default": [lambda x: (20 * x).logcumsumexp(2)],
+    "lt.Scalar": [lambda x: ((9 * x).int() < 0.5).float()],
+    "masked_scatter.default": [lambda x: x.masked_scatter(x[:, :1] > 0, x.flip(1))],
+    "maximum.default": [lambda x: torch.maximum((9 * x).int(), x)],
+    "mul.Tensor": [lambda x: (x > 0).int() * 0.5, lambda x: (9 * x).int() * x],
+    "pow.Scalar": [lambda x: 2.5 ** (3 * x).int(), lambda x: _parts(2.0 ** _complex(x))],
+    "pow.Tensor_Scalar": [
+        lambda x: (9 * x).abs().int() ** 0.5,
+        lambda x: _parts(_complex(x) ** 5),
+        lambda x: _parts(_complex(x * (x > 0)) ** 1.5),
+        lambda x: _parts(_complex(x) ** (1 + 1j)),
+        lambda x: _parts((_complex(x) + 20) ** -2),
+    ],
+    "pow.Tensor_Tensor": [
+        lambda x: (3 * x).abs().int() ** x.sigmoid(),
+        lambda x: _parts(torch.pow(_complex(x), 0.3 * _complex(x.flip(3)))),
+    ],
+    "prod.dim_int": [lambda x: _parts(_complex(0.3 * x).prod(3)), lambda x: _parts(_complex(x)[:, :5].prod(1, True))],
+    "remainder.Scalar": [lambda x: (9 * x).int() % 2.5],
+    "rrelu_with_noise_functional.default": [F.rrelu],
+    "scatter_add.default": [
+        lambda x: x.scatter_add(1, INDEX, x.flip(1)),
+        lambda x: torch.zeros_like(x).scatter_add(1, x.argsort(1), x),
+    ],
+    "scatter_reduce.two": [
+        *(
+            partial(lambda x, how, own: x.scatter_reduce(1, INDEX, x.flip(1), how, include_self=own), how=how, own=own)
+            for how in ("sum", "mean", "prod", "amax", "amin")
+            for own in (True, False)
+        ),
+    ],
+    "searchsorted.Tensor": [
+        lambda x: torch.searchsorted(LINE, x).float(),
+        lambda x: torch.searchsorted(LINE, (x / 0.75).round() * 0.75, side="right").float(),
+        lambda x: torch.searchsorted(x.sort(-1)[0], x, right=True, out_int32=True).float(),
+    ],
+    "signbit.default": [lambda x: torch.signbit(x * (x > 1)).float()],
+    "sqrt.default": [lambda x: _parts(_complex(x).sqrt())],
+    "sub.Tensor": [lambda x: torch.sub(x, x.flip(1), alpha=0.5), lambda x: 1.5 - (9 * x).int()],
+    "var_mean.correction": [
+        lambda x: torch.cat(torch.var_mean(x, (1, 2), keepdim=True)),
+        lambda x: torch.stack(torch.var_mean(x, correction=0)),
+    ],
+    "where.self": [lambda x: torch.where(x > 0, x, (9 * x).int()), lambda x: torch.where(x > 0, (9 * x).int(), 0.5)],
+}
+# Other operators by the rules of those above.
+ALIKE = {
+    "add.Scalar": "add.Tensor",
+    "sub.Scalar": "sub.Tensor",
+    "minimum.default": "maximum.default",
+    "fmod.Tensor": "fmod.Scalar",
+    "remainder.Tensor": "remainder.Scalar",
+    "ne.Tensor": "eq.Tensor",
+    **{f"{name}.Tensor": "eq.Tensor" for name in ("lt", "le", "gt", "ge")},
+    **{f"{name}.Scalar": "lt.Scalar" for name in ("eq", "ne", "le", "gt", "ge")},
+}
 # What is written with real numbers alone.
 COMPLEX: dict[str, list[Case]] = {
     "_conj.default": [
@@ -321,7 +458,11 @@ def check(function: Case, x: Tensor) -> set[str]:
     expected = net(x).resolve_neg().numpy()
     assert answer.shape == expected.shape
     np.testing.assert_allclose(answer, expected, rtol=1e-5, atol=1e-5)
-    return {str(node.target).removeprefix("aten.") for node in prepared(exported).graph.nodes}
+    return names_of(prepared(exported))
+
+
+def names_of(program: torch.export.ExportedProgram) -> set[str]:
+    return {str(node.target).removeprefix("aten.") for node in program.graph.nodes}
 
 
 @pytest.mark.parametrize(("name", "case"), [(name, i) for name, cases in CASES.items() for i in range(len(cases))])
@@ -333,6 +474,31 @@ def test_it_computes_what_pytorch_computes(name: str, case: int) -> None:
 @pytest.mark.parametrize("case", range(len(LOWERED)))
 def test_it_is_lowered_as_pytorch_computes(case: int) -> None:
     check(LOWERED[case], torch.randn(2, 8, 8, 10, generator=torch.Generator().manual_seed(0)))
+
+
+@pytest.mark.parametrize("name", REWRITTEN)
+def test_what_is_written_with_other_operators(name: str) -> None:
+    """All cases at once, and not compiled: what is left are operators like any others."""
+    x = 3 * torch.randn(2, 8, 8, 10, generator=torch.Generator().manual_seed(0))
+    net = Net(lambda x: tuple(case(x).float() for case in REWRITTEN[name])).eval()
+    exported = torch.export.export(net, (x,), strict=False)
+    assert name in names_of(exported) or name in names_of(exported.run_decompositions())
+    answers = evaluate(import_exported(open_program(exported)).mod, [x.numpy()])
+    for at, (answer, expected) in enumerate(zip(answers, net(x), strict=True)):
+        right = expected.numpy()
+        largest = np.abs(right[np.isfinite(right)]).max(initial=0.0)
+        np.testing.assert_allclose(answer, right, rtol=1e-5, atol=1e-5 * largest, err_msg=f"case {at}")
+
+
+@pytest.mark.slow
+def test_it_is_compiled_too() -> None:
+    def written(x: Tensor) -> Tensor:
+        x = _put(x, (slice(None), x.argmax(1)[:, 0, 0]), -x[:, :2])
+        x = x.scatter_reduce(1, INDEX, x.flip(1), "mean", include_self=False).index_add(1, COLUMNS, x[:, :3], alpha=2)
+        x = torch.where(x > 0, x.cummax(1)[0], (9 * x).long().clamp(min=-3)) + x.kthvalue(3, 1, keepdim=True)[0]
+        return x + torch.searchsorted(LINE, x) + torch.erfinv(torch.tanh(0.5 * x)) + torch.var_mean(x)[0]
+
+    check(written, torch.randn(2, 8, 8, 10, generator=torch.Generator().manual_seed(0)))
 
 
 def check_complex(net: nn.Module, x: Tensor, monkeypatch: pytest.MonkeyPatch) -> set[str]:
@@ -401,3 +567,5 @@ def test_every_operator_of_complex_numbers_has_a_case() -> None:
 def test_every_operator_of_ours_has_a_case() -> None:
     assert operators.converters().keys() == CASES.keys() | ALIASES.keys()
     assert CASES.keys() >= set(ALIASES.values())
+    assert rewrites().keys() == REWRITTEN.keys() | ALIKE.keys()
+    assert REWRITTEN.keys() >= set(ALIKE.values())

@@ -264,7 +264,6 @@ def _conjugate(at: _Writer, node: Any) -> Pair:
 
 def _sum(at: _Writer, node: Any) -> Pair:
     a, b = (at.pair(each) for each in node.args)
-    b = _times(at, b, node.kwargs.get("alpha", 1))
     combine = at.subtract if node.target is aten.sub.Tensor else at.add
     return _as_large(at, node, Pair(*(combine(*parts) for parts in zip(a, b, strict=True))))
 

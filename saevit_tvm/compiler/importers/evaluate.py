@@ -214,7 +214,7 @@ def _permuted(args: list[Any], attrs: Any) -> Any:
 
 
 def _clipped(args: list[Any], attrs: Any) -> Any:
-    return torch.clamp(args[0], float(args[1]), float(args[2]))
+    return torch.clamp(args[0], float(args[1]), float(args[2])).to(args[0].dtype)
 
 
 DIRECT: dict[str, Callable[..., Any]] = {

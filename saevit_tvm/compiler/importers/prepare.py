@@ -12,6 +12,7 @@ import torch
 from torch.fx import Node
 
 from saevit_tvm.compiler.importers import complex_numbers, constants
+from saevit_tvm.compiler.importers.rewrites import decompositions
 
 # Operators that are imported as they are: taken apart they would be a gather of every pixel.
 WHOLE = ("upsample_bicubic2d", "upsample_bilinear2d", "upsample_nearest2d", "_upsample_nearest_exact2d", "col2im")
@@ -21,7 +22,7 @@ GROWTH = 1 << 20  # numbers: larger constants are kept only where they are no la
 def prepared(exported: Any) -> Any:
     """The program that is imported."""
     table = {op: how for op, how in torch.export.default_decompositions().items() if _name(op) not in WHOLE}
-    program = exported.run_decompositions(table)
+    program = exported.run_decompositions(table | decompositions())
     _without_checks(program.graph)
     _fold(program)
     complex_numbers.replace(program)

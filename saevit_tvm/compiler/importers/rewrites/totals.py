@@ -1,0 +1,78 @@
+"""Sums, means and lengths."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def _distances(a: Tensor, b: Tensor, p: float, compute_mode: int | None) -> Tensor:
+    apart = (a.unsqueeze(-2) - b.unsqueeze(-3)).abs()
+    if p == 0:
+        return (apart != 0).sum(-1).to(a.dtype)
+    if p == 1:
+        return apart.sum(-1)
+    if p == 2:
+        return (apart * apart).sum(-1).sqrt()
+    return apart.amax(-1) if p == math.inf else (apart**p).sum(-1) ** (1 / p)
+
+
+def _length(x: Tensor, ord: float = 2, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Any:
+    if x.is_complex():
+        return torch.linalg.vector_norm(x.abs(), ord, dim, keepdim)
+    if ord != 0:
+        return NotImplemented
+    axes = list(range(x.dim())) if dim is None else dim
+    return (x != 0).sum(axes, keepdim).to(dtype or x.dtype)
+
+
+def _variance_and_mean(x: Tensor, dim: Any = None, *, correction: Any = None, keepdim: bool = False) -> Any:
+    axes = dim or list(range(x.dim()))
+    return torch.var(x, axes, correction=1 if correction is None else correction, keepdim=keepdim), x.mean(
+        axes, keepdim
+    )
+
+
+def _means(
+    x: Tensor,
+    kernel_size: Any,
+    stride: Any = (),
+    padding: Any = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Any:
+    """Of windows, by another number than how many numbers they have; what lies outside of the picture is zero."""
+    if divisor_override is None:
+        return NotImplemented
+    kernel, padding = _pair(kernel_size), _pair(padding)
+    stride, pads = _pair(stride or kernel), []
+    for length, size, step, pad in zip(x.shape[-2:], kernel, stride, padding, strict=True):
+        reach = length + 2 * pad - size
+        count = (-(-reach // step) if ceil_mode else reach // step) + 1
+        count -= (count - 1) * step >= length + pad  # no window begins behind the picture
+        pads.append((pad, max(0, (count - 1) * step + size - length - pad)))
+    padded = torch.nn.functional.pad(x, (*pads[1], *pads[0]))
+    return torch.nn.functional.avg_pool2d(padded, kernel, stride) * (kernel[0] * kernel[1] / divisor_override)
+
+
+def _pair(value: Any) -> list[int]:
+    return [value, value] if isinstance(value, int) else [*value, *value][:2]
+
+
+def _bilinear(a: Tensor, b: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    found = torch.einsum("...i,oij,...j->...o", a, weight, b)
+    return found if bias is None else found + bias
+
+
+REWRITES = {
+    "_cdist_forward.default": _distances,
+    "any.default": lambda x: x.reshape(-1).any(0),
+    "avg_pool2d.default": _means,
+    "bilinear.default": _bilinear,
+    "linalg_vector_norm.default": _length,
+    "var_mean.correction": _variance_and_mean,
+}
