@@ -17,6 +17,7 @@ from saevit_tvm.compiler.importers import complex_numbers, operators
 from saevit_tvm.compiler.importers.evaluate import evaluate
 from saevit_tvm.compiler.importers.prepare import prepared
 from saevit_tvm.compiler.importers.rewrites import rewrites
+from saevit_tvm.compiler.importers.rewrites.types import FRACTIONAL
 from saevit_tvm.compiler.importers.torch import import_exported
 from saevit_tvm.compiler.legalize import OPERATORS
 from saevit_tvm.models.opening import open_program
@@ -150,6 +151,7 @@ LOWERED: list[Case] = [
     _deconvolution(stride=2, output_padding=1),
 ]
 INDEX = torch.randint(0, 8, (2, 5, 8, 9), generator=RANDOM)
+QUANTIZED = "fake_quantize_per_tensor_affine_cachemask"
 LINE = torch.linspace(-3, 3, 9)
 
 
@@ -161,6 +163,8 @@ def _put(x: Tensor, index: object, value: Tensor | float) -> Tensor:
 
 # What is written with other operators of PyTorch first.
 REWRITTEN: dict[str, list[Case]] = {
+    "__lshift__.Scalar": [lambda x: ((9 * x).int() << 2).float()],
+    "__rshift__.Scalar": [lambda x: ((9 * x).int() >> 3).float()],
     "_cdist_forward.default": [
         *(partial(lambda x, p: torch.cdist(x, x.flip(1)[..., :5, :], p=p), p=p) for p in (0.0, 1.0, 1.5, 2.0, np.inf)),
     ],
@@ -198,6 +202,17 @@ REWRITTEN: dict[str, list[Case]] = {
     ],
     "erfc.default": [torch.erfc],
     "erfinv.default": [lambda x: torch.erfinv(torch.tanh(x)), lambda x: torch.erfinv(x.sign())],
+    "exp.default": [
+        lambda x: (2 * x).long().exp(),
+        lambda x: x.int().sigmoid() + x.int().tanh() + x.int().abs().log1p() + x.int().sin(),
+    ],
+    "fake_quantize_per_channel_affine_cachemask.default": [
+        lambda x: torch.fake_quantize_per_channel_affine(x, LINE[1:].abs() + 0.1, ROWS[:1].repeat(8).int(), 1, -8, 7),
+    ],
+    f"{QUANTIZED}.default": [
+        lambda x: torch.fake_quantize_per_tensor_affine(x, 0.1, 3, -16, 15),
+        lambda x: torch.fake_quantize_per_tensor_affine(x, LINE[-1] / 9, ROWS[2].int(), -16, 15),
+    ],
     "fmax.default": [lambda x: torch.fmax(x.sqrt(), x.flip(1).sqrt())],
     "fmin.default": [lambda x: torch.fmin(x.sqrt(), x.flip(1).sqrt())],
     "fmod.Scalar": [lambda x: torch.fmod((9 * x).int(), 2.5)],
@@ -242,6 +257,10 @@ REWRITTEN: dict[str, list[Case]] = {
     "prod.dim_int": [lambda x: _parts(_complex(0.3 * x).prod(3)), lambda x: _parts(_complex(x)[:, :5].prod(1, True))],
     "remainder.Scalar": [lambda x: (9 * x).int() % 2.5],
     "rrelu_with_noise_functional.default": [F.rrelu],
+    "scatter.reduce": [
+        lambda x: x.scatter(1, INDEX, x.flip(1), reduce="add"),
+        lambda x: x.scatter(1, INDEX, 2.0, reduce="multiply"),
+    ],
     "scatter_add.default": [
         lambda x: x.scatter_add(1, INDEX, x.flip(1)),
         lambda x: torch.zeros_like(x).scatter_add(1, x.argsort(1), x),
@@ -269,6 +288,9 @@ REWRITTEN: dict[str, list[Case]] = {
 }
 # Other operators by the rules of those above.
 ALIKE = {
+    **{f"{name}.default": "exp.default" for name in FRACTIONAL if name not in ("exp", "log", "sqrt")},
+    f"_{QUANTIZED}_tensor_qparams.default": f"{QUANTIZED}.default",
+    "scatter.value_reduce": "scatter.reduce",
     "add.Scalar": "add.Tensor",
     "sub.Scalar": "sub.Tensor",
     "minimum.default": "maximum.default",

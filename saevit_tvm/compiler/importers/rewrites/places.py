@@ -87,6 +87,11 @@ def _reduced(x: Tensor, dim: int, index: Tensor, source: Tensor, reduce: str, *,
     return (own + found) / (count + 1 if include_self else count.clamp(min=1))
 
 
+def _combined(x: Tensor, dim: int, index: Tensor, source: Any, *, reduce: str) -> Any:
+    source = source if isinstance(source, Tensor) else torch.full(index.shape, source, dtype=x.dtype)
+    return _reduced(x, dim, index, source, {"add": "sum", "multiply": "prod"}[reduce])
+
+
 def _searched(
     line: Tensor, x: Tensor, *, out_int32: bool = False, right: bool = False, side: Any = None, sorter: Any = None
 ) -> Any:
@@ -109,6 +114,8 @@ def _taken(x: Tensor, mask: Tensor, source: Tensor) -> Tensor:
 REWRITES = {
     "index_put.default": _put,
     "masked_scatter.default": _taken,
+    "scatter.reduce": _combined,
+    "scatter.value_reduce": _combined,
     "scatter_add.default": lambda x, dim, index, source: _reduced(x, dim, index, source, "sum"),
     "scatter_reduce.two": _reduced,
     "searchsorted.Tensor": _searched,

@@ -1,4 +1,7 @@
-"""Numbers of two types, and factors of a sum. TVM takes a number for one of the tensor's type, and reads no factor."""
+"""Numbers of two types, functions of whole numbers, and factors of a sum.
+
+TVM takes a number for one of the tensor's type, knows such functions of fractions only, and reads no factor.
+"""
 
 from __future__ import annotations
 
@@ -64,9 +67,31 @@ BINARY = (
 )
 
 
+# What gives a fraction of a whole number.
+FRACTIONAL = (
+    *("acos", "acosh", "asin", "asinh", "atan", "atanh", "cos", "cosh", "erf", "exp", "expm1", "log", "log10", "log1p"),
+    *("log2", "reciprocal", "rsqrt", "sigmoid", "sin", "sinh", "sqrt", "tan", "tanh"),
+)
+
+
+def _fraction(op: Any, x: Tensor) -> Any:
+    if x.dtype.is_floating_point or x.dtype.is_complex:
+        return NotImplemented
+    return op(x.to(torch.get_default_dtype()))
+
+
+def _shifted(x: Tensor, count: Any, *, left: bool) -> Any:
+    if x.dtype.is_floating_point or not isinstance(count, int):
+        return NotImplemented
+    return x * 2**count if left else torch.div(x, 2**count, rounding_mode="floor")
+
+
 REWRITES: dict[str, Callable[..., Any]] = {
     **{name: partial(_alike, operator(name)) for name in BINARY},
     **{name: partial(_sum, operator(name)) for name in ("add.Tensor", "sub.Tensor", "add.Scalar", "sub.Scalar")},
+    **{f"{name}.default": partial(_fraction, operator(f"{name}.default")) for name in FRACTIONAL},
+    "__lshift__.Scalar": partial(_shifted, left=True),
+    "__rshift__.Scalar": partial(_shifted, left=False),
     "cat.default": _joined,
     "clamp.default": _bounded,
     "where.self": _where,
