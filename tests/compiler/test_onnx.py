@@ -17,6 +17,7 @@ from tvm import relax
 
 from saevit_tvm.compiler.importers import import_model
 from saevit_tvm.models.opening import open_model
+from saevit_tvm.support.errors import CompileError
 from saevit_tvm.verbs.build import BuildOptions, build
 
 OPSETS = [9, pytest.param(11, marks=pytest.mark.slow), 13, pytest.param(17, marks=pytest.mark.slow), 21]
@@ -303,6 +304,31 @@ def test_every_way_of_resizing(how: dict[str, Any], tmp_path: Path) -> None:
     if "antialias" not in how:
         x = at("Resize", x, "", "", np.array([1, 3, 9, 20]), **how)
     imported(at.model(at("Relu", x), 4), tmp_path)
+
+
+OTHERS: dict[str, Callable[[Writer], str]] = {
+    "Celu": lambda at: at("Celu", "x", alpha=1.5),
+    "Clip": lambda at: at("Clip", "x", "", np.float32(0.3)),
+    "Div": lambda at: at("Cast", at("Div", at("Cast", at("Mul", "x", [9.0]), to=INT32), np.int32(-4)), to=FLOAT),
+    "LpNormalization": lambda at: at("Add", at("LpNormalization", "x", axis=1, p=1), at("LpNormalization", "x")),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_operators_compute_what_onnxruntime_does(name: str, tmp_path: Path) -> None:
+    at = Writer(17, [1, 3, 8, 8])
+    imported(at.model(OTHERS[name](at), 4), tmp_path)
+
+
+def test_operators_without_a_rule_are_all_named_with_their_nodes(tmp_path: Path) -> None:
+    at = Writer(17, [1, 3, 8, 8])
+    size = {"hidden_size": 4}
+    x = at("LSTM", at("Reshape", "x", [8, 3, 8]), at.weight(1, 16, 8), at.weight(1, 16, 4), **size)
+    x = at("GRU", at.squeeze(x, 1), at.weight(1, 12, 4), at.weight(1, 12, 4), **size)
+    with pytest.raises(
+        CompileError, match=r"without a rule: GRU \(node 'GRU\d_0'\), LSTM \(node 'LSTM\d_0'\); replace"
+    ):
+        imported(at.model(x, 4), tmp_path)
 
 
 class Tokens(nn.Module):

@@ -163,7 +163,7 @@ def _put(x: Tensor, index: object, value: Tensor | float) -> Tensor:
 
 # What is written with other operators of PyTorch first.
 REWRITTEN: dict[str, list[Case]] = {
-    "__lshift__.Scalar": [lambda x: ((9 * x).int() << 2).float()],
+    "__lshift__.Scalar": [lambda x: ((9 * x).int() << 3).float()],
     "__rshift__.Scalar": [lambda x: ((9 * x).int() >> 3).float()],
     "_cdist_forward.default": [
         *(partial(lambda x, p: torch.cdist(x, x.flip(1)[..., :5, :], p=p), p=p) for p in (0.0, 1.0, 1.5, 2.0, np.inf)),

@@ -37,6 +37,9 @@ def _importer() -> Any:
         def block_builder(self) -> relax.BlockBuilder:
             return self.bb
 
+        def _check_for_unsupported_ops(self, graph: Any) -> None:
+            """TVM knows of its own rules only, and names no node."""
+
         def _convert_operator(self, op_name: str, inputs: Any, attrs: Any, opset: int) -> relax.Expr:
             rule = converters().get(op_name)
             value = None if rule is None else rule(inputs, attrs, Emitter(self))
@@ -50,6 +53,11 @@ def _importer() -> Any:
 
 def import_onnx(source: ModelSource) -> Imported:
     model = _simplified(_in_new_operators(source.onnx))
+    if missing := _unsupported(model.graph):
+        raise CompileError(
+            f"TVM cannot import {source.name}: it uses operators without a rule: {', '.join(missing)}; "
+            "replace that part of the model and try again."
+        )
     importer = _importer()
     opset = next(each.version for each in model.opset_import if each.domain in STANDARD)
     try:
@@ -58,6 +66,18 @@ def import_onnx(source: ModelSource) -> Imported:
     except Exception as error:
         raise CompileError(f"TVM cannot import {source.name}: {reason(error)}") from error
     return Imported(mod, partial(_steps, model, importer._nodes))
+
+
+def _unsupported(graph: Any) -> list[str]:
+    """Every operator that there is no rule for, all at once, each with the first node that has it."""
+    from tvm.relax.frontend.onnx import onnx_frontend
+
+    known = {*onnx_frontend._get_convert_map(), *converters(), "If"}
+    missing: dict[str, str] = {}
+    for node in graph.node:
+        if node.op_type not in known:
+            missing.setdefault(node.op_type, f"{node.op_type} (node '{node.name or node.output[0]}')")
+    return [missing[name] for name in sorted(missing)]
 
 
 def _in_new_operators(model: Any) -> Any:
