@@ -107,8 +107,11 @@ def gemm(
     finish: Finish,
     some: tuple[Expr, Expr] | None = None,
     most: int = 0,
+    begin: Expr = 0,
 ) -> None:
     """All rows (at least `tile.rows` of them) times all columns, or times the panels first .. first + count.
+
+    B begins at weight[begin].
 
     The last tile is moved up to end where the rows end, so that some results are computed twice: `finish` must not
     accumulate into what it stores to. With `most` rows at the most, each panel is fetched while the one before it is
@@ -122,14 +125,14 @@ def gemm(
     within = count if not rest else minimum(count, full - first)
     if full:
         with b.loop("panel", within) as panel:
-            _panel(b, isa, tile, a, weight, rows, first + panel, width, finish, passes=passes)
+            _panel(b, isa, tile, a, weight, rows, first + panel, width, finish, begin, passes=passes)
     if rest:
         narrow = Tile(tile.rows, -(-rest // isa.lanes), tile.unroll)
         if some is None:
-            _panel(b, isa, narrow, a, weight, rows, full, rest, finish, width)
+            _panel(b, isa, narrow, a, weight, rows, full, rest, finish, begin, width)
         else:
             with b.when(first + count > full):
-                _panel(b, isa, narrow, a, weight, rows, full, rest, finish, width)
+                _panel(b, isa, narrow, a, weight, rows, full, rest, finish, begin, width)
 
 
 def _panel(
@@ -142,6 +145,7 @@ def _panel(
     panel: Expr,
     columns: int,
     finish: Finish,
+    begin: Expr,
     pitch: int | None = None,
     passes: int = 0,
 ) -> None:
@@ -149,7 +153,7 @@ def _panel(
     pitch = pitch or tile.vectors * isa.lanes
     depth = int(np.prod([extent for extent, _ in a.depth]))
     column = b.compute_once("column", panel * pitch)
-    base = b.compute_once("base", column * depth)
+    base = b.compute_once("base", begin + column * depth)
     with b.loop("tile", (rows + tile.rows - 1) // tile.rows) as index:
         row = b.compute_once("row", minimum(index * tile.rows, rows - tile.rows))
         ahead = _fetched(b, tile, weight, base + depth * pitch, depth, pitch, index, passes)

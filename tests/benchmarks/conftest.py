@@ -17,7 +17,7 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 def started(script: Path, *args: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, str(script), *args], capture_output=True, text=True, timeout=600, **options)
+    return subprocess.run([sys.executable, str(script), *args], capture_output=True, text=True, timeout=1800, **options)
 
 
 @pytest.fixture

@@ -312,6 +312,37 @@ def test_what_attention_declines() -> None:
     assert not Attention().accepts(replace(spec, inputs=(replace(q, strides=(1, 1, 1, 1)), k, v)), AVX2)
 
 
+# Convolutions in groups -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("unit", UNITS)
+@pytest.mark.parametrize(
+    ("how", "parts", "threads"),
+    [
+        ({"h": 9, "w": 8, "c": 24, "k": 24, "strides": (1, 1), "padding": (1, 1, 1, 1)}, 3, 2),
+        ({"h": 7, "w": 5, "c": 10, "k": 40, "strides": (2, 2), "padding": (1, 1, 1, 1), "dilation": (1, 2)}, 5, 4),
+        ({"h": 3, "w": 3, "c": 4, "k": 8, "strides": (1, 1), "padding": (1, 1, 1, 1)}, 4, 2),  # a multiplier of two
+        ({"h": 4, "w": 6, "c": 40, "k": 36, "kernel": (1, 1)}, 2, 1),
+    ],
+)
+def test_conv_in_groups(call: Call, how: dict[str, Any], parts: int, threads: int, unit: str) -> None:
+    epilogue = Epilogue(("bias", "add other", "relu"))
+    shape = ConvShape(**{"n": 2, "kernel": (3, 3), **how}, parts=parts, epilogue=epilogue)
+    within = shape.c // parts
+    inputs = {"x": normal(*shape.image), **operands(epilogue, shape.result)}
+    weights = {"w": normal(*shape.kernel, within, shape.k, scale=within**-0.5 / 3), **by_channel(epilogue, shape.k)}
+    agree(*computed(call, Conv(), shape, inputs, weights, UNITS[unit], threads))
+
+
+def test_groups_of_a_convolution_do_not_see_each_other(call: Call, here: Isa) -> None:
+    shape = ConvShape(n=1, h=4, w=4, c=6, kernel=(1, 1), k=6, parts=3, epilogue=Epilogue())
+    x = normal(*shape.image)
+    x[0, 0, 0, 2] = np.nan
+    found, expected = computed(call, Conv(), shape, {"x": x}, {"w": normal(1, 1, 2, 6)}, here)
+    assert np.isnan(found).sum() == 2
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
 # Products of two inputs -----------------------------------------------------------
 
 

@@ -1,7 +1,8 @@
-"""A dense convolution as an implicit matrix product: any kernel, strides, padding and dilation, with its epilogue.
+"""A convolution as an implicit matrix product: any kernel, strides, padding, dilation and groups, with its epilogue.
 
 Each task takes rows of results in chunks and copies the input rows they need into a padded patch, where the window of
-a result is `kh` runs of kw * Cin neighbouring numbers: the depth of the product, without an im2col.
+a result is `kh` runs of kw * Cin neighbouring numbers: the depth of the product, without an im2col. Of several groups
+each has a product of its own.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ class ConvShape(Windows):
     k: int
     epilogue: Epilogue = field(default=BIAS)
     gates: tuple[str, ...] = ()
+    parts: int = 1  # groups of channels, each of which sees its own channels of the input
     channels_first: bool = False  # the input is a picture, as it comes from outside: of float32 in any case
 
     @property
@@ -47,7 +49,12 @@ class ConvShape(Windows):
 
     @property
     def depth(self) -> int:
-        return math.prod(self.kernel) * self.c
+        return math.prod(self.kernel) * self.c // self.parts
+
+    @property
+    def columns(self) -> int:
+        """Channels of a group's result."""
+        return self.k // self.parts
 
     @property
     def result(self) -> tuple[int, ...]:
@@ -66,7 +73,7 @@ class ConvShape(Windows):
 
 @dataclass(frozen=True)
 class Tiling:
-    """`bands` x `groups` tasks a picture (rows x columns), `chunk` rows of results at a time, the register tile."""
+    """`bands` x `groups` tasks a picture (rows x channels), `chunk` rows of results at a time, the register tile."""
 
     bands: int
     groups: int
@@ -80,9 +87,14 @@ def _default(shape: ConvShape, isa: Isa, threads: int = 1) -> Tiling:
     needed = threads // math.gcd(threads, shape.n)
     bands = min(shape.out_h, needed) if shape.out_h >= 4 * needed else 1
     chunk = max(1, min(-(-shape.out_h // bands), PATCH // (shape.strides[0] * shape.line)))
-    tile = microkernel.tile_for(isa, chunk * shape.out_w, shape.k)
-    groups = 1 if bands >= needed else min(needed, microkernel.panels(shape.k, tile, isa))
+    tile = microkernel.tile_for(isa, chunk * shape.out_w, shape.columns)
+    groups = 1 if bands >= needed else min(needed, _divisible(shape, tile, isa))
     return Tiling(bands, groups, chunk, tile.rows, tile.vectors, 4)
+
+
+def _divisible(shape: ConvShape, tile: Tile, isa: Isa) -> int:
+    """Into how many pieces the channels can be divided: groups, or panels where there is one group."""
+    return shape.parts if shape.parts > 1 else microkernel.panels(shape.k, tile, isa)
 
 
 def _tilings(shape: ConvShape, isa: Isa) -> list[Tiling]:
@@ -90,7 +102,7 @@ def _tilings(shape: ConvShape, isa: Isa) -> list[Tiling]:
     for threads in (1, 2, 4, 8):
         start = _default(shape, isa, threads)
         chunks = {start.chunk, -(-start.chunk // 2), -(-start.chunk // 4)}
-        best = microkernel.tiles(isa, shape.out_h * shape.out_w, shape.k)[:5]
+        best = microkernel.tiles(isa, shape.out_h * shape.out_w, shape.columns)[:5]
         for chunk, tile, unroll in product(sorted(chunks), best, (3, 4, 8)):
             found[replace(start, chunk=chunk, rows=tile.rows, vectors=tile.vectors, unroll=unroll)] = None
     return list(found)
@@ -102,18 +114,20 @@ class _Kernel:
         # A register tile cannot be higher than the fewest rows that a product may meet.
         rows = shape.out_w * (shape.out_h if tiling.bands == 1 and tiling.chunk >= shape.out_h else 1)
         self.tile = Tile(min(rows, tiling.rows), tiling.vectors, tiling.unroll)
-        self.panels = microkernel.panels(shape.k, self.tile, isa)
+        self.panels = microkernel.panels(shape.columns, self.tile, isa)
         self.b = Builder(isa.dtype, isa.stored)
 
     def constants(self, weights: dict[str, np.ndarray]) -> list[np.ndarray]:
         flat = weights["w"].reshape(self.shape.depth, self.shape.k)
-        return [microkernel.pack(flat, self.tile, self.isa), *operands.constants(self.shape.epilogue, weights)]
+        own = [microkernel.pack(part, self.tile, self.isa) for part in np.split(flat, self.shape.parts, axis=1)]
+        return [np.concatenate(own), *operands.constants(self.shape.epilogue, weights)]
 
     def function(self) -> tirx.PrimFunc:
         shape, b, tiling = self.shape, self.b, self.tiling
         self.x = b.param("x", shape.image, "float32" if shape.channels_first else None)
         self.ending = Ending(b, shape.epilogue, shape.result, shape.gates)
-        self.weight = b.param("weight", (self.panels, shape.depth, self.tile.vectors * self.isa.lanes))
+        width = self.tile.vectors * self.isa.lanes
+        self.weight = b.param("weight", (shape.parts * self.panels, shape.depth, width))
         self.ending.declare_weights()
         self.out = b.param("out", shape.result)
         with b.loop("task", shape.n * tiling.bands * tiling.groups, "parallel") as task:
@@ -122,8 +136,9 @@ class _Kernel:
             image = b.compute_once("image", task // (tiling.groups * tiling.bands))
             first = b.compute_once("first", band * shape.out_h // tiling.bands)
             last = b.compute_once("last", (band + 1) * shape.out_h // tiling.bands)
-            begin = b.compute_once("begin", group * self.panels // tiling.groups)
-            end = b.compute_once("end", (group + 1) * self.panels // tiling.groups)
+            pieces = _divisible(shape, self.tile, self.isa)
+            begin = b.compute_once("begin", group * pieces // tiling.groups)
+            end = b.compute_once("end", (group + 1) * pieces // tiling.groups)
             self._band(image, first, last, None if tiling.groups == 1 else (begin, end - begin))
         return b.function("conv")
 
@@ -172,8 +187,28 @@ class _Kernel:
     def _multiplied(
         self, image: Expr, low: Expr, count: Expr, seen: Buffer, begin: Expr, some: tuple[Expr, Expr] | None
     ) -> None:
-        """`count` rows of results from `low` on, whose windows lie in seen[begin..]."""
+        """`count` rows of results from `low` on, whose windows lie in seen[begin..]; of some panels or groups only."""
+        if self.shape.parts == 1:
+            return self._product(image, low, count, seen, begin, some, 0)
+        first, number = some or (0, self.shape.parts)
+        with self.b.loop("part", number) as index:
+            part = self.b.compute_once("part", first + index)
+            self._product(image, low, count, seen, begin, None, part)
+        return None
+
+    def _product(
+        self,
+        image: Expr,
+        low: Expr,
+        count: Expr,
+        seen: Buffer,
+        begin: Expr,
+        some: tuple[Expr, Expr] | None,
+        part: Expr,
+    ) -> None:
+        """Of one group of channels."""
         shape, b, (down, across) = self.shape, self.b, self.shape.strides
+        begin = begin + part * (shape.c // shape.parts)
         position = b.compute_once("position", (image * shape.out_h + low) * shape.out_w)
 
         def start(row: Expr) -> Expr:
@@ -183,27 +218,37 @@ class _Kernel:
             return begin + ((y + x) * down if down == across else y * down + x * across)
 
         def finish(row: Expr, column: Expr, value: Expr) -> None:
-            place = (position + row) * shape.k + column
+            channel = part * shape.columns + column
+            place = (position + row) * shape.k + channel
             if self.ending.others:
                 place = b.compute_once("place", place)
-            b.store(self.out, place, self.ending.done(value, Spot(place, column, image)))
+            b.store(self.out, place, self.ending.done(value, Spot(place, channel, image)))
 
         a = Rows(seen, start, self._depth())
         rows = b.compute_once("rows", count * shape.out_w)
         most = min(self.tiling.chunk, -(-shape.out_h // self.tiling.bands)) * shape.out_w
-        microkernel.gemm(b, self.isa, self.tile, a, self.weight, rows, shape.k, finish, some, most)
+        own = part * (self.panels * shape.depth * self.tile.vectors * self.isa.lanes)
+        microkernel.gemm(b, self.isa, self.tile, a, self.weight, rows, shape.columns, finish, some, most, own)
 
     def _depth(self) -> tuple[tuple[int, int], ...]:
         """The window of a result in the patch: runs of neighbours, or of pixels where dilation leaves some out."""
         shape, (high, wide), (down, across) = self.shape, self.shape.kernel, self.shape.dilation
-        within = ((wide * shape.c, 1),) if across == 1 else ((wide, across * shape.c), (shape.c, 1))
+        seen = shape.c // shape.parts
+        joined = across == 1 and shape.parts == 1
+        within = ((wide * seen, 1),) if joined else ((wide, across * shape.c), (seen, 1))
         return ((high, down * shape.line), *within)
 
 
 def _reference(shape: ConvShape, arrays: Arrays) -> np.ndarray:
     x = np.asarray(arrays["x"])
     x = x.transpose(0, 2, 3, 1) if shape.channels_first else x
-    out = sum((seen @ arrays["w"][i, j] for i, j, seen in windows.taps(shape, x)), np.zeros(shape.result))
+    weights = np.split(arrays["w"], shape.parts, axis=3)
+    channels = np.split(x, shape.parts, axis=3)
+    groups = [
+        sum((seen @ w[i, j] for i, j, seen in windows.taps(shape, part)), np.zeros((*shape.result[:3], shape.columns)))
+        for w, part in zip(weights, channels, strict=True)
+    ]
+    out = np.concatenate(groups, axis=3)
     return activations.reference(shape.epilogue.steps, out, dict(arrays))
 
 
@@ -214,7 +259,8 @@ class Conv(Generator):
     def problem(self, spec: KernelSpec) -> ConvShape | None:
         n, h, w, c = spec.x.axes("NHWC")
         high, wide, within, k = spec.weight("w").shape
-        if spec["groups"] != 1 or within != c or not operands.fit(spec, gated=True):
+        parts = spec["groups"]
+        if within * parts != c or not operands.fit(spec, gated=True):
             return None
         strides, padding, dilation = (spec[name] for name in ("strides", "padding", "dilation"))
         picture = spec.x.layout == "NCHW"
@@ -223,6 +269,7 @@ class Conv(Generator):
             k=k,
             epilogue=spec.epilogue,
             gates=operands.gates(spec),
+            parts=parts,
             channels_first=picture,
         )
 
