@@ -30,7 +30,15 @@ from relay_patterns import Accepts, find_blocks, find_primitives, missed
 from saevit_tvm.compiler import parsing
 from saevit_tvm.compiler.importers import import_model
 from saevit_tvm.compiler.legalize import OPERATORS
-from saevit_tvm.compiler.passes import DeclareKernels, FoldBatchNorm, KeepTokens, MergeBranches, RemoveNoOps, TakeFrames
+from saevit_tvm.compiler.passes import (
+    DeclareKernels,
+    Deconvolutions,
+    FoldBatchNorm,
+    KeepTokens,
+    MergeBranches,
+    RemoveNoOps,
+    TakeFrames,
+)
 from saevit_tvm.compiler.passes.kernel_calls import read
 
 if TYPE_CHECKING:
@@ -140,7 +148,8 @@ def street(backend: Phases, recipe: Recipe, found: Found) -> list[Phase]:
     def regions(mod: tvm.IRModule) -> tvm.IRModule:
         mod = run(mod, [DeclareKernels(find_blocks, accepts)], target)
         _count_regions(mod, recipe.source.regions, found)
-        return run(mod, [KeepTokens(), RemoveNoOps(), DeclareKernels(find_primitives, accepts)], target)
+        left = [Deconvolutions(), KeepTokens(), RemoveNoOps(), DeclareKernels(find_primitives, accepts)]
+        return run(mod, left, target)
 
     def schedules(mod: tvm.IRModule) -> tvm.IRModule:
         mod = run(mod, backend.schedules(recipe), target)

@@ -11,11 +11,11 @@ from saevit_tvm.targets.llvm import code_features, hidden_features, splits_vecto
 
 V2 = ("pni", "popcnt", "sse4_1", "sse4_2", "ssse3")
 V3 = (*V2, "abm", "avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe")
+V4 = (*V3, "avx512bw", "avx512cd", "avx512dq", "avx512f", "avx512vl")
+
 # Of all Intel's cores LLVM assumes that they lower their clock for 512 bits, and splits such vectors in two. Ours do
 # nothing but multiply and add, and with two units of 512 bits that is twice the speed; with one it is the same.
 WHOLE_VECTORS = "-prefer-256-bit"
-
-V4 = (*V3, "avx512bw", "avx512cd", "avx512dq", "avx512f", "avx512vl")
 
 X86_TARGETS = (
     Target(

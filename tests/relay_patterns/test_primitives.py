@@ -345,7 +345,7 @@ EXPECTED = {
     ),
     "active": (Active(), [STEM, *(f"conv {step}" for step in Active.STEPS)]),
     "batched": (Batched(), [STEM, "attention add residual"]),
-    "grouped": (Grouped(), [STEM, "conv bias add residual relu"]),
+    "grouped": (Grouped(), [STEM, "conv bias relu"]),
     "linearised": (Linearised(), [STEM, "matmul", "matmul add residual"]),
     "attended": (Attended(), [STEM, "attention scale sigmoid multiply residual"]),
 }

@@ -1,6 +1,7 @@
 """Passes of our own, one file a concern. Each turns an IRModule into an equivalent one."""
 
 from saevit_tvm.compiler.passes.declare_kernels import DeclareKernels
+from saevit_tvm.compiler.passes.deconvolutions import Deconvolutions
 from saevit_tvm.compiler.passes.expand_kernels import ExpandKernels
 from saevit_tvm.compiler.passes.fold_batch_norm import FoldBatchNorm
 from saevit_tvm.compiler.passes.keep_tokens import KeepTokens
@@ -17,6 +18,7 @@ __all__ = [
     "ApplyRecords",
     "BindTheRest",
     "DeclareKernels",
+    "Deconvolutions",
     "ExpandKernels",
     "ExpandLaunches",
     "FoldBatchNorm",
