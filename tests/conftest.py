@@ -123,6 +123,12 @@ def micro_artifact(built_once: Callable[..., Path]) -> Path:
 
 
 @pytest.fixture(scope="session")
+def digits_artifact(built_once: Callable[..., Path]) -> Path:
+    """The smallest model with weights that know something: four pictures of digits at a time."""
+    return built_once("digits", weights="digits", batch=4)
+
+
+@pytest.fixture(scope="session")
 def rpi5_artifact(built_once: Callable[..., Path]) -> Path:
     """The same for a Raspberry Pi 5, verified under qemu."""
     return built_once("rpi5", target="rpi5", image_size=64)

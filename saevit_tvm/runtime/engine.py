@@ -209,11 +209,9 @@ def _owned(tensor: abi.Tensor, given: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _aligned(spec: TensorSpec) -> np.ndarray:
-    dtype = np.dtype(spec.dtype)
-    size = int(np.prod(spec.shape)) * dtype.itemsize
-    memory = np.empty(size + _ALIGNMENT, np.uint8)
+    memory = np.empty(spec.nbytes + _ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % _ALIGNMENT
-    return memory[start : start + size].view(dtype).reshape(spec.shape)
+    return memory[start : start + spec.nbytes].view(spec.dtype).reshape(spec.shape)
 
 
 # What may come in -----------------------------------------------------------

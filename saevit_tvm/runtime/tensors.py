@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -19,6 +20,10 @@ class TensorSpec(NamedTuple):
     shape: tuple[int, ...]
     dtype: str
     below: int | None = None  # of whole numbers that may be places in a table
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
     @property
     def entry(self) -> dict[str, Any]:

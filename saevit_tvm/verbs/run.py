@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from saevit_tvm.runtime.engine import Engine, load
+from saevit_tvm.runtime.tensors import specs_of
 from saevit_tvm.support.errors import ArtifactError, UsageError
 
 
@@ -16,18 +17,10 @@ def run(path: Path, images: Sequence[Path], top: int | None = None) -> dict[str,
     """For each picture the `top` classes with their probabilities, the likeliest first."""
     engine = load(path)
     manifest = engine.manifest
-    shape = engine.outputs[0].shape
-    if len(engine.outputs) != 1 or len(shape) != 2 or engine.outputs[0].dtype != "float32":
-        raise ArtifactError(
-            f"'{path}' gives no class scores but feature maps or decisions: to classify, build without --features-only."
-        )
-    if not manifest["preprocessing"]:
-        takes = " and ".join(f"{'x'.join(map(str, spec.shape))} {spec.dtype}" for spec in engine.inputs)
-        raise ArtifactError(f"'{path}' takes {takes}, not pictures: call it from Python, C or C++.")
-    classes = shape[1]
-    top = min(5, classes) if top is None else top
-    if not 1 <= top <= classes:
-        raise UsageError(f"--top {top} is impossible: '{path}' knows {classes} classes.")
+    known = classes(path, manifest)
+    top = min(5, known) if top is None else top
+    if not 1 <= top <= known:
+        raise UsageError(f"--top {top} is impossible: '{path}' knows {known} classes.")
     from saevit_tvm.runtime.preprocess import load_image
 
     pictures = [load_image(image, manifest["preprocessing"], engine.inputs[0].dtype) for image in images]
@@ -35,9 +28,23 @@ def run(path: Path, images: Sequence[Path], top: int | None = None) -> dict[str,
     for image, row in zip(images, scores, strict=True):
         if not np.isfinite(row).all():
             raise ArtifactError(f"'{path}' answers NaN or infinity for '{image}': check the model's weights.")
-    labels = manifest["labels"] or [str(index) for index in range(classes)]
+    labels = manifest["labels"] or [str(index) for index in range(known)]
     results = [{"image": str(image), "top": _best(row, labels, top)} for image, row in zip(images, scores, strict=True)]
     return {"artifact": str(path), "weights": manifest["weights"]["source"], "results": results}
+
+
+def classes(path: Path, manifest: dict[str, Any]) -> int:
+    """How many classes the artifact tells apart, or a sentence that says why it does not classify pictures."""
+    output, *more = specs_of(manifest["outputs"])
+    if more or len(output.shape) != 2 or output.dtype != "float32":
+        raise ArtifactError(
+            f"'{path}' gives no class scores but feature maps or decisions: to classify, build without --features-only."
+        )
+    if not manifest["preprocessing"]:
+        inputs = specs_of(manifest["inputs"])
+        takes = " and ".join(f"{'x'.join(map(str, spec.shape))} {spec.dtype}" for spec in inputs)
+        raise ArtifactError(f"'{path}' takes {takes}, not pictures: call it from Python, C or C++.")
+    return output.shape[1]
 
 
 def _scores(engine: Engine, pictures: np.ndarray) -> np.ndarray:

@@ -7,25 +7,41 @@ from __future__ import annotations
 
 import math
 import platform
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from saevit_tvm.proof import answers as proof
 from saevit_tvm.proof import device as on_device
 from saevit_tvm.proof import parity
+from saevit_tvm.proof.pictures import Pictures, find
 from saevit_tvm.runtime.artifact import check_runnable, read_manifest
 from saevit_tvm.runtime.tensors import Inputs, specs_of
 from saevit_tvm.support import workspace
-from saevit_tvm.support.errors import ArtifactError, SaevitError, TargetError
+from saevit_tvm.support.errors import ArtifactError, SaevitError, TargetError, UsageError
+from saevit_tvm.verbs import accuracy
+from saevit_tvm.verbs.run import classes
 from schedules.dtypes import TOLERANCE
 
 
-def verify(path: Path, weights: str | None = None, device: str | None = None) -> dict[str, Any]:
+def verify(
+    path: Path,
+    weights: str | None = None,
+    device: str | None = None,
+    *,
+    data: Path | None = None,
+    limit: int | None = None,
+    say: Callable[[str], None] = lambda _line: None,
+) -> dict[str, Any]:
     """The result; `passed` is false and `proof` "none" where this machine cannot run the artifact.
 
-    With `device`, an address like rpc://HOST:PORT/KEY, the artifact runs there and not here.
+    With `device`, an address like rpc://HOST:PORT/KEY, the artifact runs there and not here. With `data`, pictures
+    of known classes, it also tells how often the original and the artifact are right.
     """
     manifest = read_manifest(path)
+    if limit is not None and data is None:
+        raise UsageError("--limit is for pictures: give some with --data, or leave it out.")
+    pictures = None if data is None else find(data, manifest["labels"], classes(path, manifest), limit)
     result: dict[str, Any] = {
         "artifact": str(path),
         "passed": False,
@@ -37,15 +53,23 @@ def verify(path: Path, weights: str | None = None, device: str | None = None) ->
         "reference": None,
         "inputs": 0,
         "note": None,
+        "data": None,
     }
     how, why = ("device", None) if device else _where_to_run(manifest, path)
     if how is None:
         return result | {"note": why}
     inputs, expected, origin, note = reference(manifest, weights)
     with workspace.scratch() as scratch:
-        answers = (
-            on_device.answers(device, path, inputs, scratch) if device else proof.answers(path, inputs, scratch, how)
-        )
+
+        def artifact(inputs: list[Inputs]) -> list[parity.Outputs]:
+            return (
+                on_device.answers(device, path, inputs, scratch)
+                if device
+                else proof.answers(path, inputs, scratch, how)
+            )
+
+        answers = artifact(inputs)
+        compared = None if pictures is None else _accuracy(pictures, manifest, weights, artifact, say)
     if origin == "recorded":
         answers = [parity.sample(outputs) for outputs in answers]
     deviation = parity.deviation(answers, expected)
@@ -57,7 +81,28 @@ def verify(path: Path, weights: str | None = None, device: str | None = None) ->
         "reference": origin,
         "inputs": len(inputs),
         "note": note,
+        "data": compared,
     }
+
+
+def _accuracy(
+    pictures: Pictures,
+    manifest: dict[str, Any],
+    weights: str | None,
+    artifact: Callable[[list[Inputs]], list[parity.Outputs]],
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Beside the model itself: answers that were recorded know nothing of pictures."""
+    from saevit_tvm.models.recreate import recreate
+
+    source = recreate(manifest, weights)
+    return accuracy.compare(
+        pictures,
+        manifest,
+        lambda batches: [source.reference(x)[0] for x in batches],
+        lambda batches: [outputs[0] for outputs in artifact([(x,) for x in batches])],
+        say,
+    )
 
 
 def _where_to_run(manifest: dict[str, Any], path: Path) -> tuple[str | None, str | None]:
