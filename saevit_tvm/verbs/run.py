@@ -27,7 +27,10 @@ def run(path: Path, images: Sequence[Path], top: int | None = None) -> dict[str,
     scores = _scores(engine, np.concatenate(pictures))
     for image, row in zip(images, scores, strict=True):
         if not np.isfinite(row).all():
-            raise ArtifactError(f"'{path}' answers NaN or infinity for '{image}': check the model's weights.")
+            raise ArtifactError(
+                f"'{path}' names no class for '{image}', its answer is not a number (NaN or infinity): check the "
+                "model's weights, and this picture."
+            )
     labels = manifest["labels"] or [str(index) for index in range(known)]
     results = [{"image": str(image), "top": _best(row, labels, top)} for image, row in zip(images, scores, strict=True)]
     return {"artifact": str(path), "weights": manifest["weights"]["source"], "results": results}

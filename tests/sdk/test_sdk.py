@@ -15,10 +15,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 from saevit_tvm import __version__, targets
 from saevit_tvm.runtime import manifest as manifests
 from saevit_tvm.support.errors import ArtifactError, SaevitError, TargetError, UsageError
+from saevit_tvm.verbs.build import BuildOptions, build
+from saevit_tvm.verbs.run import run
 from saevit_tvm.verbs.sdk import SdkOptions, sdk
 
 PICTURE = Path(__file__).parents[2] / "examples" / "digit-7.png"
@@ -83,6 +87,37 @@ def test_one_command_builds_the_examples_and_they_classify(kit: Path, tmp_path: 
     assert len(answers[0].stdout.splitlines()) == 5 and "%  class" in answers[0].stdout
     broken = subprocess.run([folder / "classify-static", folder / "Makefile"], capture_output=True, text=True)
     assert broken.returncode == 1 and "not a PNG" in broken.stderr
+
+
+class ByContrast(torch.nn.Module):
+    """Tells pictures apart by their brightness beside their contrast; one that has none is divided by zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = torch.nn.Linear(3, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        mean = x.mean((2, 3))
+        return self.head((mean - x.amin((2, 3))) / (x.amax((2, 3)) - x.amin((2, 3))))
+
+
+def test_an_answer_that_is_not_a_number_names_no_class(tmp_path: Path) -> None:
+    """Neither from the command line nor from the example in C."""
+    torch.manual_seed(0)
+    program = torch.export.export(ByContrast().eval(), (torch.zeros(1, 3, 16, 16),))
+    torch.export.save(program, tmp_path / "contrast.pt2")
+    built = build(BuildOptions(str(tmp_path / "contrast.pt2"), out=tmp_path, name="contrast"), quiet).artifact
+    gray = tmp_path / "gray.png"
+    Image.new("RGB", (20, 20), "gray").save(gray)
+    assert len(run(built, [PICTURE])["results"][0]["top"]) == 4
+    with pytest.raises(ArtifactError, match=r"names no class for '.*gray\.png', its answer is not a number"):
+        run(built, [PICTURE, gray])
+
+    sdk(SdkOptions(built, tmp_path / "sdk", "static", weights=str(tmp_path / "contrast.pt2")), quiet)
+    subprocess.run(["make", "-s", "-C", str(tmp_path / "sdk"), "CFLAGS=-O1"], check=True, timeout=120)
+    for picture, status, words in ((PICTURE, 0, ""), (gray, 1, "the model's answer is not a number")):
+        told = subprocess.run([tmp_path / "sdk" / "classify-static", picture], capture_output=True, text=True)
+        assert told.returncode == status and words in told.stderr and bool(told.stdout) == (status == 0)
 
 
 @pytest.mark.parametrize("flavour", ["static", "shared"])

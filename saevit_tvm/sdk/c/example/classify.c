@@ -31,7 +31,7 @@ static int read_picture(const char *path, png_image *image) {
     return !fault;
 }
 
-/* The likeliest classes first, as probabilities. NaN among the scores is no answer: nothing is printed, and 0 given. */
+/* The likeliest classes first, as probabilities. NaN or infinity among the scores is no answer: nothing is printed, and 0 given. */
 static int print_best(float *scores, size_t classes, const char *const *labels) {
     double sum = 0, top = scores[0];
     for (size_t i = 0; i < classes; i++) top = scores[i] > top ? scores[i] : top;
@@ -74,7 +74,7 @@ int main(int argc, char **argv) {
     if (status)
         fprintf(stderr, "%s\n", saevit_last_error());
     else if (!(answered = print_best((float *)scores.data, scores.size / sizeof(float), about->labels)))
-        fprintf(stderr, "the model answers NaN or infinity: check its weights\n");
+        fprintf(stderr, "the model's answer is not a number (NaN or infinity): check its weights, and the picture\n");
     saevit_close(model);
     free(scores.data);
     free(image.rgb);
