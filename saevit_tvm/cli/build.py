@@ -72,6 +72,8 @@ def _print(console: Console, artifact: Path, manifest_path: Path, manifest: dict
         console.line(f"device    {_compiled(manifest['device_code'])}")
     if manifest["weights"]["source"] == "random":
         console.line("weights   random: it takes the time that the model takes, and knows nothing; give --weights")
+    if manifest["weights"]["source"] == "pretrained":
+        console.line(f"weights   trained, {manifest['weights']['from']}")
     for source in manifest["records"]:
         console.line(f"records   {_in_words(source, kernels['total'])}")
     if proof["passed"]:

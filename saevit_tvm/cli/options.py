@@ -46,6 +46,7 @@ _MODEL_OPTIONS = (
         help="A built-in name, timm:NAME, or a .pt2 or .onnx file.",
     ),
     click.option("--weights", help="A .safetensors or .pt file, or the name of a shipped checkpoint."),
+    click.option("--pretrained", is_flag=True, help="Trained weights of a timm:NAME, from its hub or a cache of that."),
     click.option("--batch", type=int, default=1, show_default=True, help="Pictures at a time."),
     click.option("--image-size", type=ImageSize(), help="Of the input, as in 224 or 480x640 (height x width)."),
 )

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from saevit_tvm import models
+from saevit_tvm.models import timm_weights
 from saevit_tvm.models import weights as weight_files
 from saevit_tvm.runtime.preprocess import normalised
 from saevit_tvm.runtime.tensors import TensorSpec, layout
@@ -130,15 +131,17 @@ def open_model(
     num_classes: int | None = None,
     features_only: bool = False,
     seed: int = 0,
+    pretrained: bool = False,
     input_dtype: str = FLOAT,
 ) -> ModelSource:
     """A model by name or file. Without `weights` a named model gets random ones, alike for the same seed.
 
-    With uint8 as `input_dtype`, its library takes frames of a camera and does the preprocessing itself.
+    With `pretrained`, a model of timm's gets the trained weights that timm names for it. With uint8 as `input_dtype`, a
+    model's library takes frames of a camera and does the preprocessing itself.
     """
     if input_dtype not in (FLOAT, FRAMES):
         raise unknown("input", input_dtype, [FLOAT, FRAMES])
-    source = _opened(model, weights, batch, image_size, num_classes, features_only, seed)
+    source = _opened(model, weights, batch, image_size, num_classes, features_only, seed, pretrained)
     return _with_frames(source) if input_dtype == FRAMES else source
 
 
@@ -150,16 +153,21 @@ def _opened(
     num_classes: int | None,
     features_only: bool,
     seed: int,
+    pretrained: bool,
 ) -> ModelSource:
     size = None if image_size is None else _checked_size(image_size)
     if not 1 <= batch <= LARGEST_BATCH:
         raise UsageError(f"batch {batch} is impossible: choose 1 to {LARGEST_BATCH}.")
     if num_classes is not None and num_classes < 1:
         raise UsageError(f"{num_classes} classes are impossible: choose 1 or more.")
+    if pretrained and weights is not None:
+        raise UsageError("--pretrained and --weights are two sources of weights: leave one out.")
+    if pretrained and not model.startswith("timm:"):
+        raise UsageError(f"--pretrained is for models of timm's, and '{model}' is none: give --weights, or timm:NAME.")
     if model in models.names():
         return _open_registered(model, weights, batch, size, num_classes, features_only, seed)
     if model.startswith("timm:"):
-        return _open_timm(model, weights, batch, size, num_classes, features_only, seed)
+        return _open_timm(model, weights, batch, size, num_classes, features_only, seed, pretrained)
     opener = {".pt2": _open_pt2, ".onnx": _open_onnx}.get(Path(model).suffix)
     if opener is None:
         raise unknown("model", model, [*models.names(), "timm:NAME", "FILE.pt2", "FILE.onnx"])
@@ -294,6 +302,7 @@ def _open_timm(
     num_classes: int | None,
     features_only: bool,
     seed: int,
+    pretrained: bool,
 ) -> ModelSource:
     timm = _import("timm", f"'{name}' needs timm: pip install timm torchvision.")
     options: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
@@ -304,18 +313,25 @@ def _open_timm(
         near = difflib.get_close_matches(known, timm.list_models(), n=3)
         raise UsageError(f"timm has no model '{known}'{'; near it are ' + ', '.join(near) if near else ''}.")
     checkpoint = None if weights is None else Checkpoint.open(weights)
+    trained = timm_weights.fetch(known, num_classes) if pretrained else None
     try:
-        module, made_for = _timm_model(timm, known, options, size)
+        module, made_for = _timm_model(
+            timm, known, options | (trained.options if trained else {"pretrained": False}), size
+        )
         own = getattr(module, "pretrained_cfg", {})
         native = tuple(own.get("input_size", (3, IMAGE_SIZE, IMAGE_SIZE))[1:])
-        if checkpoint is None:
+        if checkpoint is None and trained is None:
             weight_files.randomise(module, seed, made_for or native)
             weight_files.calm(module, made_for or native)
     except Exception as error:  # every architecture refuses in its own way
         raise ModelError(f"timm cannot make '{known}' with {options}: {_brief(error)}.") from error
+    origin: dict[str, Any] = {"source": "random", "seed": seed}
+    if trained is not None:
+        origin = {"source": "pretrained", "from": trained.origin}
     if checkpoint is not None:
         checkpoint.check_made_for(name)
         checkpoint.apply_to(module)
+        origin = checkpoint.origin
     shape = (batch, 3, *(size or native))
     custom = {key: list(own[key]) for key in ("mean", "std") if key in own}
     if own.get("interpolation") in ("bilinear", "bicubic"):
@@ -326,10 +342,11 @@ def _open_timm(
         module=module,
         inputs=_one_input(shape),
         recipe=recipe,
-        weights={"source": "random", "seed": seed} if checkpoint is None else checkpoint.origin,
+        weights=origin,
         weights_digest=weight_files.digest(module),
         graph_digest=_code_digest(recipe, module),
         preprocessing=_preprocessing(shape[2:], checkpoint, custom),
+        labels=trained.labels() if trained and not features_only else None,
     )
 
 
@@ -337,10 +354,10 @@ def _timm_model(timm: Any, name: str, options: dict[str, Any], size: Size | None
     """The model, and the size that it is made for where its weights depend on that (embeddings of positions, say)."""
     if size is not None:
         try:
-            return timm.create_model(name, pretrained=False, img_size=size, **options).eval(), size
+            return timm.create_model(name, img_size=size, **options).eval(), size
         except TypeError:  # it takes pictures of any size
             pass
-    return timm.create_model(name, pretrained=False, **options).eval(), None
+    return timm.create_model(name, **options).eval(), None
 
 
 def open_program(program: torch.export.ExportedProgram, name: str = "program", **fields: Any) -> ModelSource:

@@ -30,6 +30,7 @@ def recreate(manifest: dict[str, Any], weights: str | None = None) -> ModelSourc
         num_classes=recipe["num_classes"],
         features_only=recipe["features_only"],
         seed=made.get("seed", 0),
+        pretrained=weights is None and made["source"] == "pretrained",
         input_dtype=recipe.get("input", "float32"),
     )
     if source.weights_digest != manifest["weights_digest"]:

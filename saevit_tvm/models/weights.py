@@ -23,7 +23,7 @@ from saevit_tvm.support.errors import ModelError, UsageError
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 SUFFIXES = (".safetensors", ".pt", ".pth")
 WRAPPERS = ("state_dict", "model_state_dict", "model")  # what training scripts call the weights among other things
-PREFIXES = ("module.", "_orig_mod.", "module.")
+PREFIXES = ("module.", "_orig_mod.", "module.", "model.")
 COUNTER = "num_batches_tracked"  # counts training steps; inference does not see it
 
 
@@ -99,7 +99,7 @@ def _inner(loaded: Any) -> Any:
 
 
 def _without_prefix(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Names as the model has them, where what trained it was wrapped around it: data parallel, or compiled."""
+    """Names as the model has them, where what trained it was wrapped around it: data parallel, compiled, trainers."""
     for prefix in PREFIXES:
         if state and all(name.startswith(prefix) for name in state):
             state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
@@ -116,6 +116,7 @@ def _brief(error: Exception) -> str:
 def apply_state(module: nn.Module, state: dict[str, Tensor], origin: str) -> None:
     """Copy the tensors into the module if they are exactly its own and all finite, or touch nothing."""
     own = {name: tensor for name, tensor in module.state_dict().items() if not name.endswith(COUNTER)}
+    own = _without_prefix(own)  # a model may have itself what others are wrapped in
     state = {name: tensor for name, tensor in state.items() if not name.endswith(COUNTER)}
     if missing := sorted(own.keys() - state.keys()):
         raise ModelError(f"{origin} lacks {_some(missing)}: these are weights of another model.")

@@ -44,6 +44,7 @@ class BuildOptions:
     num_classes: int | None = None
     features_only: bool = False
     seed: int = 0
+    pretrained: bool = False
     use_tuned: bool = True
     store: Path | None = None
     out: Path = Path("out")
@@ -138,6 +139,7 @@ def _open(options: BuildOptions) -> ModelSource:
         num_classes=options.num_classes,
         features_only=options.features_only,
         seed=options.seed,
+        pretrained=options.pretrained,
         input_dtype=options.input_dtype,
     )
     return source if options.labels is None else with_labels(source, options.labels)

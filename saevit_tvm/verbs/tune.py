@@ -32,6 +32,7 @@ def tune(
     minutes: float | None = None,
     store: Path | None = None,
     weights: str | None = None,
+    pretrained: bool = False,
     image_size: int | tuple[int, int] | None = None,
     batch: int = 1,
     dtype: str = "float32",
@@ -55,7 +56,7 @@ def tune(
         store,
         dtype,
         say,
-        {"model": model, "weights": weights, "batch": batch, "image_size": image_size},
+        {"model": model, "weights": weights, "pretrained": pretrained, "batch": batch, "image_size": image_size},
         modelled=measure == "qemu",
         measurer=lambda: open_measurer(chosen, say),
         show=progress or display.plain(say),
@@ -95,6 +96,7 @@ def export_candidates(
     trials: int | None = None,
     store: Path | None = None,
     weights: str | None = None,
+    pretrained: bool = False,
     image_size: int | tuple[int, int] | None = None,
     batch: int = 1,
     dtype: str = "float32",
@@ -108,7 +110,7 @@ def export_candidates(
     bundle.check_name(path)
     chosen = _target(target, threads, dtype)
     runtime = bundle.runtime_libraries(chosen, with_runtime)
-    what = {"model": model, "weights": weights, "batch": batch, "image_size": image_size}
+    what = {"model": model, "weights": weights, "pretrained": pretrained, "batch": batch, "image_size": image_size}
     session = _session(chosen, store, dtype, say, what)
     with workspace.staging(path.parent) as staged, workspace.scratch() as scratch:
         made = bundle.export(

@@ -156,6 +156,12 @@ WRONG_REQUESTS: list[tuple[dict[str, Any], type[SaevitError], str]] = [
     ({"weights": "none.safetensors"}, UsageError, "there is no weights file 'none.safetensors'"),
     ({"weights": "digits", "num_classes": 7}, ModelError, "for another number of classes"),
     ({"model": "saevit_xs", "weights": "digits"}, ModelError, "weights of saevit_micro, not of saevit_xs: add --mo"),
+    (
+        {"pretrained": True},
+        UsageError,
+        "for models of timm's, and 'saevit_micro' is none: give --weights, or timm:NAME",
+    ),
+    ({"pretrained": True, "weights": "digits"}, UsageError, "two sources of weights: leave one out"),
 ]
 
 
@@ -233,6 +239,16 @@ def test_pt2(tmp_path: Path) -> None:
     for ours, theirs, third in zip(source.reference(x), expected, again, strict=True):
         np.testing.assert_array_equal(ours, theirs.numpy())
         np.testing.assert_array_equal(ours, third.numpy())
+
+
+def test_labels_of_files(tmp_path: Path) -> None:
+    (tmp_path / "labels").write_text("a\nb\nc\n")
+    pooled = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    nodes = [helper.make_node("GlobalAveragePool", ["x"], ["y"]), helper.make_node("Flatten", ["y"], ["z"])]
+    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in (("x", [1, 3, 9, 9]), ("z", [1, 3]))]
+    onnx.save(helper.make_model(helper.make_graph(nodes, "g", ends[:1], ends[1:])), tmp_path / "net.onnx")
+    for path in (save_pt2(pooled, tmp_path / "net.pt2"), tmp_path / "net.onnx"):
+        assert with_labels(open_model(str(path)), tmp_path / "labels").labels == ("a", "b", "c")
 
 
 @pytest.mark.parametrize("channels", [1, 4, 9])
@@ -397,6 +413,8 @@ def test_timm(timm: None, tmp_path: Path) -> None:
     torch.save(source.module.state_dict(), tmp_path / "w.pt")
     loaded = open_model("timm:smallnet", num_classes=5, weights=tmp_path / "w.pt", seed=9)
     assert loaded.weights_digest == source.weights_digest
+    (tmp_path / "labels").write_text("a\nb\nc\nd\ne\n")
+    assert with_labels(loaded, tmp_path / "labels").labels == tuple("abcde")
     with pytest.raises(UsageError, match="timm has no model 'smalnet'; near it are smallnet"):
         open_model("timm:smalnet")
     with pytest.raises(ModelError, match="timm cannot make 'smallnet' with"):

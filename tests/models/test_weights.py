@@ -59,7 +59,7 @@ def test_round_trip_is_exact(micro: Module, tmp_path: Path, suffix: str, wrapped
 
 
 @pytest.mark.parametrize("key", ["model", "state_dict", "model_state_dict"])
-@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "model."])
 def test_checkpoints_of_training_scripts_are_taken_as_they_are(
     micro: Module, tmp_path: Path, key: str, prefix: str
 ) -> None:
@@ -67,6 +67,14 @@ def test_checkpoints_of_training_scripts_are_taken_as_they_are(
     torch.save({"epoch": 3, key: state, "optimizer": {"lr": 0.1}}, tmp_path / "w.pth")
     other = fresh()
     apply_state(other, load_state(tmp_path / "w.pth")[0], "it")
+    assert digest(other) == digest(micro)
+
+
+def test_prefixes_of_safetensors_and_of_models_that_have_them(micro: Module, tmp_path: Path) -> None:
+    save_file({f"model.{name}": tensor for name, tensor in plain(micro).items()}, tmp_path / "w.safetensors")
+    other, wrapped = fresh(), Module()
+    wrapped.model = other
+    apply_state(wrapped, load_state(tmp_path / "w.safetensors")[0], "it")
     assert digest(other) == digest(micro)
 
 
