@@ -124,8 +124,8 @@ def micro_artifact(built_once: Callable[..., Path]) -> Path:
 
 @pytest.fixture(scope="session")
 def digits_artifact(built_once: Callable[..., Path]) -> Path:
-    """The smallest model with weights that know something: four pictures of digits at a time."""
-    return built_once("digits", weights="digits", batch=4)
+    """The smallest model with weights that know something: one picture of a digit or four at a time."""
+    return built_once("digits", weights="digits", batch=(4, 1))
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from saevit_tvm.backends.base import Backend
@@ -45,12 +46,13 @@ def compile_model(
     records: Records | None = None,
     dump_ir: Path | None = None,
     dtype: str = "float32",
+    smaller: Sequence[ModelSource] = (),
 ) -> Compiled:
-    """The whole street: from a model to an executable for the target."""
+    """The whole street: from a model, and itself at smaller batches, to an executable for the target."""
     from saevit_tvm.compiler import street
 
     recipe = street.Recipe(source, target.computing_in(dtype), dtype, records)
-    return street.compile_model(get(target.kind), recipe, dump_ir)
+    return street.compile_model(get(target.kind), recipe, dump_ir, smaller)
 
 
 def kernels_to_tune(source: ModelSource, target: Target, dtype: str = "float32") -> list[TunableKernel]:

@@ -44,6 +44,7 @@ from saevit_tvm.support.errors import UsageError
     is_flag=True,
     help="Count what one inference executes, under qemu or by a GPU's kernels: a model, not a time.",
 )
+@click.option("--batch", type=int, help="Of an artifact for several batches: which one. [default: the largest]")
 @click.option("--weights", help="The file the artifact's weights came from, where they came from a file.")
 @common
 def command(artifact: Path, other: Path | None, emulated: bool, as_json: bool, **options: Any) -> None:
@@ -73,11 +74,12 @@ def _two(
     emulated: bool,
     against: str | None,
     weights: str | None,
+    batch: int | None,
     **options: Any,
 ) -> None:
     from saevit_tvm.verbs.pair import emulated_pair, pair
 
-    for name, value in (("--against", against), ("--weights", weights)):
+    for name, value in (("--against", against), ("--weights", weights), ("--batch", batch)):
         if value is not None:
             raise UsageError(f"{name} means nothing beside two artifacts: leave it out, or give one artifact.")
     result = emulated_pair(artifacts, console.say) if emulated else pair(artifacts, say=console.say, **options)

@@ -23,6 +23,18 @@ class ImageSize(click.ParamType):
         return int(height) if width is None else (int(height), int(width))
 
 
+class Batches(click.ParamType):
+    """A number of pictures, or several."""
+
+    name = "N[,N...]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | tuple[int, ...]:
+        if not re.fullmatch(r"-?\d{1,9}(,\d{1,9})*", str(value)):
+            self.fail(f"'{value}' is no number of pictures: give one, or several as in 1,4,16.", param, ctx)
+        numbers = tuple(map(int, str(value).split(",")))
+        return numbers[0] if len(numbers) == 1 else numbers
+
+
 folder = click.Path(path_type=Path)
 file = click.Path(exists=True, dir_okay=False, path_type=Path)
 artifact_argument = click.argument("artifact", type=file)
@@ -47,7 +59,9 @@ _MODEL_OPTIONS = (
     ),
     click.option("--weights", help="A .safetensors or .pt file, or the name of a shipped checkpoint."),
     click.option("--pretrained", is_flag=True, help="Trained weights of a timm:NAME, from its hub or a cache of that."),
-    click.option("--batch", type=int, default=1, show_default=True, help="Pictures at a time."),
+    click.option(
+        "--batch", type=Batches(), default=1, show_default=True, help="Pictures at a time, as in 4 or 1,4,16."
+    ),
     click.option("--image-size", type=ImageSize(), help="Of the input, as in 224 or 480x640 (height x width)."),
 )
 _COMMON_OPTIONS = (

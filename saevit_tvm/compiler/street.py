@@ -17,7 +17,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
@@ -29,6 +29,7 @@ from tvm.relax import transform
 from relay_patterns import Accepts, find_blocks, find_primitives, missed
 from saevit_tvm.compiler import parsing
 from saevit_tvm.compiler.importers import import_model
+from saevit_tvm.compiler.join import joined
 from saevit_tvm.compiler.legalize import OPERATORS
 from saevit_tvm.compiler.passes import (
     DeclareKernels,
@@ -40,6 +41,7 @@ from saevit_tvm.compiler.passes import (
     TakeFrames,
 )
 from saevit_tvm.compiler.passes.kernel_calls import read
+from saevit_tvm.runtime.manifest import entry
 
 if TYPE_CHECKING:
     from saevit_tvm.models.opening import ModelSource
@@ -213,10 +215,18 @@ class TunableKernel:
     module: tvm.IRModule
 
 
-def compile_model(backend: Phases, recipe: Recipe, dump_ir: Path | None = None) -> Compiled:
-    """The whole street; `dump_ir` is a folder for the module after every phase."""
+def compile_model(
+    backend: Phases, recipe: Recipe, dump_ir: Path | None = None, smaller: Sequence[ModelSource] = ()
+) -> Compiled:
+    """The whole street; `dump_ir` is a folder for the module after every phase.
+
+    The same model at smaller batches walks it up to scheduled kernels, and joins there.
+    """
     dump, found = Dump(dump_ir), Found()
     mod = walked(backend, recipe, found, dump)
+    for source in smaller:
+        name = entry(source.input_shape[0], recipe.source.input_shape[0])
+        mod = joined(mod, walked(backend, replace(recipe, source=source), Found(), dump), name)
     executable = assembled(backend, mod, recipe.target, f"kernels of {recipe.source.name}", dump)
     code = backend.device_code(executable, recipe.target, dump)
     digest, used = (recipe.records.digest, recipe.records.used) if recipe.records else (None, [])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import itertools
 import json
 import os
 import re
@@ -27,6 +28,7 @@ import numpy as np
 
 from saevit_tvm.runtime import elf
 from saevit_tvm.runtime.artifact import check_versions, installed_versions, read_manifest
+from saevit_tvm.runtime.manifest import at_batch, batches, entry
 from saevit_tvm.runtime.tensors import Inputs, specs_of
 from saevit_tvm.support import process, toolchain
 from saevit_tvm.support.cache import cache_folder, made_once
@@ -113,16 +115,36 @@ def run(
     threads: int = 2,
     count: Path | None = None,
 ) -> list[list[np.ndarray]]:
-    """The outputs for each input, computed `times` times by an artifact under emulation."""
+    """The outputs for each input, computed `times` times by an artifact under emulation.
+
+    Inputs of as many pictures that follow each other have one run of the emulator.
+    """
     manifest = read_manifest(artifact)
     check_versions(manifest, artifact)
+    answers = []
+    for batch, alike in itertools.groupby(inputs, lambda each: len(each[0])):
+        answers += _run(artifact, at_batch(manifest, batch), list(alike), scratch, cpu, times, threads, count)
+    return answers
+
+
+def _run(
+    artifact: Path,
+    manifest: dict[str, Any],
+    inputs: Sequence[Inputs],
+    scratch: Path,
+    cpu: str | None,
+    times: int,
+    threads: int,
+    count: Path | None,
+) -> list[list[np.ndarray]]:
     target, specs = manifest["target"], specs_of(manifest["inputs"])
     arch, cpu = target["arch"], cpu or target.get("emulator")
     libraries = foreign_runtime(arch)
     asked, answered = scratch / "inputs.raw", scratch / "outputs.raw"
     asked.write_bytes(b"".join(array.tobytes() for each in inputs for array in each))
     features = ",".join(target["features"]) or "-"
-    program: list[str | Path] = [host(arch), artifact.absolute(), features, asked, answered, str(times)]
+    name = entry(specs[0].shape[0], batches(manifest)[-1])
+    program: list[str | Path] = [host(arch), artifact.absolute(), features, asked, answered, str(times), name]
     given = [":".join(map(str, [*dlpack(spec.dtype), *spec.shape])) for spec in specs]
     done = process.run_apart(
         command(arch, cpu, [*program, *given], libraries=libraries, count=count),

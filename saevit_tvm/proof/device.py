@@ -18,6 +18,7 @@ from saevit_tvm import backends
 from saevit_tvm.measure.tracker import Device, Tracker, rpc_address
 from saevit_tvm.proof.questions import REFUSED, Answers, answer, ask
 from saevit_tvm.runtime.artifact import read_manifest
+from saevit_tvm.runtime.manifest import batches, entry
 from saevit_tvm.runtime.tensors import Inputs
 from saevit_tvm.support.child import without_torch
 from saevit_tvm.support.errors import TargetError
@@ -69,21 +70,23 @@ def _run(address: str, artifact: str, inputs: list[Inputs]) -> list[np.ndarray]:
     session = rpc.connect(device.host, device.port, device.match_key, session_timeout=SECONDS)
     session.upload(artifact)
     machine = session.load_module(Path(artifact).name)["vm_load_executable"]()
-    devices = backends.described(read_manifest(artifact)).numbers
+    manifest = read_manifest(artifact)
+    devices = backends.described(manifest).numbers
     machine["vm_initialization"](*(number for device in devices for number in (device, 0, _NAIVE_ALLOCATOR)))
     cpu, outputs = session.cpu(), []
     for x in inputs:
-        machine["set_input"]("main", *(tvm.runtime.tensor(array, cpu) for array in x))
-        machine["invoke_stateful"]("main")
-        outputs += [tensor.numpy() for tensor in _outputs(machine)]
+        name = entry(len(x[0]), batches(manifest)[-1])
+        machine["set_input"](name, *(tvm.runtime.tensor(array, cpu) for array in x))
+        machine["invoke_stateful"](name)
+        outputs += [tensor.numpy() for tensor in _outputs(machine, name)]
     return outputs
 
 
-def _outputs(machine: Any) -> list[Any]:
+def _outputs(machine: Any, name: str) -> list[Any]:
     """All outputs: the arity is -1 for one that is not a tuple."""
-    arity = int(machine["get_output_arity"]("main"))
+    arity = int(machine["get_output_arity"](name))
     get = machine["get_output"]
-    return [get("main")] if arity == -1 else [get("main", index) for index in range(arity)]
+    return [get(name)] if arity == -1 else [get(name, index) for index in range(arity)]
 
 
 if __name__ == "__main__":

@@ -58,6 +58,14 @@ def random_inputs(specs: Sequence[TensorSpec], count: int = INPUTS, seed: int = 
     return [drawn(specs, stream) for _ in range(count)]
 
 
+def with_smaller(
+    inputs: list[Inputs], expected: list[Outputs], batches: Sequence[int]
+) -> tuple[list[Inputs], list[Outputs]]:
+    """One more inference for each smaller batch: the first pictures, of which the same is expected as before."""
+    given = [tuple(array[:batch] for array in inputs[0]) for batch in batches]
+    return [*inputs, *given], [*expected, *([output[:batch] for output in expected[0]] for batch in batches)]
+
+
 def as_list(outputs: Any) -> Outputs:
     """What an engine answers, one array or several, as a list."""
     return list(outputs) if isinstance(outputs, (tuple, list)) else [outputs]

@@ -24,6 +24,7 @@ import numpy as np
 from saevit_tvm.runtime import abi
 from saevit_tvm.runtime.artifact import check_runnable, opened
 from saevit_tvm.runtime.devices import device_kind
+from saevit_tvm.runtime.manifest import at_batch, batches, entry
 from saevit_tvm.runtime.tensors import TensorSpec, specs_of
 from saevit_tvm.support.errors import ArtifactError, UsageError
 
@@ -45,12 +46,15 @@ def load(path: str | os.PathLike[str], *, threads: int | None = None) -> Engine:
 
 
 class Engine:
-    """A loaded artifact. Call it with an array, or one for each input; any thread may, at any time."""
+    """A loaded artifact. Call it with an array, or one for each input; any thread may, at any time.
+
+    `inputs` and `outputs` say how it is called; one that was built for several batches takes any number of pictures.
+    """
 
     def __init__(self, path: Path, manifest: dict[str, Any], library: _Library, threads: int) -> None:
         self.path, self.manifest, self.threads = path, manifest, threads
         self.inputs, self.outputs = specs_of(manifest["inputs"]), specs_of(manifest["outputs"])
-        self._machines = _Machines(library, self.inputs, threads)
+        self._machines = _Machines(library, threads)
         self._start()
         _engines.add(self)
         self._result(self._machines.mine)
@@ -61,11 +65,18 @@ class Engine:
         Several outputs are a tuple.
         """
         given = _in_order(self.inputs, given, named)
-        arrays = [_admit(x, wanted) for x, wanted in zip(given, self.inputs, strict=True)]
+        arrays = [_admit(x, wanted) for x, wanted in zip(given, self._wanted(given[0]), strict=True)]
         outputs = self._result(lambda: self._machines.mine().run(arrays))
         if not all(isinstance(x, np.ndarray) for x in given):
             outputs = [sys.modules["torch"].from_numpy(output) for output in outputs]
         return outputs[0] if len(self.outputs) == 1 else tuple(outputs)
+
+    def _wanted(self, first: Any) -> Sequence[TensorSpec]:
+        """What the inputs must be: where any number of pictures is taken, as many as the first one has."""
+        count = next(iter(getattr(first, "shape", ())), 0)
+        if "batches" not in self.manifest or count == 0:
+            return self.inputs
+        return [spec._replace(shape=(count, *spec.shape[1:])) for spec in self.inputs]
 
     def __repr__(self) -> str:
         return f"<Engine {self.path.name}: {self.manifest['model']}, {self.threads} threads>"
@@ -140,8 +151,8 @@ _turn = threading.Lock()  # of all engines whose device serves one at a time
 class _Machines:
     """A virtual machine for every worker thread, all on one library."""
 
-    def __init__(self, library: _Library, specs: Sequence[TensorSpec], threads: int) -> None:
-        self._library, self._specs, self._threads = library, specs, threads
+    def __init__(self, library: _Library, threads: int) -> None:
+        self._library, self._threads = library, threads
         self._local = threading.local()
         self.one_at_a_time = library.one_at_a_time
         self._turn: AbstractContextManager[Any] = _turn if self.one_at_a_time else nullcontext()
@@ -153,26 +164,54 @@ class _Machines:
     def mine(self) -> _Machine:
         machine = getattr(self._local, "machine", None)
         if machine is None:
-            machine = self._local.machine = _Machine(self._library, self._specs, self._threads)
+            machine = self._local.machine = _Machine(self._library, self._threads)
         return machine
 
 
 class _Machine:
     """One virtual machine, made and used by one thread."""
 
-    def __init__(self, library: _Library, specs: Sequence[TensorSpec], threads: int) -> None:
+    def __init__(self, library: _Library, threads: int) -> None:
         configure_thread_pool(threads)
         machine = abi.module_function(library.module, "vm_load_executable")()
         devices = [number for device in library.devices for number in (device, 0, _POOLED_ALLOCATOR)]
         abi.module_function(machine, "vm_initialization")(*devices)
-        self._main = abi.module_function(machine, "main")
-        self._places = [_Place(spec, library.devices[0]) for spec in specs]
+        sizes = batches(library.manifest)
+        self._largest = sizes[-1]
+        self._entries: dict[int, _Entry] = {}
+        for size in sizes:
+            function = abi.module_function(machine, entry(size, self._largest))
+            specs = specs_of(at_batch(library.manifest, size)["inputs"])
+            self._entries[size] = _Entry(function, [_Place(spec, library.devices[0]) for spec in specs])
 
     def run(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """By the function for so many pictures, or by the next larger; more than the largest takes, in turns."""
+        count = len(arrays[0])
+        if count in self._entries:
+            return self._entries[count].run(arrays)
+        starts = range(0, count, self._largest)
+        parts = [[array[start : start + self._largest] for array in arrays] for start in starts]
+        answers = [self._entry_for(len(part[0])).run(part) for part in parts]
+        return answers[0] if len(parts) == 1 else [np.concatenate(outputs) for outputs in zip(*answers, strict=True)]
+
+    def _entry_for(self, pictures: int) -> _Entry:
+        return next(self._entries[size] for size in self._entries if size >= pictures)
+
+
+class _Entry:
+    """One function of a virtual machine, and places for its inputs."""
+
+    def __init__(self, function: abi.Function, places: Sequence[_Place]) -> None:
+        self._function, self._places = function, places
+
+    def run(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """The outputs; where there are fewer pictures than it takes, their rows alone."""
         given = [place.filled(array) for place, array in zip(self._places, arrays, strict=True)]
-        result = self._main(*(tensor for _, tensor in given))
+        result = self._function(*(tensor for _, tensor in given))
         tensors = result.items() if isinstance(result, abi.Array) else [result]
-        return [_owned(tensor, [array for array, _ in given]) for tensor in tensors]
+        outputs = [_owned(tensor, [array for array, _ in given]) for tensor in tensors]
+        count = len(arrays[0])
+        return outputs if count == len(given[0][0]) else [output[:count] for output in outputs]
 
 
 class _Place:
@@ -184,11 +223,13 @@ class _Place:
         self._on_device = None if device == abi.CPU else abi.to_device(self._staged, device)
 
     def filled(self, array: np.ndarray) -> tuple[np.ndarray, abi.Tensor]:
-        """The caller's own memory where it can be, and the tensor to compute on."""
-        if array.flags.c_contiguous and array.ctypes.data % _ALIGNMENT == 0:
+        """The caller's own memory where it can be, and the tensor to compute on; rows that lack are zeros."""
+        count = len(array)
+        if count == len(self._staging) and array.flags.c_contiguous and array.ctypes.data % _ALIGNMENT == 0:
             argument = abi.lend(array)
         else:
-            np.copyto(self._staging, array)
+            self._staging[count:] = 0
+            np.copyto(self._staging[:count], array)
             array, argument = self._staging, self._staged
         if self._on_device is None:
             return array, argument

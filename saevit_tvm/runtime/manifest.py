@@ -12,7 +12,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-from saevit_tvm.support.errors import ArtifactError
+from saevit_tvm.support.errors import ArtifactError, UsageError
 
 FORMAT = 1
 
@@ -53,6 +53,29 @@ def encode(manifest: dict[str, Any]) -> bytes:
         f"  {json.dumps(key)}: {json.dumps(manifest[key], sort_keys=True, allow_nan=False)}" for key in sorted(manifest)
     )
     return ("{\n" + ",\n".join(lines) + "\n}\n").encode()
+
+
+def batches(manifest: dict[str, Any]) -> list[int]:
+    """How many pictures the artifact takes at a time, smallest first: its library has a function for each."""
+    return manifest.get("batches", [manifest["inputs"][0]["shape"][0]])
+
+
+def entry(batch: int, largest: int) -> str:
+    """The library's function for so many pictures. The largest is `main`: shapes in the manifest are those of it."""
+    return "main" if batch == largest else f"main_{batch}"
+
+
+def at_batch(manifest: dict[str, Any], batch: int) -> dict[str, Any]:
+    """The manifest as if the artifact took so many pictures only."""
+    known = batches(manifest)
+    if batch not in known:
+        raise UsageError(f"the artifact takes {', '.join(map(str, known))} pictures at a time, not {batch}.")
+    if batch == known[-1]:
+        return manifest
+    changed = {
+        key: [each | {"shape": [batch, *each["shape"][1:]]} for each in manifest[key]] for key in ("inputs", "outputs")
+    }
+    return manifest | changed | {"recipe": manifest["recipe"] | {"batch": batch}, "reference": None}
 
 
 def _fault(value: Any, rule: dict[str, Any], where: str) -> str | None:

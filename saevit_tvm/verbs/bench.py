@@ -18,6 +18,7 @@ import numpy as np
 
 from saevit_tvm.proof import parity
 from saevit_tvm.runtime.artifact import check_runnable, read_manifest
+from saevit_tvm.runtime.manifest import at_batch
 from saevit_tvm.support import cpu, workspace
 from saevit_tvm.support.errors import ModelError, UsageError
 from saevit_tvm.verbs import peers
@@ -111,22 +112,32 @@ def bench(
     runs: int | None,
     seconds: float,
     weights: str | None,
+    batch: int | None = None,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Measure; `against=None` means PyTorch and every other runtime that is installed."""
+    """Measure; `against=None` means PyTorch and every other runtime that is installed.
+
+    Of an artifact for several batches the largest, or `batch`.
+    """
     threads = check_threads(threads)
-    with prepared(path, against=against, weights=weights, say=say) as comparison:
+    with prepared(path, against=against, weights=weights, batch=batch, say=say) as comparison:
         return comparison.measure(threads=threads, runs=runs, seconds=seconds)
 
 
 @contextlib.contextmanager
 def prepared(
-    path: Path, *, against: Sequence[str] | None, weights: str | None, say: Callable[[str], None]
+    path: Path,
+    *,
+    against: Sequence[str] | None,
+    weights: str | None,
+    batch: int | None = None,
+    say: Callable[[str], None],
 ) -> Iterator[Comparison]:
     """The model converted for everyone who takes part."""
     named = [peers.get(name) for name in dict.fromkeys(against or [])]
     manifest = read_manifest(path)
     check_runnable(manifest, path)
+    manifest = manifest if batch is None else at_batch(manifest, batch)
     with workspace.scratch() as scratch:
         runtimes = [_runtime(peer, scratch) for peer in (peers.OURS, *_choose(named, against is None))]
         example, prepared = scratch / "example.npy", scratch / "prepared.npy"

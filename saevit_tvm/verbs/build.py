@@ -9,7 +9,7 @@ import json
 import platform
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,7 +37,7 @@ class BuildOptions:
     threads: int | None = None
     weights: str | None = None
     labels: Path | None = None
-    batch: int = 1
+    batch: int | Sequence[int] = 1  # several: one library with a function for each
     image_size: int | tuple[int, int] | None = None
     dtype: str = "float32"
     input_dtype: str = "float32"
@@ -75,23 +75,23 @@ def build(options: BuildOptions, say: Say) -> BuildResult:
         suffix = ".so" if target.output == "library" else ".tar"
         artifact, manifest_path = options.out / f"{stem}{suffix}", options.out / f"{stem}.json"
         workspace.free(artifact, manifest_path)
-        source = _open(options)
+        *smaller, source = _open(options)
         workspace.reserve(staged, _estimate(source))
-        say(f"compiling {source.name} {_at(source)}, for {target.name} ({target.summary})")
-        compiled = _compile(source, target, options)
+        say(f"compiling {source.name} {_at([*smaller, source])}, for {target.name} ({target.summary})")
+        compiled = _compile(source, smaller, target, options)
         say("linking")
         library = scratch / "library.so"
         compiled.export(library)
-        manifest = _prove(source, compiled, target, options.dtype, library, staged / artifact.name, say)
+        manifest = _prove(source, smaller, compiled, target, options.dtype, library, staged / artifact.name, say)
         workspace.place([(staged / artifact.name, artifact), (staged / manifest_path.name, manifest_path)])
     return BuildResult(artifact, manifest_path, manifest, compiled.warnings, time.monotonic() - start)
 
 
-def _at(source: ModelSource) -> str:
-    """The shape in words."""
-    if size := source.recipe["image_size"]:
-        return f"at {size[0]}x{size[1]}, batch {source.recipe['batch']}"
-    return "on " + " and ".join("x".join(map(str, spec.shape)) for spec in source.inputs)
+def _at(sources: Sequence[ModelSource]) -> str:
+    """The shapes in words."""
+    if size := sources[-1].recipe["image_size"]:
+        return f"at {size[0]}x{size[1]}, batch {', '.join(str(each.recipe['batch']) for each in sources)}"
+    return "on " + " or ".join(" and ".join("x".join(map(str, spec.shape)) for spec in each.inputs) for each in sources)
 
 
 def check_dtype(dtype: str) -> None:
@@ -114,7 +114,8 @@ def _default_stem(options: BuildOptions, target: Target) -> str:
     parts += [options.dtype] if options.dtype != "float32" else []
     parts += [f"{options.input_dtype}-input"] if options.input_dtype != "float32" else []
     parts += [f"{options.threads}t"] if options.threads is not None else []
-    parts += [f"b{options.batch}"] if options.batch != 1 else []
+    batches = _batches(options)
+    parts += [f"b{'-'.join(map(str, batches))}"] if batches != [1] else []
     size = options.image_size
     parts += [] if size is None else [f"{size}px" if isinstance(size, int) else f"{size[0]}x{size[1]}px"]
     parts += ["features"] if options.features_only else []
@@ -128,28 +129,54 @@ def _target(name: str, threads: int | None) -> Target:
     return target
 
 
-def _open(options: BuildOptions) -> ModelSource:
+def _open(options: BuildOptions) -> list[ModelSource]:
+    """The model at each batch, the largest last."""
     from saevit_tvm.models.opening import open_model, with_labels
 
-    source = open_model(
-        options.model,
-        weights=options.weights,
-        batch=options.batch,
-        image_size=options.image_size,
-        num_classes=options.num_classes,
-        features_only=options.features_only,
-        seed=options.seed,
-        pretrained=options.pretrained,
-        input_dtype=options.input_dtype,
-    )
-    return source if options.labels is None else with_labels(source, options.labels)
+    sources = [
+        open_model(
+            options.model,
+            weights=options.weights,
+            batch=batch,
+            image_size=options.image_size,
+            num_classes=options.num_classes,
+            features_only=options.features_only,
+            seed=options.seed,
+            pretrained=options.pretrained,
+            input_dtype=options.input_dtype,
+        )
+        for batch in _batches(options)
+    ]
+    if len(sources) > 1:
+        _check_batches(sources, _batches(options))
+    if options.labels is not None:
+        sources[-1] = with_labels(sources[-1], options.labels)
+    return sources
 
 
-def _compile(source: ModelSource, target: Target, options: BuildOptions) -> Compiled:
+def _batches(options: BuildOptions) -> list[int]:
+    return [options.batch] if isinstance(options.batch, int) else sorted(set(options.batch))
+
+
+def _check_batches(sources: Sequence[ModelSource], batches: Sequence[int]) -> None:
+    """Pictures must come and go one row each."""
+    for source, batch in zip(sources, batches, strict=True):
+        for rows in (spec.shape[0] for spec in source.inputs):
+            if rows != batch:
+                raise UsageError(f"'{source.name}' takes batches of {rows} only: leave out the batch.")
+    largest = sources[-1]
+    for name, output in zip(largest.output_names, largest.original(*largest.zeros()), strict=True):
+        if output.shape[:1] != largest.input_shape[:1]:
+            raise UsageError(f"'{largest.name}' has no row a picture in its {name}: give one batch, not several.")
+
+
+def _compile(source: ModelSource, smaller: Sequence[ModelSource], target: Target, options: BuildOptions) -> Compiled:
     from saevit_tvm.tuning.records import open_records
 
     records = open_records(options.store, target) if options.use_tuned else None
-    return backends.compile_model(source, target, records=records, dump_ir=options.dump_ir, dtype=options.dtype)
+    return backends.compile_model(
+        source, target, records=records, dump_ir=options.dump_ir, dtype=options.dtype, smaller=smaller
+    )
 
 
 def _estimate(source: ModelSource) -> int:
@@ -162,6 +189,7 @@ def _estimate(source: ModelSource) -> int:
 
 def _prove(
     source: ModelSource,
+    smaller: Sequence[ModelSource],
     compiled: Compiled,
     target: Target,
     dtype: str,
@@ -178,7 +206,11 @@ def _prove(
     inputs = parity.random_inputs(source.library_inputs)
     with one_thread():
         expected = [source.reference(*each) for each in inputs]
+    batches = [each.input_shape[0] for each in smaller]
+    inputs, expected = parity.with_smaller(inputs, expected, batches)
     manifest = _manifest(source, compiled, target, dtype, inputs, expected)
+    if smaller:
+        manifest["batches"] = [*batches, source.input_shape[0]]
     how, why = _where_to_run(target, say)
     if how is None:
         say(f"not verified: {target.name} {why}")
@@ -220,7 +252,8 @@ def _arithmetic(
     from saevit_tvm.runtime.artifact import seal
 
     assert compiled.code is not None
-    inputs, expected = inputs[: stand_in.INPUTS], expected[: stand_in.INPUTS]
+    # Besides the first ones, those for smaller batches.
+    inputs, expected = ([*each[: stand_in.INPUTS], *each[parity.INPUTS :]] for each in (inputs, expected))
     work = len(inputs) * sum(row["calls"] * row["float_ops"] for row in manifest["launches"])
     lacking = stand_in.missing()
     if work > stand_in.WORK:

@@ -76,6 +76,12 @@ def sdk(options: SdkOptions, say: Say) -> dict[str, Any]:
     out = options.out.resolve()
     _check_free(out)
     manifest = read_manifest(options.artifact)
+    if "batches" in manifest:
+        known = ", ".join(map(str, manifest["batches"]))
+        raise ArtifactError(
+            f"'{options.artifact}' takes {known} pictures at a time, and an SDK takes one number of them: build an "
+            "artifact with one --batch."
+        )
     backend = backends.described(manifest)
     backend.check_sdk(manifest["target"]["tvm"]["kind"])
     if len(manifest["inputs"]) > 1:

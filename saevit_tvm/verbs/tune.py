@@ -190,6 +190,8 @@ def _session(
     from saevit_tvm.tuning.store import MODELLED, Store, default_root
 
     # What an emulator computes must never be taken for a time: it has a folder of its own.
+    if not isinstance(what["batch"], int):
+        raise UsageError("kernels are tuned for one batch at a time: give --batch one number, and tune for each.")
     records = Store(store or default_root(), chosen.fingerprint + (MODELLED if modelled else ""))
     records.repair()
     _report_damage(records, say)

@@ -56,7 +56,7 @@ def test_unknown_option_points_at_the_nearest(cli, refused):
     [
         (["verify"], ["Missing argument 'ARTIFACT'", "saevit-tvm verify --help"]),
         (["run", __file__], ["Missing argument 'IMAGE...'"]),
-        (["build", "--batch", "two"], ["'two' is not a valid integer"]),
+        (["build", "--batch", "two"], ["'two' is no number of pictures"]),
         (["tune", "--trials", "0"], ["--trials"]),
         (["bench", "a.so", "--seconds", "0"], ["--seconds"]),
     ],

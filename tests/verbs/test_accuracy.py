@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from saevit_tvm.models.opening import open_model
+from saevit_tvm.proof import parity
 from saevit_tvm.proof.pictures import find
 from saevit_tvm.runtime.manifest import schema
 from saevit_tvm.support.errors import UsageError
@@ -113,6 +114,7 @@ def test_an_artifact_is_as_right_as_its_original(cli, digits_artifact, held_out,
     told = json.loads(done.stdout)
     jsonschema.validate(told, schema("verify"))
     rights = {"top1": pytest.approx(five[:, 0].mean()), "top5": pytest.approx(five.any(1).mean()), "not_numbers": 0}
+    assert told["inputs"] == parity.INPUTS + 1  # one for the smaller batch
     assert told["passed"] and told["data"] == {
         "pictures": 9,
         "classes": 7,

@@ -15,6 +15,7 @@ from saevit_tvm.compiler.importers import import_model
 from saevit_tvm.compiler.importers.evaluate import evaluate
 from saevit_tvm.compiler.passes import TakeFrames
 from saevit_tvm.models.opening import open_model
+from saevit_tvm.proof.parity import INPUTS
 from saevit_tvm.runtime.artifact import read_manifest
 from saevit_tvm.runtime.engine import load
 from saevit_tvm.runtime.preprocess import load_image, to_array, to_frame
@@ -38,7 +39,8 @@ class Small(torch.nn.Module):
 def exported(folder: Path, channels: int = 3) -> Path:
     torch.manual_seed(0)
     path = folder / "small.pt2"
-    torch.export.save(torch.export.export(Small(channels).eval(), (torch.zeros(2, channels, 12, 20),)), path)
+    given, batch = torch.zeros(2, channels, 12, 20), torch.export.Dim("batch", max=9)
+    torch.export.save(torch.export.export(Small(channels).eval(), (given,), dynamic_shapes=({0: batch},)), path)
     return path
 
 
@@ -48,7 +50,7 @@ def frames_artifact(built_once):
 
 
 def test_the_graph_computes_what_pytorch_does_with_preprocessed_frames(tmp_path):
-    source = open_model(str(exported(tmp_path)), input_dtype="uint8")
+    source = open_model(str(exported(tmp_path)), batch=2, input_dtype="uint8")
     mod = TakeFrames(source.preprocessing)(import_model(source))
     frames = np.random.RandomState(0).randint(0, 256, (2, 12, 20, 3)).astype(np.uint8)
     pixels = torch.from_numpy(frames).permute(0, 3, 1, 2).double() / 255
@@ -60,12 +62,13 @@ def test_the_graph_computes_what_pytorch_does_with_preprocessed_frames(tmp_path)
 
 
 @pytest.mark.parametrize("target", ["rpi5", "generic-opencl"])
-def test_other_targets_take_frames_too(target, tmp_path):
+def test_other_targets_take_frames_of_several_batches_too(target, tmp_path):
     if backends.how_to_run(targets.get(target)) is None:
         pytest.skip(backends.why_not(targets.get(target)))
-    result = build(BuildOptions(str(exported(tmp_path)), target, input_dtype="uint8", out=tmp_path), lambda _: None)
-    assert result.artifact.stem == f"small-{target}-uint8-input"
-    assert result.manifest["verification"]["passed"]
+    options = BuildOptions(str(exported(tmp_path)), target, batch=(1, 2), input_dtype="uint8", out=tmp_path)
+    result = build(options, lambda _: None)
+    assert result.artifact.stem == f"small-{target}-uint8-input-b1-2"
+    assert result.manifest["verification"]["passed"] and result.manifest["verification"]["inputs"] == INPUTS + 1
     assert result.manifest["inputs"] == [{"name": "input", "shape": [2, 12, 20, 3], "dtype": "uint8"}]
 
 

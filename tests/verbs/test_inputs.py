@@ -148,7 +148,7 @@ def test_halves_and_five_dimensions_go_in_from_python_and_c(tmp_path: Path) -> N
     assert kit["verification"]["static"]["passed"]
 
 
-def test_onnx_takes_several_inputs_too(tmp_path: Path) -> None:
+def test_onnx_takes_several_inputs_of_several_batches_too(tmp_path: Path) -> None:
     class Two(nn.Module):
         def forward(self, x: torch.Tensor, place: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             return x.mean((2, 3)).argmax(1), x.flatten(1)[:, :3] * place[:, None]
@@ -156,6 +156,14 @@ def test_onnx_takes_several_inputs_too(tmp_path: Path) -> None:
     given = (torch.zeros(2, 4, 5, 6), torch.zeros(2, dtype=torch.int32))
     names = {"input_names": ["x", "place"], "dynamic_axes": {"x": {0: "n"}, "place": {0: "n"}}}
     torch.onnx.export(Two(), given, str(tmp_path / "two.onnx"), dynamo=False, **names)
-    made = build(BuildOptions(str(tmp_path / "two.onnx"), batch=3, out=tmp_path), lambda _line: None)
+    made = build(BuildOptions(str(tmp_path / "two.onnx"), batch=(1, 3), out=tmp_path), lambda _line: None)
     assert [(each["name"], each["shape"]) for each in made.manifest["inputs"]] == [("x", [3, 4, 5, 6]), ("place", [3])]
-    assert made.manifest["verification"]["decisions"] == 9
+    assert made.manifest["verification"]["decisions"] == 10  # of three inferences, and of one row
+    engine = load(made.artifact)
+    x, place = np.random.RandomState(0).rand(5, 4, 5, 6).astype("float32"), np.arange(5, dtype="int32")
+    for count in (1, 2, 5):
+        most, product = engine(place=place[:count], x=x[:count])
+        np.testing.assert_array_equal(most, x[:count].mean((2, 3)).argmax(1))
+        np.testing.assert_allclose(product, x[:count, 0, 0, :3] * place[:count, None], rtol=1e-6)
+    with pytest.raises(ValueError, match=r"has shape \(4,\), .* and 'place' must have shape \(5,\)"):
+        engine(x, place[:4])

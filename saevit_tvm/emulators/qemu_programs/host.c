@@ -1,11 +1,12 @@
 /* Runs an artifact for a foreign CPU, under an emulator or on the board itself, with TVM's runtime and nothing else.
  *
- *     host LIBRARY FEATURES INPUTS OUTPUTS TIMES INPUT...
+ *     host LIBRARY FEATURES INPUTS OUTPUTS TIMES ENTRY INPUT...
  *
- * FEATURES are names of /proc/cpuinfo, with commas between, that the CPU must have, or "-". An INPUT is
- * the DLPack code and bits of a tensor, and its extents ("2:32:1:8" is float32 of 1x8). INPUTS holds the tensors of any
- * number of inferences one after the other, in the machine's own bytes. Each is computed TIMES times; all outputs of the
- * last time are appended to OUTPUTS. Exit status 3 and one line on stderr: this CPU or this runtime cannot run the library.
+ * FEATURES are names of /proc/cpuinfo, with commas between, that the CPU must have, or "-". ENTRY is the function to
+ * call. An INPUT is the DLPack code and bits of a tensor, and its extents ("2:32:1:8" is float32 of 1x8). INPUTS holds the
+ * tensors of any number of inferences one after the other, in the machine's own bytes. Each is computed TIMES times; all
+ * outputs of the last time are appended to OUTPUTS. Exit status 3 and one line on stderr: this CPU or this runtime cannot
+ * run the library.
  */
 #include <dlfcn.h>
 #include <signal.h>
@@ -17,7 +18,7 @@
 #include <sys/prctl.h>
 #include <tvm/ffi/c_api.h>
 
-enum { MOST_DIMS = 8, MOST_INPUTS = 16, FIRST_INPUT = 6, REFUSED = 3, CPU = 1, POOLED = 2, ALIGNMENT = 64 };
+enum { MOST_DIMS = 8, MOST_INPUTS = 16, FIRST_INPUT = 7, REFUSED = 3, CPU = 1, POOLED = 2, ALIGNMENT = 64 };
 
 static void refuse(const char* what, const char* detail) {
   fprintf(stderr, "%s%s\n", what, detail ? detail : "");
@@ -144,14 +145,14 @@ static TVMFFIObjectHandle method(TVMFFIObjectHandle module, const char* name) {
   return found.v_obj;
 }
 
-/* A virtual machine on the library; its main function. */
-static TVMFFIObjectHandle open_main(const char* library) {
+/* A virtual machine on the library; one of its functions. */
+static TVMFFIObjectHandle open_entry(const char* library, const char* name) {
   TVMFFIAny path[] = {text(library), text("so")};
   TVMFFIObjectHandle module = call(global("ffi.Module.load_from_file.so"), path, 2).v_obj;
   TVMFFIObjectHandle machine = call(method(module, "vm_load_executable"), NULL, 0).v_obj;
   TVMFFIAny device[] = {number(CPU), number(0), number(POOLED)};
   call(method(machine, "vm_initialization"), device, 3);
-  return method(machine, "main");
+  return method(machine, name);
 }
 
 /* Inputs and outputs ----------------------------------------------------------- */
@@ -213,13 +214,14 @@ static int read_inputs(input* made, int count, FILE* file) {
 int main(int argc, char** argv) {
   const int count = argc - FIRST_INPUT, times = count > 0 ? atoi(argv[5]) : 0;
   static input given[MOST_INPUTS];
-  if (count < 1 || count > MOST_INPUTS) refuse("usage: host LIBRARY FEATURES INPUTS OUTPUTS TIMES INPUT...", NULL);
+  if (count < 1 || count > MOST_INPUTS)
+    refuse("usage: host LIBRARY FEATURES INPUTS OUTPUTS TIMES ENTRY INPUT...", NULL);
   prctl(PR_SET_PDEATHSIG, SIGKILL); /* never outlive the command that asked */
   for (int i = 0; i < count; i++) make_input(&given[i], argv[FIRST_INPUT + i]);
 
   check_features(argv[2]);
   open_runtime();
-  TVMFFIObjectHandle run = open_main(argv[1]);
+  TVMFFIObjectHandle run = open_entry(argv[1], argv[6]);
   FILE *inputs = fopen(argv[3], "rb"), *outputs = fopen(argv[4], "wb");
   if (!inputs || !outputs) refuse("cannot open the inputs or the outputs", NULL);
   while (read_inputs(given, count, inputs)) {
