@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 from tvm import tirx
 
-from schedules.machines.cpus import Isa
+from schedules.machines.cpus import Core, Isa
 from schedules.spec import KernelSpec
 
 Arrays = Mapping[str, np.ndarray]
@@ -73,7 +73,7 @@ class Generator(ABC):
 
     def generate(self, spec: KernelSpec, isa: Isa, tiling: Any | None = None, threads: int = 1) -> tirx.PrimFunc:
         """The loops."""
-        return _generated(self, spec, isa, tiling, threads)
+        return _generated(self, spec, isa, isa.core, tiling, threads)
 
     def lower(
         self, spec: KernelSpec, weights: Arrays, isa: Isa, tiling: Any | None = None, threads: int = 1
@@ -99,8 +99,13 @@ class Generator(ABC):
 
 
 @lru_cache(256)
-def _generated(made_by: Generator, spec: KernelSpec, isa: Isa, tiling: Any | None, threads: int) -> tirx.PrimFunc:
-    """A model calls many kernels of one spec, which differ in their weights alone."""
+def _generated(
+    made_by: Generator, spec: KernelSpec, isa: Isa, _core: Core, tiling: Any | None, threads: int
+) -> tirx.PrimFunc:
+    """A model calls many kernels of one spec, which differ in their weights alone.
+
+    Units of different cores are equal, and their best tilings are not: hence the core.
+    """
     return made_by.tiled(spec, isa, tiling, threads).function()
 
 
