@@ -143,8 +143,8 @@ class _Kernel:
             b.store(self.out, place, self.ending.done(value, Spot(place, column)))
 
         a = Rows(self.x, lambda row: (low + row) * shape.c, ((shape.c, 1),))
-        most = self.chunk
-        microkernel.gemm(b, self.isa, self.tile, a, self.weight, self.chunk, shape.k, finish, some, most)
+        rows = self.chunk
+        microkernel.gemm(b, self.isa, self.tile, a, self.weight, rows, shape.k, finish, some, most=rows)
 
 
 def _reference(shape: LinearShape, arrays: Arrays) -> np.ndarray:
