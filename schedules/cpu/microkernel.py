@@ -75,14 +75,14 @@ def tiles(isa: Isa, rows: int, columns: int) -> list[Tile]:
         for height in range(1, min(rows, 14) + 1)
         if height * vectors + vectors + height * isa.by_lane < isa.registers
     ]
-    return sorted(fitting, key=lambda tile: _cost(isa, tile, rows, columns))
+    return sorted(fitting, key=lambda tile: cost(isa, tile, rows, columns))
 
 
 def tile_for(isa: Isa, rows: int, columns: int) -> Tile:
     return tiles(isa, rows, columns)[0]
 
 
-def _cost(isa: Isa, tile: Tile, rows: int, columns: int) -> float:
+def cost(isa: Isa, tile: Tile, rows: int, columns: int) -> float:
     """Cycles to multiply all rows by all columns, for each step of the depth."""
     vectors = -(-columns // isa.lanes)
     waste = (vectors % tile.vectors > 0) * 0.1  # a tail panel is narrower and slower

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -208,6 +209,19 @@ def test_all_threads_work(rows: int, threads: int) -> None:
     tiling = Linear().default_for(LinearShape((rows,), 512, 1024), AVX2, threads)
     assert tiling.bands * tiling.groups == threads
     assert tiling.bands == 1 or rows > 5
+
+
+@pytest.mark.parametrize("op", ["linear", "attention", "layer_norm"])
+def test_a_row_more_costs_no_turn_of_its_own(op: str) -> None:
+    """Of 197 rows one thread would have 98 and the other 99: in turns of 98 it would do the work of 196."""
+    family, problem = {
+        "linear": (Linear(), LinearShape((197,), 64, 64)),
+        "attention": (Attention(), AttentionShape(1, 197, 197, 1, 16, 16, 0.25)),
+        "layer_norm": (LayerNorm(), LayerNormShape((197,), 64)),
+    }[op]
+    func = family.loops(problem, AVX512, family.default_for(problem, AVX512, 2), 2).function()
+    turns = re.findall(r"for \w+ in [\w.]+\((.*)\):", str(func))
+    assert turns and all(count.isdigit() for count in turns), "all threads take as many turns"
 
 
 def test_a_row_that_is_not_a_number_stays_alone(call: Call, here: Isa) -> None:

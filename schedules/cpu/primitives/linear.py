@@ -21,7 +21,7 @@ from schedules.cpu.generator import Arrays, Generator
 from schedules.cpu.microkernel import Rows, Tile
 from schedules.cpu.primitives import operands
 from schedules.cpu.primitives.operands import Ending, Spot
-from schedules.cpu.primitives.unrolling import even
+from schedules.cpu.primitives.unrolling import even, part
 from schedules.machines.cpus import Isa
 from schedules.spec import Epilogue, KernelSpec
 
@@ -62,14 +62,24 @@ class Tiling:
 
 
 def _default(shape: LinearShape, isa: Isa, threads: int = 1) -> Tiling:
-    return _divided(shape, isa, _tiles(shape, isa)[0], threads)
+    """The best register tile for what a task has to do, which is fewer rows with more threads."""
+    if shape.rows <= FEW:
+        return _divided(shape, isa, _tiles(shape, isa)[0], threads)
+
+    def cost(found: tuple[Tile, Tiling]) -> float:
+        tile, tiling = found
+        panels = -(-microkernel.panels(shape.k, tile, isa) // tiling.groups)
+        columns = min(shape.k, panels * tile.vectors * isa.lanes)
+        return microkernel.cost(isa, tile, -(-shape.rows // tiling.bands), columns)
+
+    return min(((tile, _divided(shape, isa, tile, threads)) for tile in _tiles(shape, isa)), key=cost)[1]
 
 
 def _tilings(shape: LinearShape, isa: Isa) -> list[Tiling]:
     found: dict[Tiling, None] = {}
     for threads, tile in product((1, 2, 4, 8), _tiles(shape, isa)[:5]):
         start = _divided(shape, isa, tile, threads)
-        most = shape.rows // start.bands
+        most = -(-shape.rows // start.bands)
         chunks = {start.chunk, most, max(min(tile.rows, most), start.chunk // 2)}
         for chunk, unroll in product(sorted(chunks), (4, 8)):
             found[replace(start, chunk=chunk, unroll=unroll)] = None
@@ -91,21 +101,20 @@ def _divided(shape: LinearShape, isa: Isa, tile: Tile, threads: int) -> Tiling:
 
     def cost(bands: int) -> tuple[int, int]:
         groups = min(panels, threads // bands)
-        longest = math.ceil(math.ceil(shape.rows / bands) / tile.rows) * math.ceil(panels / groups)
+        longest = math.ceil(-(-shape.rows // bands) / tile.rows) * -(-panels // groups)
         return longest, bands * shape.c * shape.k + groups * shape.rows * shape.c
 
     divisors = [each for each in range(1, threads + 1) if threads % each == 0 and shape.rows // each >= tile.rows]
     bands = min(divisors or [1], key=cost)
     most = max(tile.rows, CACHED // shape.c)
-    chunk = min(shape.rows // bands, even(-(-shape.rows // bands), most))
+    chunk = even(-(-shape.rows // bands), most)
     return Tiling(bands, min(panels, threads // bands), chunk, tile.rows, tile.vectors, 4)
 
 
 class _Kernel:
     def __init__(self, shape: LinearShape, isa: Isa, tiling: Tiling) -> None:
         self.shape, self.isa, self.tiling = shape, isa, tiling
-        # As many rows at a time as the shortest band has.
-        self.chunk = min(tiling.chunk, shape.rows // tiling.bands)
+        self.chunk = min(tiling.chunk, -(-shape.rows // tiling.bands))
         self.tile = Tile(min(tiling.rows, self.chunk), tiling.vectors, tiling.unroll)
         self.panels = microkernel.panels(shape.k, self.tile, isa)
         self.b = Builder(isa.dtype, isa.stored)
@@ -125,12 +134,11 @@ class _Kernel:
             # Neighbouring tasks share the rows.
             band = b.compute_once("band", task // tiling.groups)
             group = b.compute_once("group", task % tiling.groups)
-            first = b.compute_once("first", band * shape.rows // tiling.bands)
-            last = b.compute_once("last", (band + 1) * shape.rows // tiling.bands)
+            first, size = part(b, band, shape.rows, tiling.bands)
             begin = b.compute_once("begin", group * self.panels // tiling.groups)
             end = b.compute_once("end", (group + 1) * self.panels // tiling.groups)
-            with b.loop("chunk", (last - first + self.chunk - 1) // self.chunk) as index:
-                low = b.compute_once("low", minimum(first + index * self.chunk, last - self.chunk))
+            with b.loop("chunk", -(-size // self.chunk)) as index:
+                low = b.compute_once("low", first + minimum(index * self.chunk, size - self.chunk))
                 self._multiplied(low, None if tiling.groups == 1 else (begin, end - begin))
         return b.function("linear")
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from schedules.cpu.builder import Builder, Expr, minimum
-from schedules.cpu.primitives.unrolling import even
+from schedules.cpu.primitives.unrolling import even, part
 
 CACHED = 4096  # numbers of the rows that are worked on at a time: a part of a first-level cache
 
@@ -36,15 +36,14 @@ class Tiling:
 
 def default(shape: RowsShape, threads: int) -> Tiling:
     bands = min(threads, shape.rows)
-    chunk = even(-(-shape.rows // bands), max(8, CACHED // shape.c))
-    return Tiling(bands, min(chunk, shape.rows // bands))
+    return Tiling(bands, even(-(-shape.rows // bands), max(8, CACHED // shape.c)))
 
 
 def tilings(shape: RowsShape) -> list[Tiling]:
     found: dict[Tiling, None] = {}
     for threads in (1, 2, 4, 8):
         start = default(shape, threads)
-        most = shape.rows // start.bands
+        most = -(-shape.rows // start.bands)
         for chunk in (start.chunk, -(-start.chunk // 2), min(2 * start.chunk, most), min(4 * start.chunk, most)):
             found[replace(start, chunk=chunk)] = None
     return list(found)
@@ -52,9 +51,8 @@ def tilings(shape: RowsShape) -> list[Tiling]:
 
 def in_bands(b: Builder, shape: RowsShape, tiling: Tiling, body: Callable[[Expr, int], None]) -> None:
     """body(first, count) for chunks of rows; the last one of a band is moved up to end where the band ends."""
-    count = min(tiling.chunk, shape.rows // tiling.bands)
     with b.loop("task", tiling.bands, "parallel") as task:
-        first = b.compute_once("first", task * shape.rows // tiling.bands)
-        last = b.compute_once("last", (task + 1) * shape.rows // tiling.bands)
-        with b.loop("chunk", (last - first + count - 1) // count) as index:
-            body(b.compute_once("low", minimum(first + index * count, last - count)), count)
+        first, size = part(b, task, shape.rows, tiling.bands)
+        count = min(tiling.chunk, size)
+        with b.loop("chunk", -(-size // count)) as index:
+            body(b.compute_once("low", first + minimum(index * count, size - count)), count)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from schedules.cpu.builder import Buffer, Builder, Expr, lanes_of
+from schedules.cpu.builder import Buffer, Builder, Expr, lanes_of, minimum
 from schedules.cpu.microkernel import pieces
 from schedules.machines.cpus import Isa
 
@@ -14,6 +14,15 @@ UNROLL = 4  # steps of a reduction in one turn of its loop
 def even(total: int, most: int) -> int:
     """The size of the fewest parts that hold at most `most` each."""
     return -(-total // -(-total // most))
+
+
+def part(b: Builder, index: Expr, total: int, parts: int) -> tuple[Expr, int]:
+    """Where a part begins, and its size, which all of them have: the last ones are moved up to end where all ends.
+
+    With whole numbers of different sizes a loop in the longer ones would take one more turn for a single row.
+    """
+    size = -(-total // parts)
+    return b.compute_once("first", minimum(index * size, total - size)), size
 
 
 def every(b: Builder, name: str, unrolled: int, count: int, body: Callable[[Expr], None]) -> None:
