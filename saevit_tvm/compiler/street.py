@@ -38,6 +38,7 @@ from saevit_tvm.compiler.passes import (
     KeepTokens,
     MergeBranches,
     RemoveNoOps,
+    ShareTensors,
     TakeFrames,
 )
 from saevit_tvm.compiler.passes.kernel_calls import read
@@ -320,6 +321,8 @@ def virtual_machine(capture: bool = False) -> list[Pass]:
     """
     return [
         *memory_plan(capture),
+        # Views inside a graph that is captured belong to it.
+        *([] if capture else [transform.CanonicalizeBindings(), ShareTensors(), transform.DeadCodeElimination()]),
         transform.KillAfterLastUse(),
         transform.LowerRuntimeBuiltin(),
         transform.ComputePrimValue(),
