@@ -83,3 +83,10 @@ def noted(func: tirx.PrimFunc) -> dict[str, int] | None:
         return None
     annotations = func.body.block.body.block.annotations
     return json.loads(str(annotations[TILING])) if TILING in annotations else None
+
+
+def completed(tiling: Mapping[str, int], kind: Any) -> dict[str, int] | None:
+    """A tiling as a generator's kind has it now: a knob that was added later has its default. None if others differ."""
+    knobs = {field.name: field.default for field in dataclasses.fields(kind)}
+    whole = {name: value for name, value in knobs.items() if value is not dataclasses.MISSING} | dict(tiling)
+    return whole if whole.keys() == knobs.keys() else None

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any
-
 from tvm import tirx
 
 from schedules.cpu.registry import GENERATORS
 from schedules.gpu.registry import KERNELS
-from schedules.kernels import declared, noted
+from schedules.kernels import completed, declared, noted
 
 
 def chosen_tiling(func: tirx.PrimFunc) -> dict[str, int] | None:
@@ -17,7 +14,8 @@ def chosen_tiling(func: tirx.PrimFunc) -> dict[str, int] | None:
     spec, tiling = declared(func), noted(func)
     if spec is None or tiling is None:
         return None
-    return tiling if any(tiling.keys() == _knobs(tilings) for tilings in _tilings(spec.op)) else None
+    whole = (completed(tiling, kind) for kind in _tilings(spec.op))
+    return next((each for each in whole if each is not None), None)
 
 
 def outdated(func: tirx.PrimFunc) -> bool:
@@ -28,7 +26,3 @@ def outdated(func: tirx.PrimFunc) -> bool:
 def _tilings(op: str) -> list[type]:
     of_gpu: list[type] = [KERNELS[op].KNOBS] if op in KERNELS else []
     return of_gpu or [each.TILING for each in GENERATORS if op == each.OP]
-
-
-def _knobs(tiling: Any) -> set[str]:
-    return {field.name for field in dataclasses.fields(tiling)}

@@ -16,7 +16,7 @@ from tvm.s_tir import Schedule
 from schedules.cpu import fused, primitives
 from schedules.cpu.generator import Arrays, Generator
 from schedules.discovery import classes
-from schedules.kernels import declared, noted, tiled
+from schedules.kernels import completed, declared, noted, tiled
 from schedules.machines.cpus import Isa
 from schedules.spec import KernelSpec
 
@@ -47,8 +47,7 @@ def cut_for(mod: tvm.IRModule, tiling: Mapping[str, int], isa: Isa, threads: int
 def chosen_tiling(func: tirx.PrimFunc, isa: Isa) -> dict[str, int] | None:
     """The tiling that was noted on a declaration; None where none was, or the generator has other knobs now."""
     tiling = noted(func)
-    knobs = {field.name for field in dataclasses.fields(_of(func, isa)[1].TILING)}
-    return tiling if tiling is not None and tiling.keys() == knobs else None
+    return None if tiling is None else completed(tiling, _of(func, isa)[1].TILING)
 
 
 def lower(func: tirx.PrimFunc, weights: Arrays, isa: Isa, threads: int) -> tuple[tirx.PrimFunc, list[np.ndarray]]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import tvm
 from tvm import tirx
 from tvm.s_tir import Schedule
@@ -38,9 +36,7 @@ def tilings(mod: tvm.IRModule, limits: Limits) -> list[Schedule]:
 def chosen_tiling(func: tirx.PrimFunc) -> dict[str, int] | None:
     """The tiling that was noted on a declaration; None where none was, or the kernel has other knobs now."""
     kernel, tiling = kernel_of(func), kernels.noted(func)
-    if kernel is None or tiling is None:
-        return None
-    return tiling if tiling.keys() == {field.name for field in dataclasses.fields(kernel.KNOBS)} else None
+    return None if kernel is None or tiling is None else kernels.completed(tiling, kernel.KNOBS)
 
 
 def expand(func: tirx.PrimFunc, limits: Limits) -> tirx.PrimFunc:

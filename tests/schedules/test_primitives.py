@@ -359,7 +359,7 @@ def test_groups_of_a_convolution_do_not_see_each_other(call: Call, here: Isa) ->
 
 @pytest.mark.parametrize(("size", "fetches"), [(7, True), (56, False)])
 def test_weights_are_fetched_ahead_where_few_rows_pass(size: int, fetches: bool) -> None:
-    shape = ConvShape(n=1, h=size, w=size, c=64, kernel=(3, 3), padding=(1, 1, 1, 1), k=256)
+    shape = ConvShape(n=1, h=size, w=size, c=64, kernel=(3, 3), strides=(2, 2), padding=(1, 1, 1, 1), k=256)
     loops = Conv().loops(shape, AVX512, Conv().default_for(shape, AVX512, 1), 1)
     assert ("prefetch" in str(loops.function())) == fetches
 

@@ -8,7 +8,7 @@ each has a product of its own.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -17,73 +17,22 @@ from tvm import tirx
 from schedules import activations
 from schedules.cpu import microkernel
 from schedules.cpu.builder import Buffer, Builder, Expr, copy, fill, integer, minimum
-from schedules.cpu.generator import Arrays, Generator
+from schedules.cpu.generator import Arrays, Generator, Loops
 from schedules.cpu.microkernel import Rows, Tile
-from schedules.cpu.primitives import operands, windows
+from schedules.cpu.primitives import operands, windows, winograd
+from schedules.cpu.primitives.conv_shape import ConvShape, Tiling
 from schedules.cpu.primitives.operands import Ending, Spot
-from schedules.cpu.primitives.windows import Windows
 from schedules.machines.cpus import Isa
-from schedules.spec import Epilogue, KernelSpec
+from schedules.spec import KernelSpec
 
 PATCH = 1 << 16  # numbers: what a patch may take of the cache
-BIAS = Epilogue(("bias",))
-
-
-@dataclass(frozen=True, kw_only=True)
-class ConvShape(Windows):
-    k: int
-    epilogue: Epilogue = field(default=BIAS)
-    gates: tuple[str, ...] = ()
-    parts: int = 1  # groups of channels, each of which sees its own channels of the input
-    channels_first: bool = False  # the input is a picture, as it comes from outside: of float32 in any case
-
-    @property
-    def image(self) -> tuple[int, ...]:
-        n, h, w, c = self.n, self.h, self.w, self.c
-        return (n, c, h, w) if self.channels_first else (n, h, w, c)
-
-    @property
-    def line(self) -> int:
-        """Numbers of a row of the input, with what is padded."""
-        return (self.w + self.padding[1] + self.padding[3]) * self.c
-
-    @property
-    def depth(self) -> int:
-        return math.prod(self.kernel) * self.c // self.parts
-
-    @property
-    def columns(self) -> int:
-        """Channels of a group's result."""
-        return self.k // self.parts
-
-    @property
-    def result(self) -> tuple[int, ...]:
-        return self.n, self.out_h, self.out_w, self.k
-
-    @property
-    def in_place(self) -> bool:
-        """Whether a window is one pixel of the input as it lies there: nothing is to be copied."""
-        plain = self.kernel == self.strides == (1, 1) and not any(self.padding)
-        return plain and not self.channels_first
-
-    @property
-    def flops(self) -> int:
-        return 2 * self.n * self.out_h * self.out_w * self.k * self.depth
-
-
-@dataclass(frozen=True)
-class Tiling:
-    """`bands` x `groups` tasks a picture (rows x channels), `chunk` rows of results at a time, the register tile."""
-
-    bands: int
-    groups: int
-    chunk: int
-    rows: int
-    vectors: int
-    unroll: int
 
 
 def _default(shape: ConvShape, isa: Isa, threads: int = 1) -> Tiling:
+    return winograd.pays(shape, isa, threads) or _direct(shape, isa, threads)
+
+
+def _direct(shape: ConvShape, isa: Isa, threads: int) -> Tiling:
     needed = threads // math.gcd(threads, shape.n)
     bands = min(shape.out_h, needed) if shape.out_h >= 4 * needed else 1
     chunk = max(1, min(-(-shape.out_h // bands), PATCH // (shape.strides[0] * shape.line)))
@@ -100,7 +49,9 @@ def _divisible(shape: ConvShape, tile: Tile, isa: Isa) -> int:
 def _tilings(shape: ConvShape, isa: Isa) -> list[Tiling]:
     found: dict[Tiling, None] = {}
     for threads in (1, 2, 4, 8):
-        start = _default(shape, isa, threads)
+        for square in winograd.SQUARES if winograd.can(shape, isa) else ():
+            found[winograd.tiling(shape, isa, threads, square)] = None
+        start = _direct(shape, isa, threads)
         chunks = {start.chunk, -(-start.chunk // 2), -(-start.chunk // 4)}
         best = microkernel.tiles(isa, shape.out_h * shape.out_w, shape.columns)[:5]
         for chunk, tile, unroll in product(sorted(chunks), best, (3, 4, 8)):
@@ -279,8 +230,8 @@ class Conv(Generator):
     def tilings_for(self, problem: ConvShape, unit: Isa) -> list[Tiling]:
         return _tilings(problem, unit)
 
-    def loops(self, problem: ConvShape, unit: Isa, tiling: Tiling, threads: int) -> _Kernel:
-        return _Kernel(problem, unit, tiling)
+    def loops(self, problem: ConvShape, unit: Isa, tiling: Tiling, threads: int) -> Loops:
+        return winograd.Winograd(problem, unit, tiling) if tiling.square else _Kernel(problem, unit, tiling)
 
     def reference_for(self, problem: ConvShape, arrays: Arrays) -> np.ndarray:
         return _reference(problem, arrays)
