@@ -16,10 +16,11 @@ from typing import Any
 
 import numpy as np
 import tvm
-from tvm import relax, s_tir, tirx
+from tvm import s_tir, tirx
 from tvm.ir import Call
 from tvm.ir.expr import Expr, TensorLoad
 
+from saevit_tvm.compiler.passes.kernel_calls import kernels_called
 from saevit_tvm.support.errors import CompileError
 from schedules.gpu.launch import INDICES
 from schedules.gpu.primitives.fragments import product
@@ -38,7 +39,7 @@ Row = dict[str, Any]
 def launches(mod: tvm.IRModule) -> list[Row]:
     """One row for every kernel, in the order of their first launch; `calls` is how often one inference launches it."""
     rows: list[Row] = []
-    for name, calls in _calls(mod["main"]).items():
+    for name, calls in kernels_called(mod["main"]).items():
         for number, row in enumerate(read(mod[name])):
             suffix = f"_{number}" if number else ""  # as TVM names them
             rows.append({"kernel": f"{name}_kernel{suffix}", "calls": calls, **row})
@@ -69,18 +70,6 @@ def read(func: tirx.PrimFunc) -> list[Row]:
     views = {each.buffer: each.data.args[0] for each in statements if isinstance(each, tirx.DeclBuffer)}
     found = [each for each in statements if isinstance(each, tirx.For | tirx.AttrStmt)]
     return [_Reading(func, views, launch).row() for launch in found]
-
-
-def _calls(main: relax.Function) -> Counter[str]:
-    """The kernels that the graph calls."""
-    found: Counter[str] = Counter()
-
-    def visit(expr: Any) -> None:
-        if isinstance(expr, relax.Call) and expr.op == tvm.ir.Op.get("relax.call_tir"):
-            found[expr.args[0].name_hint] += 1
-
-    relax.analysis.post_order_visit(main, visit)
-    return found
 
 
 def _lowered(func: tirx.PrimFunc) -> tirx.PrimFunc:

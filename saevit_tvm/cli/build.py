@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+import re
+from collections import Counter
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from saevit_tvm.cli.console import Console, flipped
 from saevit_tvm.cli.options import common, cut_option, dtype_option, folder, model_options, target_option
+
+if TYPE_CHECKING:
+    from saevit_tvm.verbs.build import BuildResult
+
+MOST_NAMED, LONGEST_NAME = 4, 32
 
 
 @click.command(
@@ -53,21 +59,24 @@ def command(as_json: bool, no_tuned: bool, **options: Any) -> None:
             "seconds": round(result.seconds, 1),
             "warnings": result.warnings,
         }
-        | {key: manifest[key] for key in ("regions", "kernels", "records", "verification")}
+        | {key: manifest[key] for key in ("regions", "kernels", "work", "records", "verification")}
+        | {"left_to_rules": result.left}
     )
-    _print(console, result.artifact, result.manifest_path, manifest, result.seconds)
+    _print(console, result)
 
 
-def _print(console: Console, artifact: Path, manifest_path: Path, manifest: dict[str, Any], seconds: float) -> None:
+def _print(console: Console, result: BuildResult) -> None:
+    artifact, manifest = result.artifact, result.manifest
     kernels, proof = manifest["kernels"], manifest["verification"]
     regions = [f"{name} {count['found']} of {count['expected']}" for name, count in manifest["regions"].items()]
-    console.line(f"built     {artifact} ({artifact.stat().st_size / 1e6:.1f} MB) in {seconds:.0f} s")
-    console.line(f"manifest  {manifest_path}")
+    console.line(f"built     {artifact} ({artifact.stat().st_size / 1e6:.1f} MB) in {result.seconds:.0f} s")
+    console.line(f"manifest  {result.manifest_path}")
     console.line(f"regions   {', '.join(regions) or 'none expected in this model'}")
     console.line(
         f"kernels   {kernels['total']}: {kernels['tuned']} from tuned records, "
         f"{kernels['scheduled']} from hand-written schedules, {kernels['fallback']} from fallback rules"
     )
+    console.line(f"rules     {_left(result.left)}")
     if "device_code" in manifest:
         console.line(f"device    {_compiled(manifest['device_code'])}")
     if manifest["weights"]["source"] == "random":
@@ -91,6 +100,29 @@ def _print(console: Console, artifact: Path, manifest_path: Path, manifest: dict
             f"{found['max_abs_error']:.2g} (relative {found['max_rel_error']:.2g}, {proof['tolerance']:g} allowed)"
             f"{flipped(found)}"
         )
+
+
+def _left(left: dict[str, Any]) -> str:
+    """How much of an inference runs in kernels of TVM's, and in which: those that take the most time, or are most."""
+    if not left["kernels"]:
+        return "nothing is left to TVM's own: all of an inference is in generated kernels"
+    shares = [f"{_percent(left['multiply_adds'])} of the multiply-adds"]
+    shares += [f"{_percent(left['time'])} of the time"] if left["time"] is not None else []
+    measure, shown = ("calls", str) if left["time"] is None else ("time", _percent)
+    by_name: Counter[str] = Counter()
+    for name, kernel in left["kernels"].items():
+        by_name[re.sub(r"(?<=[a-z])\d+(?=_|$)", "", name.removeprefix("fused_"))] += kernel[measure]
+    most = ", ".join(f"{_brief(name)} {shown(value)}" for name, value in by_name.most_common(MOST_NAMED))
+    more = f" and {len(by_name) - MOST_NAMED} others" if len(by_name) > MOST_NAMED else ""
+    return f"{' and '.join(shares)} are left to TVM's own: {most}{more}"
+
+
+def _brief(name: str) -> str:
+    return name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}..."
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
 
 
 def _compiled(code: dict[str, Any]) -> str:

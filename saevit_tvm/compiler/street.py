@@ -41,7 +41,9 @@ from saevit_tvm.compiler.passes import (
     ShareTensors,
     TakeFrames,
 )
-from saevit_tvm.compiler.passes.kernel_calls import read
+from saevit_tvm.compiler.passes.kernel_calls import kernels_called, read
+from saevit_tvm.compiler.passes.schedule import BY_RULE, SCHEDULE
+from saevit_tvm.compiler.work import Work, multiply_adds
 from saevit_tvm.runtime.manifest import entry
 
 if TYPE_CHECKING:
@@ -137,10 +139,11 @@ class Phase(NamedTuple):
 
 @dataclass
 class Found:
-    """Regions found beside those that the model has, and a warning for each kind that is short."""
+    """Regions found beside those that the model has, a warning for each kind that is short, and what is left."""
 
     counts: dict[str, dict[str, int]] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    work: Work = field(default_factory=Work)
 
 
 def street(backend: Phases, recipe: Recipe, found: Found) -> list[Phase]:
@@ -149,10 +152,13 @@ def street(backend: Phases, recipe: Recipe, found: Found) -> list[Phase]:
     accepts = backend.accepts(recipe)
 
     def regions(mod: tvm.IRModule) -> tvm.IRModule:
+        asked = multiply_adds(mod)
         mod = run(mod, [DeclareKernels(find_blocks, accepts)], target)
         _count_regions(mod, recipe.source.regions, found)
         left = [Deconvolutions(), KeepTokens(), RemoveNoOps(), DeclareKernels(find_primitives, accepts)]
-        return run(mod, left, target)
+        mod = run(mod, left, target)
+        found.work = Work(asked, multiply_adds(mod))
+        return mod
 
     def schedules(mod: tvm.IRModule) -> tvm.IRModule:
         mod = run(mod, backend.schedules(recipe), target)
@@ -195,6 +201,7 @@ class Compiled:
     module: tvm.IRModule  # what it was made from: scheduled kernels, and the graph that calls them
     target: Target
     kernels: dict[str, int]
+    work: Work
     regions: dict[str, dict[str, int]]
     records_digest: str | None
     warnings: list[str]
@@ -232,8 +239,8 @@ def compile_model(
     code = backend.device_code(executable, recipe.target, dump)
     digest, used = (recipe.records.digest, recipe.records.used) if recipe.records else (None, [])
     warnings = found.warnings + (code.warnings if code else [])
-    counts = count_kernels(mod)
-    return Compiled(executable, mod, recipe.target, counts, found.counts, digest, warnings, used, code, backend)
+    counts, work = count_kernels(mod), replace(found.work, kernels_left=kernels_by_rule(mod))
+    return Compiled(executable, mod, recipe.target, counts, work, found.counts, digest, warnings, used, code, backend)
 
 
 def assembled(backend: Phases, scheduled: tvm.IRModule, target: Target, what: str, dump: Dump) -> relax.VMExecutable:
@@ -336,11 +343,15 @@ def virtual_machine(capture: bool = False) -> list[Pass]:
 
 def count_kernels(mod: tvm.IRModule) -> dict[str, int]:
     """How many kernels there are, and where each one's schedule came from."""
-    origins = Counter(
-        str(func.attrs["saevit.schedule"]) for func in mod.functions.values() if "saevit.schedule" in func.attrs
-    )
-    counts = {name: origins.get(name, 0) for name in ("tuned", "scheduled", "fallback")}
+    origins = Counter(str(func.attrs[SCHEDULE]) for func in mod.functions.values() if SCHEDULE in func.attrs)
+    counts = {name: origins.get(name, 0) for name in ("tuned", "scheduled", BY_RULE)}
     return {"total": sum(counts.values()), **counts}
+
+
+def kernels_by_rule(mod: tvm.IRModule) -> dict[str, int]:
+    """The kernels that are not ours, and how often one inference calls each."""
+    called = kernels_called(mod["main"]).items()
+    return {name: calls for name, calls in called if mod[name].attrs.get(SCHEDULE) == BY_RULE}
 
 
 def _count_regions(mod: tvm.IRModule, expected: dict[str, int], found: Found) -> None:

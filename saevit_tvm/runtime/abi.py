@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -223,6 +224,33 @@ def module_function(module: Object, name: str) -> Function:
     if function is None:
         raise ArtifactError(f"the library has no function '{name}': saevit-tvm did not build it.")
     return function
+
+
+class Listener(Function):
+    """A function of ours that TVM may call: it hears numbers and strings, and None for anything else."""
+
+    __slots__ = ("_heard",)
+
+    def __init__(self, hear: Callable[..., None]) -> None:
+        def heard(_self: int, values: Any, count: int, _result: int) -> int:
+            hear(*map(_lent_value, values[:count]))
+            return 0
+
+        self._heard = _HEARD(heard)  # lives as long as this
+        handle = ctypes.c_void_p()
+        if _ffi().TVMFFIFunctionCreate(None, self._heard, None, ctypes.byref(handle)):
+            raise _raised()
+        super().__init__(handle.value or 0)
+
+
+_HEARD = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.POINTER(_Value), ctypes.c_int32, ctypes.c_void_p)
+
+
+def _lent_value(value: _Value) -> int | str | None:
+    """An argument that stays TVM's."""
+    if value.type_index == _RAW_STRING:
+        return ctypes.string_at(value.bits).decode()
+    return value.bits if value.type_index in (_INT, _BOOL) else None
 
 
 def _to_value(argument: Any) -> _Value:

@@ -12,6 +12,7 @@ import itertools
 import os
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +33,7 @@ _ALIGNMENT = 64  # what TVM's kernels may assume of a tensor's memory
 _POOLED_ALLOCATOR = 2
 _SHARE_ALL_CORES = -3
 _MOST_THREADS = 1024
+_FEWEST_RUNS = 3
 
 
 def load(path: str | os.PathLike[str], *, threads: int | None = None) -> Engine:
@@ -70,6 +72,10 @@ class Engine:
         if not all(isinstance(x, np.ndarray) for x in given):
             outputs = [sys.modules["torch"].from_numpy(output) for output in outputs]
         return outputs[0] if len(self.outputs) == 1 else tuple(outputs)
+
+    def kernel_times(self, *given: np.ndarray, seconds: float = 0.3) -> list[tuple[str, float]]:
+        """Every kernel in the order of an inference on a CPU, and its seconds: the least of some inferences."""
+        return self._result(lambda: self._machines.another().timed(given, seconds))
 
     def _wanted(self, first: Any) -> Sequence[TensorSpec]:
         """What the inputs must be: where any number of pictures is taken, as many as the first one has."""
@@ -164,8 +170,11 @@ class _Machines:
     def mine(self) -> _Machine:
         machine = getattr(self._local, "machine", None)
         if machine is None:
-            machine = self._local.machine = _Machine(self._library, self._threads)
+            machine = self._local.machine = self.another()
         return machine
+
+    def another(self) -> _Machine:
+        return _Machine(self._library, self._threads)
 
 
 class _Machine:
@@ -173,7 +182,7 @@ class _Machine:
 
     def __init__(self, library: _Library, threads: int) -> None:
         configure_thread_pool(threads)
-        machine = abi.module_function(library.module, "vm_load_executable")()
+        self._machine = machine = abi.module_function(library.module, "vm_load_executable")()
         devices = [number for device in library.devices for number in (device, 0, _POOLED_ALLOCATOR)]
         abi.module_function(machine, "vm_initialization")(*devices)
         sizes = batches(library.manifest)
@@ -193,6 +202,22 @@ class _Machine:
         parts = [[array[start : start + self._largest] for array in arrays] for start in starts]
         answers = [self._entry_for(len(part[0])).run(part) for part in parts]
         return answers[0] if len(parts) == 1 else [np.concatenate(outputs) for outputs in zip(*answers, strict=True)]
+
+    def timed(self, arrays: Sequence[np.ndarray], seconds: float) -> list[tuple[str, float]]:
+        """Each call of a kernel, by a clock around it, which this machine keeps."""
+        events: list[tuple[str, float]] = []
+        clock = abi.Listener(lambda _function, name, _before, *_rest: events.append((name, time.perf_counter())))
+        runs: list[list[float]] = []
+        end = time.perf_counter() + seconds
+        self.run(arrays)
+        abi.module_function(self._machine, "set_instrument")(clock)
+        while len(runs) < _FEWEST_RUNS or time.perf_counter() < end:
+            self.run(arrays)
+            kernels = [event for event in events if not event[0].startswith("vm.")]
+            runs.append([after - before for (_, before), (_, after) in zip(kernels[::2], kernels[1::2], strict=True)])
+            names = [name for name, _ in kernels[::2]]
+            events.clear()
+        return list(zip(names, map(min, zip(*runs, strict=True)), strict=True))
 
     def _entry_for(self, pictures: int) -> _Entry:
         return next(self._entries[size] for size in self._entries if size >= pictures)

@@ -5,6 +5,7 @@ Compile, link, seal, load that very file, compare it with PyTorch, and only then
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import platform
 import re
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from saevit_tvm.targets import Target
 
 Say = Callable[[str], None]
+HERE = "host"  # the proof of what this CPU itself has run
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class BuildResult:
     manifest: dict[str, Any]
     warnings: list[str]
     seconds: float
+    left: dict[str, Any]  # to TVM's rules: the share of the multiply-adds, and, where it runs on this CPU, of the time
 
 
 def build(options: BuildOptions, say: Say) -> BuildResult:
@@ -83,8 +86,27 @@ def build(options: BuildOptions, say: Say) -> BuildResult:
         library = scratch / "library.so"
         compiled.export(library)
         manifest = _prove(source, smaller, compiled, target, options.dtype, library, staged / artifact.name, say)
+        left = _left_to_rules(manifest, source, staged / artifact.name, scratch)
         workspace.place([(staged / artifact.name, artifact), (staged / manifest_path.name, manifest_path)])
-    return BuildResult(artifact, manifest_path, manifest, compiled.warnings, time.monotonic() - start)
+    return BuildResult(artifact, manifest_path, manifest, compiled.warnings, time.monotonic() - start, left)
+
+
+def _left_to_rules(manifest: dict[str, Any], source: ModelSource, artifact: Path, scratch: Path) -> dict[str, Any]:
+    """What no kernel of ours computes. Times are of this moment, so they are no part of the artifact."""
+    from saevit_tvm.proof import parity
+    from saevit_tvm.proof.times import kernel_times
+
+    work = manifest["work"]
+    left: dict[str, Any] = {"multiply_adds": work["left_to_rules"] / max(work["multiply_adds"], 1), "time": None}
+    left["kernels"] = {name: {"calls": calls} for name, calls in work["kernels_left"].items()}
+    if manifest["verification"]["proof"] == HERE:
+        (inputs,) = parity.random_inputs(source.library_inputs, 1)
+        times = kernel_times(artifact, inputs, scratch)
+        total = sum(times.values()) or 1.0  # a model may be no kernel at all
+        for name, kernel in left["kernels"].items():
+            kernel["time"] = times.get(name, 0.0) / total
+        left["time"] = sum(kernel["time"] for kernel in left["kernels"].values())
+    return left
 
 
 def _at(sources: Sequence[ModelSource]) -> str:
@@ -343,6 +365,7 @@ def _manifest(
             "records": compiled.records,
             "regions": compiled.regions,
             "kernels": compiled.kernels,
+            "work": dataclasses.asdict(compiled.work),
             "verification": {
                 "passed": False,
                 "max_abs_error": None,

@@ -46,6 +46,7 @@ def test_build_from_start_to_finish(cli, tmp_path):
     assert manifest["verification"]["passed"] and manifest["verification"]["max_abs_error"] < 1e-4
     assert manifest["labels"] == list("0123456789")
     assert str(tmp_path) not in json.dumps(manifest)
+    assert result["work"]["kernels_left"] == {} and result["left_to_rules"]["time"] == 0
     assert list((tmp_path / "ir").iterdir())
     assert [line.split()[0] for line in done.stderr.splitlines()] == ["compiling", "linking", "verifying"]
     assert told(cli("verify", "--json", "out/digits.so", cwd=tmp_path), "verify")["reference"] == "pytorch"
@@ -321,12 +322,17 @@ def test_doctor_finds_what_is_broken(cli, tmp_path):
 
 
 def test_a_library_of_another_number_of_channels_computes_and_classifies_no_picture(tmp_path, cli) -> None:
-    net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3, stride=2), torch.nn.Flatten(), torch.nn.Linear(36, 3)).eval()
+    """And `build` says what it leaves to TVM's rules: convolutions along one axis."""
+    layers = (torch.nn.Conv2d(1, 4, 3, stride=2), torch.nn.Flatten(2), torch.nn.Conv1d(4, 3, 9), torch.nn.Flatten())
+    net = torch.nn.Sequential(*layers).eval()
     x = torch.randn(1, 1, 8, 8)
     torch.export.save(torch.export.export(net, (x,)), tmp_path / "net.pt2")
-    built = cli("build", "--model", tmp_path / "net.pt2", "--out", tmp_path / "out", "--json")
-    assert built.returncode == 0, built.stderr
-    artifact = json.loads(built.stdout)["artifact"]
+    result = told(cli("build", "--model", tmp_path / "net.pt2", "--out", tmp_path / "out", "--json"), "build")
+    artifact, left = result["artifact"], result["left_to_rules"]
+    assert result["work"]["multiply_adds"] == 9 * 9 * 4 + 9 * 4 * 3 and result["work"]["left_to_rules"] == 9 * 4 * 3
+    assert left["multiply_adds"] == 0.25 and 0 < left["time"] < 1
+    assert left["time"] == pytest.approx(sum(kernel["time"] for kernel in left["kernels"].values()))
+    assert any("conv1d" in name and kernel["time"] > 0 for name, kernel in left["kernels"].items())
     assert np.abs(saevit_tvm.load(artifact)(x.numpy()) - net(x).detach().numpy()).max() < 1e-5
     done = cli("run", artifact, Path(__file__).parents[2] / "examples/digit-7.png")
     assert (

@@ -18,6 +18,7 @@ from saevit_tvm import backends, targets
 from saevit_tvm.backends import fatbin, nvrtc
 from saevit_tvm.backends.device_code import DeviceCode
 from saevit_tvm.compiler.street import Compiled
+from saevit_tvm.compiler.work import Work
 from saevit_tvm.emulators import cuda as emulated
 from saevit_tvm.models.opening import open_model
 from saevit_tvm.models.recreate import recreate
@@ -238,7 +239,7 @@ def test_the_trained_model_classifies_as_rightly_in_bfloat16(
 
 def compiled_from(source: str, manifest: dict[str, Any]) -> Compiled:
     code = DeviceCode(b"", manifest["device_code"], source)
-    return Compiled(None, None, targets.get("cuda-sm_90"), {}, {}, None, [], [], code, backends.get("cuda"))
+    return Compiled(None, None, targets.get("cuda-sm_90"), {}, Work(), {}, None, [], [], code, backends.get("cuda"))
 
 
 @needs_emulation

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -36,6 +37,18 @@ def read(mod: tvm.IRModule, call: relax.Call) -> KernelCall | None:
     inputs, weights = list(call.args[1])[: len(spec.inputs)], list(call.args[1])[len(spec.inputs) :]
     names = (weight.name for weight in spec.weights)
     return KernelCall(spec, inputs, {name: array(weight) for name, weight in zip(names, weights, strict=True)})
+
+
+def kernels_called(main: relax.Function) -> Counter[str]:
+    """How often the graph calls each kernel, in the order of the first calls."""
+    found: Counter[str] = Counter()
+
+    def visit(expr: relax.Expr) -> None:
+        if isinstance(expr, relax.Call) and expr.op == tvm.ir.Op.get("relax.call_tir"):
+            found[expr.args[0].name_hint] += 1
+
+    relax.analysis.post_order_visit(main, visit)
+    return found
 
 
 def called(

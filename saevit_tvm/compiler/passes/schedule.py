@@ -16,6 +16,7 @@ from schedules.cpu.fallback import Fallback
 from schedules.gpu.fallback import fallback_rules
 
 SCHEDULE = "saevit.schedule"
+BY_RULE = "fallback"
 IS_SCHEDULED = "tirx.is_scheduled"
 
 
@@ -38,7 +39,7 @@ class ScheduleTheRest:
     """Schedule by rule for a CPU what no record has scheduled."""
 
     def transform_module(self, mod: tvm.IRModule, _context: tvm.transform.PassContext) -> tvm.IRModule:
-        return _mark(dlight.ApplyDefaultSchedule(Fallback())(mod), "fallback")
+        return _mark(dlight.ApplyDefaultSchedule(Fallback())(mod), BY_RULE)
 
 
 @tvm.ir.transform.module_pass(opt_level=0, name="BindTheRest")
@@ -46,7 +47,7 @@ class BindTheRest:
     """The same for a GPU: bind to work-groups and work-items what no record has."""
 
     def transform_module(self, mod: tvm.IRModule, _context: tvm.transform.PassContext) -> tvm.IRModule:
-        return _mark(dlight.ApplyDefaultSchedule(*fallback_rules())(mod), "fallback")
+        return _mark(dlight.ApplyDefaultSchedule(*fallback_rules())(mod), BY_RULE)
 
 
 def _mark(mod: tvm.IRModule, origin: str) -> tvm.IRModule:
