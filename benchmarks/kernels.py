@@ -20,11 +20,11 @@ from typing import Any
 
 import numpy as np
 from command_line import parsed
+from peak import Peak, built
 
 from schedules.spec import KernelSpec
 
 SHORT = "--model saevit_micro --image-size 32 --seconds 0.01"
-CHAINS = 12  # enough to hide the latency of a multiply-add, and few enough for the registers
 
 
 @dataclass(frozen=True)
@@ -100,15 +100,7 @@ class Bench:
 
     def __init__(self, target: dict[str, Any], isa: Any, threads: int, seconds: float, tiling: dict[str, int]) -> None:
         self.target, self.isa, self.threads, self.seconds, self.tiling = target, isa, threads, seconds, tiling
-        self.peak_flops, self.peak = self._peak()
-
-    def build(self, func: Any) -> Any:
-        import tvm
-
-        # LLVM does this too, and TVM's takes minutes over a register tile.
-        with tvm.transform.PassContext(config={"tirx.disable_cse_tir": True}):
-            name = str(func.attrs["global_symbol"])
-            return tvm.compile(tvm.IRModule({name: func}), target=tvm.target.Target(self.target)).jit()[name]
+        self.peak = Peak(target)
 
     def row(self, case: Case) -> dict[str, Any]:
         """What is known of a kernel once it is built, checked and timed."""
@@ -126,19 +118,19 @@ class Bench:
         weights = {each.name: random.randn(*each.shape) / max(each.shape[0], 1) ** 0.5 for each in spec.weights}
         weights = {name: np.abs(value).astype(np.float32) for name, value in weights.items()}
         inputs = {each.name: random.randn(*each.shape).astype(np.float32) for each in spec.inputs}
-        began = time.perf_counter()
+        before = time.perf_counter()
         func, packed = made_by.lower(spec, weights, self.isa, dataclasses.replace(tiling, **known), self.threads)
-        kernel = self.build(func)
-        built = time.perf_counter() - began
+        kernel = built(func, self.target)
+        build_seconds = time.perf_counter() - before
         expected = made_by.reference(spec, {**inputs, **weights})
         out = tvm.runtime.tensor(np.zeros(expected.shape, np.float32))
         arguments = [*map(tvm.runtime.tensor, (*inputs.values(), *packed)), out]
         kernel(*arguments)
         error = np.abs(out.numpy() - expected).max() / max(1.0, np.abs(expected).max())
         seconds, peak_seconds = self._alternate(lambda: kernel(*arguments), self.peak)
-        peak = self.threads * self.peak_flops / peak_seconds
+        peak = self.threads * self.peak.flops / peak_seconds
         rate = made_by.flops(spec) / seconds
-        row = {"kernel": case.name, "calls": case.calls, "ms": 1e3 * seconds, "build_seconds": built}
+        row = {"kernel": case.name, "calls": case.calls, "ms": 1e3 * seconds, "build_seconds": build_seconds}
         row |= {"gflops": rate / 1e9, "peak_gflops": peak / 1e9, "share": rate / peak}
         return row | {"error": float(error)}
 
@@ -153,38 +145,6 @@ class Bench:
                 run()
                 best[index] = min(best[index], clock() - began)
         return best
-
-    def _peak(self) -> tuple[int, Callable[[], None]]:
-        """The work of the loop of multiply-adds, and a call of it on one thread."""
-        import tvm
-
-        func, flops = multiply_adds(self.isa)
-        kernel = self.build(func)
-        zero = tvm.runtime.tensor(np.zeros(self.isa.lanes, np.float32))
-        result = tvm.runtime.tensor(np.zeros(CHAINS * self.isa.lanes, np.float32))
-        return flops, lambda: kernel(zero, result)
-
-
-def multiply_adds(isa: Any) -> tuple[Any, int]:
-    """A loop of independent multiply-adds in registers, and its work.
-
-    Each adds to what it multiplies, as then no CPU's instruction takes a copy of it.
-    """
-    from schedules.cpu.builder import Builder
-
-    b, lanes, turns = Builder(), isa.lanes, 200_000
-    source, target = b.param("source", (lanes,)), b.param("target", (CHAINS * lanes,))
-    sums = [b.cell(f"sum{i}", lanes) for i in range(CHAINS)]
-    for total in sums:
-        b.store(total, 0, b.splat(1.0, lanes))
-    factor = b.bind("factor", b.load(source, 0, lanes))
-    with b.loop("turn", turns):
-        for total in sums:
-            held = b.load(total, 0, lanes)
-            b.store(total, 0, held * factor + held)
-    for i, total in enumerate(sums):
-        b.store(target, i * lanes, b.load(total, 0, lanes))
-    return b.function("peak"), 2 * CHAINS * turns * lanes
 
 
 if __name__ == "__main__":

@@ -5,6 +5,10 @@
     python benchmarks/zoo.py --speed [--resume]     and time each at one and at two threads
     python benchmarks/zoo.py --models timm:resnet18,mine.onnx --variants plain,features
 
+With --speed, the floor of a model is the time of its multiply-adds at the peak that a loop of nothing else reached just
+before and after; in brackets is which share of its time a runtime would take at that peak. Ours stands in milliseconds,
+others as ours over theirs.
+
 All models are timm's (pip install --no-deps timm), with random weights and random statistics of their norms. Every
 build is `saevit-tvm build` in a process of its own, which compares the library with PyTorch on random inputs. A model
 that fails costs its own row, which holds the sentence that a user would read. Results are written after each row.
@@ -15,6 +19,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import math
 import os
 import subprocess
 import sys
@@ -22,10 +27,12 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from command_line import RESULTS, parsed
+from peak import Peak
 from rows import lined, say
 
 from saevit_tvm.models import TESTED
@@ -58,6 +65,8 @@ SHORT = (
     "--image-size 64 --variants plain --models timm:resnet18,timm:mobilenetv3_small_100,timm:mobilenetv4_conv_small,"
     "timm:convnext_atto,timm:starnet_s1,timm:efficientvit_b0,timm:shvit_s1,timm:pvt_v2_b0"
 )
+OURS = "saevit-tvm"
+NEAR_FLOOR = 1.25  # times a model's floor: nobody has much to gain there
 Row = dict[str, Any]
 
 
@@ -120,7 +129,7 @@ def _jobs(options: argparse.Namespace) -> Iterator[Job]:
 
 
 def _is_done(row: Row, options: argparse.Namespace) -> bool:
-    return "error" not in row and (not options.speed or "speed" in row)
+    return "error" not in row and (not options.speed or ("speed" in row and "multiply_adds" in row))
 
 
 def _write(file: Path, text: str) -> None:
@@ -149,6 +158,9 @@ def row_of(job: Job, options: argparse.Namespace) -> Row:
                 "rules": built["kernels"]["fallback"],
                 "proof": built["verification"]["proof"],
                 "max_rel_error": built["verification"]["max_rel_error"],
+                "multiply_adds": built["work"]["multiply_adds"],
+                "left_multiply_adds": built["left_to_rules"]["multiply_adds"],
+                "left_time": built["left_to_rules"]["time"],
             }
             if options.speed:
                 row["speed"] = [found for count in options.threads for found in _timed(built, count, options)]
@@ -205,30 +217,51 @@ def _exported(job: Job, scratch: Path, options: argparse.Namespace) -> str:
 
 def _timed(built: Row, threads: str, options: argparse.Namespace) -> list[Row]:
     line = ["bench", built["artifact"], "--threads", threads, "--against", options.against]
+    before = _peak().gflops()
     told = _told([*line, "--seconds", str(options.seconds)], options.minutes * 60)
     trips = told["core_round_trip_ns"]
-    trip = {"round_trip_ns": trips[len(trips) // 2] if trips else None}
+    shared = {"round_trip_ns": trips[len(trips) // 2] if trips else None}
+    shared["peak_gflops"] = int(threads) * max(before, _peak().gflops())
     keys = ("name", "version", "threads", "median_ms", "p10_ms", "p90_ms", "ratio", "error")
-    return [trip | {key: row[key] for key in keys if key in row} for row in [*told["results"], *told["failed"]]]
+    return [shared | {key: row[key] for key in keys if key in row} for row in [*told["results"], *told["failed"]]]
+
+
+@cache
+def _peak() -> Peak:
+    from saevit_tvm.targets import native
+
+    return Peak(native().tvm)
 
 
 # Telling --------------------------------------------------------------
 
 
 def table(rows: list[Row]) -> str:
-    columns = ["model", "variant", "input", "largest deviation", "kernels", "by rules", "build s"]
-    speeds = sorted({(found["threads"], found["name"]) for row in rows for found in row.get("speed", [])}, key=str)
-    columns += [f"{name}, {threads} threads" for threads, name in speeds]
-    return lined(columns, [[*_cells(row), *(_speed(row, *place) for place in speeds)] for row in rows])
+    columns = ["model", "variant", "input", "largest deviation", "kernels", "by rules"]
+    columns += ["multiply-adds by rules", "time by rules", "build s"]
+    counts = sorted({found["threads"] for row in rows for found in row.get("speed", [])})
+    names = sorted({found["name"] for row in rows for found in row.get("speed", [])})
+    for threads in counts:
+        columns += [f"floor, {_threads(threads)}", *(f"{name}, {_threads(threads)}" for name in names)]
+    cells = [
+        [*_cells(row), *(text for threads in counts for text in (_floor(row, threads), *_speeds(row, threads, names)))]
+        for row in rows
+    ]
+    return lined(columns, cells) + "".join(f"\n{_summary(rows, threads)}\n" for threads in counts)
+
+
+def _threads(count: int) -> str:
+    return f"{count} thread{'s' if count > 1 else ''}"
 
 
 def _cells(row: Row) -> list[str]:
     head = [row["model"].removeprefix("timm:"), row["variant"]]
     if "error" in row:
-        return [*head, f"does not build: {row['error']}", "", "", "", ""]
+        return [*head, f"does not build: {row['error']}", "", "", "", "", "", ""]
     error = row["max_rel_error"]
     deviation = "not run here" if error is None else f"{error:.1e}"
-    return [*head, row["input"], deviation, str(row["kernels"]), str(row["rules"]), f"{row['seconds']:.0f}"]
+    left = ["" if (share := row.get(name)) is None else _percent(share) for name in ("left_multiply_adds", "left_time")]
+    return [*head, row["input"], deviation, str(row["kernels"]), str(row["rules"]), *left, f"{row['seconds']:.0f}"]
 
 
 def tested(rows: list[Row]) -> list[Row]:
@@ -237,14 +270,57 @@ def tested(rows: list[Row]) -> list[Row]:
     return [{key: row[key] for key in ("model", "input", "max_rel_error")} for row in plain]
 
 
-def _speed(row: Row, threads: int, name: str) -> str:
-    """Our milliseconds; of the others, ours over theirs."""
-    for found in row.get("speed", []):
-        if (found["threads"], found["name"]) == (threads, name):
-            if "error" in found:
-                return "not measured"
-            return f"{found['median_ms']:.2f}" if name == "saevit-tvm" else f"{found['ratio']:.2f}"
-    return ""
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def floor_ms(row: Row, threads: int) -> float | None:
+    """The time of the model's multiply-adds at the peak, where both are known."""
+    peaks = [
+        found["peak_gflops"] for found in row.get("speed", []) if found["threads"] == threads and "peak_gflops" in found
+    ]
+    return 2e-6 * row["multiply_adds"] / peaks[0] if peaks and "multiply_adds" in row else None
+
+
+def _floor(row: Row, threads: int) -> str:
+    floor = floor_ms(row, threads)
+    return "" if floor is None else f"{floor:.2f}"
+
+
+def _speeds(row: Row, threads: int, names: Sequence[str]) -> Iterator[str]:
+    """Our milliseconds; of the others, ours over theirs; behind it how near the floor each is."""
+    found = {each["name"]: each for each in row.get("speed", []) if each["threads"] == threads}
+    floor = floor_ms(row, threads)
+    for name in names:
+        if "error" in found.get(name, {}):
+            yield "not measured"
+        elif name in found:
+            share = "" if floor is None else f" ({100 * floor / found[name]['median_ms']:.0f} %)"
+            yield f"{found[name]['median_ms' if name == OURS else 'ratio']:.2f}{share}"
+        else:
+            yield ""
+
+
+def _summary(rows: list[Row], threads: int) -> str:
+    """Ours over the best of the others, and who is slower than that and no near its floor."""
+    ratios: dict[str, float] = {}
+    slow = []
+    for row in rows:
+        timed = [each for each in row.get("speed", []) if each["threads"] == threads and "error" not in each]
+        others = [each["ratio"] for each in timed if each["name"] != OURS]
+        if not others:
+            continue
+        name = " ".join(filter(None, [row["model"].removeprefix("timm:"), row["variant"].replace("plain", "")]))
+        ratios[name] = max(others)  # to the fastest
+        (ours,) = (each["median_ms"] for each in timed if each["name"] == OURS)
+        floor = floor_ms(row, threads)
+        if ratios[name] > 1 and (floor is None or ours > NEAR_FLOOR * floor):
+            slow.append(f"{name} {ratios[name]:.2f}")
+    mean = math.exp(sum(map(math.log, ratios.values())) / len(ratios)) if ratios else float("nan")
+    behind = f"behind, and not within {NEAR_FLOOR} of the floor: {', '.join(slow)}" if slow else "none is behind"
+    return (
+        f"{_threads(threads)}: ours over the best of the others, geometric mean of {len(ratios)}: {mean:.2f}; {behind}."
+    )
 
 
 if __name__ == "__main__":

@@ -24,8 +24,8 @@ COUNTING = r"(add|sub|dec|inc|cmp|j|b\.)"  # the turns, and back to where the lo
     ids=["x86-64-v3", "x86-64-v4", "rpi5"],
 )
 def test_the_peak_is_that_of_multiply_adds_in_registers(script, target, multiply):
-    kernels = script("kernels")
-    func, _ = kernels.multiply_adds(isa_of(target))
+    peak = script("peak")
+    func, _ = peak.multiply_adds(isa_of(target))
     text = tvm.compile(tvm.IRModule({"peak": func}), target=tvm.target.Target(target)).mod.inspect_source("asm")
     blocks = re.split(r"\n\.LBB\w+:", re.sub(r"\n\.Ltmp\d+:", "", text))
     inner = max(blocks, key=lambda block: len(re.findall(multiply, block)))
@@ -33,4 +33,4 @@ def test_the_peak_is_that_of_multiply_adds_in_registers(script, target, multiply
     turn = lines[: 1 + next(index for index, line in enumerate(lines) if re.match(r"j|b\.", line))]
     others = [line for line in turn if not re.match(multiply, line)]
     assert all(re.match(COUNTING, line) for line in others), others
-    assert len(turn) > len(others) and (len(turn) - len(others)) % kernels.CHAINS == 0
+    assert len(turn) > len(others) and (len(turn) - len(others)) % peak.CHAINS == 0

@@ -1,0 +1,45 @@
+"""What the zoo's table says of speeds: floors, shares of them, and who is behind."""
+
+from __future__ import annotations
+
+import pytest
+
+MILLION = 10**6
+
+
+def row(model: str, ours: float, **others: float) -> dict:
+    """At a peak of 100 GFLOP/s a floor of 2 ms."""
+    timed = {"saevit-tvm": ours, **others}
+    speed = [
+        {"name": name, "threads": 1, "median_ms": ms, "ratio": ours / ms, "peak_gflops": 100.0}
+        for name, ms in timed.items()
+    ]
+    facts = {"variant": "plain", "input": "1x3x8x8", "seconds": 1.0, "kernels": 2, "rules": 1, "max_rel_error": 1e-6}
+    left = {"left_multiply_adds": 0.013, "left_time": None}
+    return {"model": f"timm:{model}", **facts, "multiply_adds": 100 * MILLION, **left, "speed": speed}
+
+
+def test_speeds_stand_beside_the_floor(script) -> None:
+    zoo = script("zoo")
+    rows = [row("fast", 4.0, ncnn=8.0, onnxruntime=16.0), row("near", 2.4, ncnn=2.0), row("slow", 8.0, ncnn=4.0)]
+    rows[2]["speed"].append({"name": "onnxruntime", "threads": 1, "error": "it cannot"})
+    header, _, fast, near, slow, _, summary = zoo.table(rows).splitlines()
+    assert header.endswith("| floor, 1 thread | ncnn, 1 thread | onnxruntime, 1 thread | saevit-tvm, 1 thread |")
+    assert fast.endswith("| 1.3 % |  | 1 | 2.00 | 0.50 (25 %) | 0.25 (12 %) | 4.00 (50 %) |")
+    assert near.endswith("| 2.00 | 1.20 (100 %) |  | 2.40 (83 %) |") and slow.endswith("| not measured | 8.00 (25 %) |")
+    assert f"geometric mean of 3: {(0.5 * 1.2 * 2) ** (1 / 3):.2f}; behind" in summary
+    assert summary.endswith("not within 1.25 of the floor: slow 2.00.")
+
+
+def test_a_row_without_its_floor_is_measured_again(script) -> None:
+    zoo = script("zoo")
+    done, options = row("fast", 4.0, ncnn=8.0), type("Options", (), {"speed": True})
+    assert zoo._is_done(done, options)
+    del done["multiply_adds"]
+    assert not zoo._is_done(done, options) and zoo.floor_ms(done, 1) is None
+
+
+def test_the_peak_is_more_than_a_scalar_core_has(script) -> None:
+    from saevit_tvm.targets import native
+
+    assert script("peak").Peak(native().tvm).gflops(0.01) == pytest.approx(100, rel=0.98)
