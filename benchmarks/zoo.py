@@ -149,7 +149,7 @@ def row_of(job: Job, options: argparse.Namespace) -> Row:
             model = _exported(job, Path(scratch), options) if job.variant.startswith("onnx") else job.model
             line = ["--target", options.target, "--dtype", options.dtype, *BUILT_WITH.get(job.variant, [])]
             line += ["--image-size", options.image_size] if options.image_size else []
-            built = _told(["build", "--model", model, *line, "--out", scratch], options.minutes * 60)
+            built = _told(["build", "--no-cache", "--model", model, *line, "--out", scratch], options.minutes * 60)
             manifest = json.loads(Path(built["manifest"]).read_text())
             row |= {
                 "input": "x".join(map(str, manifest["inputs"][0]["shape"])),

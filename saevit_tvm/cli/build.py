@@ -41,13 +41,14 @@ MOST_NAMED, LONGEST_NAME = 4, 32
 @click.option("--store", type=folder, help="Where tuned records are.")
 @click.option("--out", type=folder, default="out", show_default=True, help="Where the artifact goes.")
 @click.option("--name", help="The artifact's file name; by default from model, target, batch and size.")
+@click.option("--no-cache", is_flag=True, help="Build, though the same was built before and is kept.")
 @click.option("--dump-ir", type=folder, help="Write the module after each phase there.")
 @common
-def command(as_json: bool, no_tuned: bool, **options: Any) -> None:
+def command(as_json: bool, no_tuned: bool, no_cache: bool, **options: Any) -> None:
     console = Console(as_json)
     from saevit_tvm.verbs.build import BuildOptions, build
 
-    result = build(BuildOptions(use_tuned=not no_tuned, **options), console.say)
+    result = build(BuildOptions(use_tuned=not no_tuned, reuse=not no_cache, **options), console.say)
     for warning in result.warnings:
         console.say(f"warning: {warning}")
     manifest = result.manifest
@@ -57,6 +58,7 @@ def command(as_json: bool, no_tuned: bool, **options: Any) -> None:
             "manifest": str(result.manifest_path),
             "size": result.artifact.stat().st_size,
             "seconds": round(result.seconds, 1),
+            "reused": result.reused,
             "warnings": result.warnings,
         }
         | {key: manifest[key] for key in ("regions", "kernels", "work", "records", "verification")}
@@ -69,7 +71,8 @@ def _print(console: Console, result: BuildResult) -> None:
     artifact, manifest = result.artifact, result.manifest
     kernels, proof = manifest["kernels"], manifest["verification"]
     regions = [f"{name} {count['found']} of {count['expected']}" for name, count in manifest["regions"].items()]
-    console.line(f"built     {artifact} ({artifact.stat().st_size / 1e6:.1f} MB) in {result.seconds:.0f} s")
+    how = ", as it was built before: nothing has changed since" if result.reused else ""
+    console.line(f"built     {artifact} ({artifact.stat().st_size / 1e6:.1f} MB) in {result.seconds:.0f} s{how}")
     console.line(f"manifest  {result.manifest_path}")
     console.line(f"regions   {', '.join(regions) or 'none expected in this model'}")
     console.line(

@@ -49,7 +49,10 @@ def oracle(source: ModelSource) -> str:
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """PyTorch's last bits depend on its threads; on one thread the reference is the same every time."""
+    """PyTorch's last bits depend on its threads; on one thread the reference is the same every time.
+
+    And its threads spin while they wait for each other: on a machine with other work that took twenty times as much.
+    """
     import torch
 
     before = torch.get_num_threads()

@@ -14,6 +14,7 @@ from saevit_tvm.support.errors import TargetError
 
 KEPT_BYTES = 1 << 30  # of one kind; what was not asked for longest goes first
 DIGEST = hashlib.sha256().digest_size
+_since_pruned: dict[Path, int] = {}  # bytes that this process has kept in a folder
 
 
 def cache_folder() -> Path:
@@ -79,7 +80,12 @@ def keep(kind: str, key: str, content: bytes) -> None:
             fresh.replace(folder / key)
         finally:
             fresh.unlink(missing_ok=True)
-        _prune(folder)
+        # Looking at thousands of files takes as long as compiling a kernel, so it is done once in a while.
+        total = _since_pruned.get(folder, KEPT_BYTES) + len(content)
+        if total > KEPT_BYTES // 50:
+            _prune(folder)
+            total = 0
+        _since_pruned[folder] = total
 
 
 def _prune(folder: Path) -> None:

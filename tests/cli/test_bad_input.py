@@ -14,7 +14,7 @@ from saevit_tvm.runtime.manifest import schema
 
 jsonschema = pytest.importorskip("jsonschema")
 
-MICRO = ("build", "--model", "saevit_micro", "--image-size", "64")
+MICRO = ("build", "--no-cache", "--model", "saevit_micro", "--image-size", "64")
 
 
 @pytest.fixture

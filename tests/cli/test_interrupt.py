@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-BUILD = ("build", "--model", "saevit_micro", "--image-size", "64", "--out", "deep/out")
+BUILD = ("build", "--no-cache", "--model", "saevit_micro", "--image-size", "64", "--out", "deep/out")
 
 
 def names(folder: Path) -> list[str]:

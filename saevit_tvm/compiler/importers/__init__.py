@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import tvm
+from tvm_ffi.serialization import from_json_graph_str
 
 from saevit_tvm.support import cache
 
@@ -44,7 +45,7 @@ def _kept(key: str) -> tvm.IRModule | None:
     content = cache.load(KIND, key)
     if content is not None:
         with contextlib.suppress(Exception):  # another build of TVM under the same version: import anew
-            return tvm.ir.load_json(content.decode())
+            return from_json_graph_str(content.decode())  # without TVM's search for what older versions wrote
     return None
 
 

@@ -1,0 +1,74 @@
+"""Artifacts that were built before, kept by all that they depend on: the same is not built again."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import relay_patterns
+import schedules
+import tuning_logs
+from saevit_tvm import backends
+from saevit_tvm.models.identity import code_digest, identity
+from saevit_tvm.support import cache, toolchain
+from saevit_tvm.tuning.store import FILE_NAME, default_root, fingerprints
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from saevit_tvm.targets import Target
+
+KIND = "artifacts"
+WHERE = ("store", "out", "name", "dump_ir", "reuse")  # options that say where something is, and not what is built
+
+
+def key(options: Mapping[str, Any], target: Target) -> str | None:
+    """The name of what is built: the same for the same content only. None where that cannot be told in advance."""
+    model = identity(options["model"], options["weights"], options["labels"], options["pretrained"])
+    if model is None:
+        return None
+    chosen = {name: value for name, value in options.items() if name not in WHERE}
+    where = [backends.how_to_run(target), backends.why_not(target), backends.get(target.kind).machine()]
+    linker = toolchain.linker(target).cc_argv if target.output == "library" else ()
+    parts = [model, chosen, dataclasses.asdict(target), where, linker, _tool(), _packages(), _records(options)]
+    return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()
+
+
+def _tool() -> list[str]:
+    """Our own files: a change to them may change what is built."""
+    packages = [Path(str(each.__file__)).parent for each in (relay_patterns, schedules, tuning_logs)]
+    return [code_digest(folder) for folder in (Path(__file__).parents[1], *packages)]
+
+
+def _packages() -> list[str]:
+    """Whatever is installed, with its version."""
+    return sorted({each.name for place in sys.path for each in Path(place).glob("*.dist-info")})
+
+
+def _records(options: Mapping[str, Any]) -> list[str]:
+    """The user's tuned records, of all targets: some serve others than their own."""
+    root = options["store"] or default_root()
+    files = [root / name / FILE_NAME for name in fingerprints(root)] if options["use_tuned"] else []
+    return [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+
+
+def find(key: str, artifact: Path) -> dict[str, Any] | None:
+    """Put what was kept into `artifact`, and its manifest beside it; what else was said of it, or None."""
+    kept = cache.load(KIND, key)
+    if kept is None:
+        return None
+    facts, _, content = kept.partition(b"\n")
+    found = json.loads(facts)
+    artifact.write_bytes(content)
+    artifact.with_suffix(".json").write_text(found["manifest"])
+    return found | {"manifest": json.loads(found["manifest"])}
+
+
+def keep(key: str, artifact: Path, facts: dict[str, Any]) -> None:
+    """Keep a finished artifact, its manifest, and what else is told of it."""
+    manifest = artifact.with_suffix(".json").read_text()
+    cache.keep(KIND, key, json.dumps(facts | {"manifest": manifest}).encode() + b"\n" + artifact.read_bytes())
