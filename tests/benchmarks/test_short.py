@@ -55,9 +55,14 @@ def kernels(out: Path, printed: str) -> None:
     rows = read(out / "kernels.json")
     blocks = [f"{name}{stage}" for stage in range(1, 5) for name in ("dwsconv", "saa", "ciffn")]
     convs = [f"conv{i}" for i in range(1, 6)]  # two of the stem, and one before each later stage
-    assert sorted(row["kernel"] for row in rows) == sorted([*convs, *blocks, "head"])
+    assert sorted(row["kernel"] for row in rows if row["model"] == "saevit_micro") == sorted([*convs, *blocks, "head"])
     assert all(row["error"] < 1e-5 and row["share"] > 0 for row in rows)
-    assert len(printed.splitlines()) == len(rows) + 2
+    table = (out / "kernels.md").read_text()
+    assert printed.endswith(table) and len(printed.splitlines()) == len(rows) + 2 + len(table.splitlines())
+    (attention, *_), (*_, total) = (
+        [line for line in table.splitlines() if word in line] for word in ("attention", "all")
+    )
+    assert attention.startswith("| attention | 1 |") and total.startswith(f"| all | 2 | {len(rows)} | 100.0 % |")
 
 
 def mobile(out: Path, printed: str) -> None:
@@ -136,7 +141,7 @@ SCRIPTS: dict[str, tuple[Callable[[Path, str], None], Callable[[], str | None]]]
     "arm64": (arm64, debian),
     "cpu": (cpu, lambda: None),
     "cuda": (on_cuda, lambda: None),
-    "kernels": (kernels, lambda: None),
+    "kernels": (kernels, backbones),
     "mobile": (mobile, linker),
     "sdk": (sdk, lambda: None),
     "sizes": (sizes, emulator),
