@@ -238,7 +238,7 @@ def _peak() -> Peak:
 
 def table(rows: list[Row]) -> str:
     columns = ["model", "variant", "input", "largest deviation", "kernels", "by rules"]
-    columns += ["multiply-adds by rules", "time by rules", "build s"]
+    columns += ["multiply-adds by rules", "time by rules, 1 thread", "build s"]
     counts = sorted({found["threads"] for row in rows for found in row.get("speed", [])})
     names = sorted({found["name"] for row in rows for found in row.get("speed", [])})
     for threads in counts:

@@ -110,7 +110,7 @@ def _left(left: dict[str, Any]) -> str:
     if not left["kernels"]:
         return "nothing is left to TVM's own: all of an inference is in generated kernels"
     shares = [f"{_percent(left['multiply_adds'])} of the multiply-adds"]
-    shares += [f"{_percent(left['time'])} of the time"] if left["time"] is not None else []
+    shares += [f"{_percent(left['time'])} of the time on one thread"] if left["time"] is not None else []
     measure, shown = ("calls", str) if left["time"] is None else ("time", _percent)
     by_name: Counter[str] = Counter()
     for name, kernel in left["kernels"].items():

@@ -12,7 +12,7 @@ from saevit_tvm.support.errors import ArtifactError
 
 
 def kernel_times(artifact: Path, inputs: Inputs, scratch: Path) -> dict[str, float]:
-    """Seconds of one inference by kernel, on this CPU."""
+    """Seconds of one inference by kernel, on one thread of this CPU."""
     reply = ask(__name__, [str(artifact.absolute())], [inputs], scratch)
     if reply.status:
         raise ArtifactError(f"'{artifact.name}' cannot be timed: {reply.words}.")
@@ -26,7 +26,8 @@ def kernel_times(artifact: Path, inputs: Inputs, scratch: Path) -> dict[str, flo
 def _times(artifact: str, inputs: list[Inputs]) -> list[np.ndarray]:
     from saevit_tvm.runtime.engine import load
 
-    found = load(artifact).kernel_times(*inputs[0])
+    # With more threads a kernel waits for the last of them, and on a busy machine that can be any time.
+    found = load(artifact, threads=1).kernel_times(*inputs[0])
     return [np.array([name for name, _ in found]), np.array([seconds for _, seconds in found])]
 
 
