@@ -12,6 +12,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import numpy as np
 from tvm import relax, te, tirx, topi
 
 Pair = Callable[[Any, Any], Any]
@@ -124,8 +125,8 @@ def _joined(builder: relax.BlockBuilder, call: relax.Call, combine: Pair, name: 
 
 
 def _reducer(combine: Pair, name: str) -> Any:
-    start = tirx.min_value if name == "max" else tirx.max_value
-    return te.comm_reducer(combine, start, name=name)
+    start = -math.inf if name == "max" else math.inf
+    return te.comm_reducer(combine, lambda dtype: tirx.const(start, dtype), name=name)
 
 
 def _reduced(builder: relax.BlockBuilder, call: relax.Call, combine: Pair, name: str) -> relax.Expr:
@@ -148,6 +149,32 @@ def _reduced(builder: relax.BlockBuilder, call: relax.Call, combine: Pair, name:
     return builder.call_te(reduced, call.args[0], primfunc_name_hint=name)
 
 
+def _place(builder: relax.BlockBuilder, call: relax.Call, extreme: Any) -> relax.Expr:
+    """Where the largest or the smallest number stands: the first of equal ones, and before all what is no number."""
+    x, dtype = call.args[0], str(call.ty.dtype)
+    if call.attrs.axis is None:
+        x = builder.emit(relax.op.reshape(x, (-1,)))
+    rank = len(x.ty.shape)
+    axis = 0 if call.attrs.axis is None else int(call.attrs.axis) % rank
+    length = int(x.ty.shape[axis])
+    there = relax.op.equal(x, builder.emit(extreme(x, axis, keepdims=True)))
+    if _is_float(x):
+        there = relax.op.logical_or(there, relax.op.isnan(x))
+    places = np.arange(length).reshape(-1, *[1] * (rank - 1 - axis))
+    found = relax.op.where(there, relax.const(places, dtype), relax.const(length, dtype))
+    first = builder.emit(relax.op.min(builder.emit(found), axis))
+    return builder.normalize(relax.op.reshape(first, call.ty.shape))
+
+
+def _compared(builder: relax.BlockBuilder, call: relax.Call, name: str) -> relax.Expr:
+    """Of a number with itself: how a graph asks what is no number, and what TVM takes for always the same."""
+    x, other = call.args
+    if not (x.same_as(other) and _is_float(x)):
+        return _by_tvm(f"relax.{name}", builder, call)
+    missing = builder.normalize(relax.op.isnan(x))
+    return builder.normalize(missing if name == "not_equal" else relax.op.logical_not(missing))
+
+
 def _max_pool2d(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     attrs = call.attrs
     above, left = (int(each) for each in attrs.padding[:2])
@@ -156,7 +183,7 @@ def _max_pool2d(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
 
     def pooled(x: te.Tensor) -> te.Tensor:
         dy, dx = (te.reduce_axis((0, extent), name) for extent, name in zip(size, ("dy", "dx"), strict=True))
-        least = tirx.min_value(x.dtype)
+        least = tirx.const(-math.inf, x.dtype) if _is_float(call) else tirx.min_value(x.dtype)
 
         def element(*place: Any) -> Any:
             y = place[rows] * strides[0] + dy * dilation[0] - above
@@ -193,6 +220,10 @@ OPERATORS = {
     "relax.minimum": partial(_joined, combine=_smaller, name="minimum"),
     "relax.max": partial(_reduced, combine=_larger, name="max"),
     "relax.min": partial(_reduced, combine=_smaller, name="min"),
+    "relax.argmax": partial(_place, extreme=relax.op.max),
+    "relax.argmin": partial(_place, extreme=relax.op.min),
+    "relax.equal": partial(_compared, name="equal"),
+    "relax.not_equal": partial(_compared, name="not_equal"),
     "relax.nn.max_pool2d": _max_pool2d,
     "relax.take": _take,
 }

@@ -34,6 +34,12 @@ CASES: dict[str, Case] = {
     ),
     "max": (lambda x: relax.op.max(x, [1, 3]), lambda x: x.amax((1, 3))),
     "max of all": (relax.op.max, lambda x: x.amax()),
+    "max of infinity": (lambda x: relax.op.max(x, -1), lambda x: x.amax(-1)),
+    "argmax": (lambda x: relax.op.argmax(x, 1), lambda x: x.argmax(1)),
+    "argmax of all": (relax.op.argmax, lambda x: x.argmax()),
+    "argmin": (lambda x: relax.op.argmin(x, -1, keepdims=True), lambda x: x.argmin(-1, keepdim=True)),
+    "equal": (lambda x: relax.op.equal(x, x), lambda x: x == x),
+    "not_equal": (lambda x: relax.op.not_equal(x, x), torch.isnan),
     "min": (lambda x: relax.op.min(x, -1, keepdims=True), lambda x: x.amin(-1, keepdim=True)),
     "max_pool2d": (
         lambda x: relax.op.nn.max_pool2d(x, (3, 2), (2, 1), (1, 0, 1, 1)),
@@ -46,7 +52,7 @@ CASES: dict[str, Case] = {
 def picture() -> np.ndarray:
     x = 2 * np.random.RandomState(0).standard_normal((2, 5, 6, 5)).astype("float32")
     x[0, 1, 2, 3], x[0, 2, 5, 0], x[1, 0, 0, 0] = np.nan, np.inf, -np.inf
-    x[1, 4] = np.nan
+    x[1, 4], x[1, 2, 3] = np.nan, -np.inf
     return x
 
 

@@ -107,6 +107,7 @@ CASES: dict[str, list[Case]] = {
         lambda x: F.max_pool2d(x, 3, 2, 1, return_indices=True)[1].float(),
         lambda x: F.max_pool2d(x.round(), (2, 3), dilation=2, ceil_mode=True, return_indices=True)[1].float(),
         lambda x: F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), 2),
+        lambda x: F.max_pool2d(x.log(), 3, padding=1, return_indices=True)[1].float(),
         lambda x: F.max_pool2d(x[0], 2),
     ],
     "max.dim": [lambda x: x.max(1)[0], lambda x: x.max(-1, keepdim=True)[1].float()],
@@ -126,11 +127,15 @@ CASES: dict[str, list[Case]] = {
     ],
     "select.int": [lambda x: x[:, -1], lambda x: x.select(-1, -10), lambda x: x[:, 2, :, -3]],
     "sort.default": [lambda x: x.sort(1)[0], lambda x: x.sort(2, descending=True)[1].float()],
-    "sort.stable": [lambda x: (2 * x).round().sort(stable=True, dim=-1)[1].float()],
+    "sort.stable": [
+        lambda x: (2 * x).round().sort(stable=True, dim=-1)[1].float(),
+        lambda x: (2 * x).sqrt().round().sort(stable=True, dim=1, descending=True)[1].float(),
+    ],
     "topk.default": [
         lambda x: x.topk(3, 1)[0],
         lambda x: x.topk(2, largest=False)[1].float(),
-        lambda x: (x / (x > 0)).topk(4)[0],  # with infinities, and what is not a number
+        lambda x: (x / (x > 0)).topk(4)[0],  # with infinities
+        lambda x: torch.cat((x.sqrt().topk(4)[0], x.sqrt().topk(4, largest=False)[0])),  # with what is not a number
     ],
     "unfold.default": [lambda x: x.unfold(2, 3, 2), lambda x: x.unfold(2, 4, 4).unfold(3, 5, 5)],
     "upsample_bicubic2d.vec": [
@@ -173,6 +178,7 @@ REWRITTEN: dict[str, list[Case]] = {
         lambda x: torch.add((9 * x).long(), 3, alpha=2).float(),
         lambda x: (9 * x).int() + 0.25,
         lambda x: ((x > 0) + (9 * x).int()) + x.double(),
+        lambda x: ((x > 0) + (x.flip(1) > 0)).float(),
     ],
     "any.default": [lambda x: (x > 3).any()[None].float()],
     "atan2.default": [lambda x: torch.atan2((9 * x).int(), x)],
@@ -182,6 +188,7 @@ REWRITTEN: dict[str, list[Case]] = {
         lambda x: F.avg_pool2d(x, 3, count_include_pad=False, divisor_override=2),
     ],
     "bilinear.default": [lambda x: F.bilinear(x, x.flip(1), LINE[:5, None, None] * x.new_ones(5, 10, 10), LINE[:5])],
+    "bucketize.Tensor": [lambda x: torch.bucketize(x.log(), LINE, right=True, out_int32=True).float()],
     "cat.default": [
         lambda x: torch.cat(((9 * x).int(), x, x > 0), 1),
         lambda x: torch.stack((x > 0, (9 * x).long()), -1).float(),
@@ -241,7 +248,15 @@ REWRITTEN: dict[str, list[Case]] = {
     "lt.Scalar": [lambda x: ((9 * x).int() < 0.5).float()],
     "masked_scatter.default": [lambda x: x.masked_scatter(x[:, :1] > 0, x.flip(1))],
     "maximum.default": [lambda x: torch.maximum((9 * x).int(), x)],
-    "mul.Tensor": [lambda x: (x > 0).int() * 0.5, lambda x: (9 * x).int() * x],
+    "median.default": [lambda x: x.median()[None], lambda x: x.sqrt().median()[None]],
+    "median.dim": [lambda x: x.median(1)[0], lambda x: x.sqrt().median(-1, keepdim=True)[1]],
+    "mul.Tensor": [
+        lambda x: (x > 0).int() * 0.5,
+        lambda x: (9 * x).int() * x,
+        lambda x: (x > 0) * (x.flip(1) > 0),
+    ],
+    "nanmedian.default": [lambda x: x.sqrt().nanmedian()[None]],
+    "nanmedian.dim": [lambda x: x.sqrt().nanmedian(1)[0], lambda x: x.nanmedian(2)[1]],
     "pow.Scalar": [lambda x: 2.5 ** (3 * x).int(), lambda x: _parts(2.0 ** _complex(x))],
     "pow.Tensor_Scalar": [
         lambda x: (9 * x).abs().int() ** 0.5,

@@ -46,22 +46,16 @@ def _rank(op: Emitter, x: relax.Expr, falling: bool) -> relax.Expr:
     """How many come before each: as PyTorch counts, which takes what is not a number for the largest of all."""
     length, kind = shape(x)[-1], dtype(x)
     mine, other = op.expand_dims(x, -1), op.expand_dims(x, -2)
-    less, greater = op.less, op.greater
-    before = (greater if falling else less)(other, mine)
-    # Where neither comes first, the one that stands first does.
-    tie = op.logical_not(op.logical_or(less(other, mine), greater(other, mine)))
-    if kind.startswith("float"):
-        mine_only, other_only = _only(op, mine, other), _only(op, other, mine)
-        before = op.logical_or(before, other_only if falling else mine_only)
-        tie = op.logical_and(tie, op.logical_not(op.logical_or(mine_only, other_only)))
-    earlier = relax.const(np.tri(length, k=-1, dtype=bool))
+    before = (op.greater if falling else op.less)(other, mine)
+    tie = op.equal(other, mine)
+    if kind.startswith(("float", "bfloat")):
+        lost, other_lost = op.isnan(mine), op.isnan(other)
+        first, last = (other_lost, lost) if falling else (lost, other_lost)
+        before = op.logical_or(before, op.greater(op.astype(first, "int32"), op.astype(last, "int32")))
+        tie = op.logical_or(tie, op.logical_and(lost, other_lost))
+    earlier = relax.const(np.tri(length, k=-1, dtype=bool))  # of those that tie, the one that stands first
     before = op.logical_or(before, op.logical_and(tie, earlier))
     return op.sum(op.astype(before, "int32"), -1)
-
-
-def _only(op: Emitter, a: relax.Expr, b: relax.Expr) -> relax.Expr:
-    """Whether a alone is not a number."""
-    return op.logical_and(op.not_equal(a, a), op.equal(b, b))
 
 
 def _order(op: Emitter, rank: relax.Expr, count: int) -> relax.Expr:

@@ -95,12 +95,13 @@ def _combined(x: Tensor, dim: int, index: Tensor, source: Any, *, reduce: str) -
 def _searched(
     line: Tensor, x: Tensor, *, out_int32: bool = False, right: bool = False, side: Any = None, sorter: Any = None
 ) -> Any:
-    """How many numbers of a line come before."""
+    """How many numbers of a line come before; before what is no number, all do."""
     if sorter is not None:
         return NotImplemented
     x = x.unsqueeze(-1)
     line = line if line.dim() == 1 else line.unsqueeze(-2)
     before = line <= x if right or side == "right" else line < x
+    before = before | x.isnan() if x.dtype.is_floating_point else before
     return before.sum(-1).to(torch.int32 if out_int32 else torch.int64)
 
 
@@ -112,6 +113,7 @@ def _taken(x: Tensor, mask: Tensor, source: Tensor) -> Tensor:
 
 
 REWRITES = {
+    "bucketize.Tensor": lambda x, line, **how: _searched(line, x, **how),
     "index_put.default": _put,
     "masked_scatter.default": _taken,
     "scatter.reduce": _combined,

@@ -29,8 +29,21 @@ def _alike(op: Any, a: Any, b: Any) -> Any:
     return op(*(each.to(dtype) if isinstance(each, Tensor) else each for each in (a, b)))
 
 
+def _decided(op: Any, a: Any, b: Any) -> Any:
+    """Decisions are no numbers: TVM has no code for what it takes for their product."""
+    tensors = [each for each in (a, b) if isinstance(each, Tensor) and each.dtype == torch.bool]
+    return op(a, b) if len(tensors) == 2 else NotImplemented
+
+
 def _sum(op: Any, a: Any, b: Any, *, alpha: Any = 1) -> Any:
+    if op is operator("add.Tensor") and (found := _decided(torch.logical_or, a, b)) is not NotImplemented:
+        return found
     return _alike(op, a, b) if alpha == 1 else op(a, b * alpha)
+
+
+def _product(a: Any, b: Any) -> Any:
+    found = _decided(torch.logical_and, a, b)
+    return _alike(operator("mul.Tensor"), a, b) if found is NotImplemented else found
 
 
 def _where(condition: Tensor, a: Tensor, b: Tensor) -> Any:
@@ -60,7 +73,7 @@ def _bounded(x: Tensor, min: Any = None, max: Any = None) -> Any:
 
 
 BINARY = (
-    *("mul.Tensor", "div.Tensor", "pow.Tensor_Scalar", "pow.Tensor_Tensor", "pow.Scalar", "remainder.Tensor"),
+    *("div.Tensor", "pow.Tensor_Scalar", "pow.Tensor_Tensor", "pow.Scalar", "remainder.Tensor"),
     *("remainder.Scalar", "fmod.Tensor", "fmod.Scalar", "maximum.default", "minimum.default", "atan2.default"),
     *("eq.Tensor", "ne.Tensor", "lt.Tensor", "le.Tensor", "gt.Tensor", "ge.Tensor"),
     *("eq.Scalar", "ne.Scalar", "lt.Scalar", "le.Scalar", "gt.Scalar", "ge.Scalar"),
@@ -94,5 +107,6 @@ REWRITES: dict[str, Callable[..., Any]] = {
     "__rshift__.Scalar": partial(_shifted, left=False),
     "cat.default": _joined,
     "clamp.default": _bounded,
+    "mul.Tensor": _product,
     "where.self": _where,
 }
