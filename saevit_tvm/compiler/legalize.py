@@ -125,8 +125,13 @@ def _joined(builder: relax.BlockBuilder, call: relax.Call, combine: Pair, name: 
 
 
 def _reducer(combine: Pair, name: str) -> Any:
-    start = -math.inf if name == "max" else math.inf
-    return te.comm_reducer(combine, lambda dtype: tirx.const(start, dtype), name=name)
+    """From what every number replaces on: infinity, where the type has one."""
+    start, whole = (-math.inf, tirx.min_value) if name == "max" else (math.inf, tirx.max_value)
+    return te.comm_reducer(combine, lambda dtype: _start(start, whole, dtype), name=name)
+
+
+def _start(start: float, whole: Any, dtype: Any) -> Any:
+    return tirx.const(start, dtype) if "float" in str(dtype) else whole(dtype)
 
 
 def _reduced(builder: relax.BlockBuilder, call: relax.Call, combine: Pair, name: str) -> relax.Expr:
@@ -183,7 +188,7 @@ def _max_pool2d(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
 
     def pooled(x: te.Tensor) -> te.Tensor:
         dy, dx = (te.reduce_axis((0, extent), name) for extent, name in zip(size, ("dy", "dx"), strict=True))
-        least = tirx.const(-math.inf, x.dtype) if _is_float(call) else tirx.min_value(x.dtype)
+        least = _start(-math.inf, tirx.min_value, x.dtype)
 
         def element(*place: Any) -> Any:
             y = place[rows] * strides[0] + dy * dilation[0] - above

@@ -45,6 +45,10 @@ CASES: dict[str, Case] = {
         lambda x: relax.op.nn.max_pool2d(x, (3, 2), (2, 1), (1, 0, 1, 1)),
         lambda x: F.max_pool2d(F.pad(x, (0, 1, 1, 1), value=-np.inf), (3, 2), (2, 1)),
     ),
+    "max_pool2d of whole numbers": (
+        lambda x: relax.op.nn.max_pool2d(relax.op.astype(relax.op.clip(x, 0.0, 3.0), "uint8"), (2, 2)),
+        lambda x: F.max_pool2d(x.clamp(0, 3).nan_to_num().byte().float(), 2, 1).byte(),
+    ),
     "gelu": (relax.op.nn.gelu, F.gelu),
 }
 

@@ -314,21 +314,69 @@ OTHERS: dict[str, Callable[[Writer], str]] = {
 }
 
 
+def _recurrent(at: Writer, op: str, gates: int, outputs: int, directions: int = 1, **how: Any) -> str:
+    """On rows as steps, with all of its outputs joined."""
+    x = at("Transpose", at("Squeeze", at("Gather", "x", [0], axis=1), [1]), perm=[1, 0, 2])
+    weights = at.weight(directions, gates * 4, 8), at.weight(directions, gates * 4, 4), at.weight(directions, gates * 8)
+    found = at(op, x, *weights, *how.pop("others", ()), outputs=outputs, hidden_size=4, **how)
+    return at("Concat", *(at("Reshape", each, [1, 1, 1, -1]) for each in found), axis=3)
+
+
+LENGTHS = np.array([5], "int32")
+OTHERS |= {
+    "GRU": lambda at: _recurrent(at, "GRU", 3, 2),
+    "GRU of two ways": lambda at: _recurrent(
+        at, "GRU", 3, 2, 2, direction="bidirectional", linear_before_reset=1, others=[LENGTHS]
+    ),
+    "LSTM": lambda at: _recurrent(at, "LSTM", 4, 3, direction="reverse", clip=0.7),
+    "LSTM of two ways": lambda at: _recurrent(
+        at,
+        "LSTM",
+        4,
+        3,
+        2,
+        direction="bidirectional",
+        others=[LENGTHS, at.weight(2, 1, 4), at.weight(2, 1, 4), at.weight(2, 12)],
+    ),
+    "RNN": lambda at: _recurrent(at, "RNN", 1, 2, activations=["Relu"]),
+    "Hardmax": lambda at: at("Hardmax", "x", axis=2),
+    "MaxPool": lambda at: at(
+        "Cast", at("MaxPool", "x", outputs=2, kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 0, 0])[1], to=FLOAT
+    ),
+    "OneHot": lambda at: at(
+        "OneHot", at("Sub", at("ArgMax", at.squeeze("x", 0), axis=1, keepdims=0), np.int64(4)), [8], [0.5, 2.0], axis=0
+    ),
+    "ReverseSequence": lambda at: at(
+        "ReverseSequence", at("Reshape", "x", [8, 4, 2, 3]), np.array([2, 8, 1, 5]), time_axis=0, batch_axis=1
+    ),
+    "TopK": lambda at: at("TopK", at("Sqrt", "x"), [3], outputs=2, axis=2)[0],
+    "TopK places": lambda at: at("Cast", at("TopK", "x", [2], outputs=2, largest=0)[1], to=FLOAT),
+}
+
+
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_operators_compute_what_onnxruntime_does(name: str, tmp_path: Path) -> None:
     at = Writer(17, [1, 3, 8, 8])
     imported(at.model(OTHERS[name](at), 4), tmp_path)
 
 
+def test_an_operator_that_cannot_be_computed_is_named(tmp_path: Path) -> None:
+    at = Writer(17, [1, 3, 8, 8])
+    whole = at("ReduceMean", at("Cast", at("Mul", "x", [9.0]), to=INT32), axes=[1])
+    with pytest.raises(
+        CompileError, match=r"^TVM cannot compute 'relax.mean' as this model has it: .*replace that part"
+    ):
+        imported(at.model(at("Cast", whole, to=FLOAT), 4), tmp_path)
+
+
 def test_operators_without_a_rule_are_all_named_with_their_nodes(tmp_path: Path) -> None:
     at = Writer(17, [1, 3, 8, 8])
-    size = {"hidden_size": 4}
-    x = at("LSTM", at("Reshape", "x", [8, 3, 8]), at.weight(1, 16, 8), at.weight(1, 16, 4), **size)
-    x = at("GRU", at.squeeze(x, 1), at.weight(1, 12, 4), at.weight(1, 12, 4), **size)
+    x = at("Det", at("Mul", "x", at("RandomUniformLike", "x")))
     with pytest.raises(
-        CompileError, match=r"without a rule: GRU \(node 'GRU\d_0'\), LSTM \(node 'LSTM\d_0'\); replace"
+        CompileError,
+        match=r"without a rule: Det \(node 'Det\d_0'\), RandomUniformLike \(node 'RandomUniformLike\d_0'\); replace",
     ):
-        imported(at.model(x, 4), tmp_path)
+        imported(at.model(x, 2), tmp_path)
 
 
 class Tokens(nn.Module):

@@ -17,6 +17,8 @@ from torch import Tensor
 from tvm import relax
 
 from saevit_tvm import targets
+from saevit_tvm.compiler.importers.errors import reason
+from saevit_tvm.support.errors import CompileError
 
 Values = dict[relax.Var, Any]
 
@@ -51,8 +53,15 @@ def _steps(mod: tvm.IRModule, inputs: Sequence[np.ndarray], values: Values) -> I
     values |= {var: torch.from_numpy(np.ascontiguousarray(x)) for var, x in zip(func.params, inputs, strict=True)}
     for block in func.body.blocks:
         for binding in block.bindings:
-            with torch.no_grad():
-                value = _value(binding.value, values, compiled)
+            try:
+                with torch.no_grad():
+                    value = _value(binding.value, values, compiled)
+            except Exception as error:
+                name = getattr(getattr(binding.value, "op", None), "name", "an operator")
+                raise CompileError(
+                    f"TVM cannot compute '{name}' as this model has it: {reason(error)}; "
+                    "replace that part of the model and try again."
+                ) from error
             yield binding.var, value
 
 

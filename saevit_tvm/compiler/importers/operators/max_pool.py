@@ -23,10 +23,10 @@ def convert(node: Any, op: Emitter) -> relax.Expr:
     value = op.importer._max_pool2d_impl(x, kernel, stride, padding, dilation, given["ceil_mode"])
     if all(user.args[1] == 0 for user in node.users):
         return op.tuple(value, value)
-    return op.tuple(value, _places(op, x, shape(value), kernel, stride, padding, dilation))
+    return op.tuple(value, places(op, x, shape(value), kernel, stride, padding, dilation))
 
 
-def _places(op: Emitter, x: relax.Expr, extents: tuple[int, ...], *window: list[int]) -> relax.Expr:
+def places(op: Emitter, x: relax.Expr, extents: tuple[int, ...], *window: list[int]) -> relax.Expr:
     """Whatever is larger than all before it in its window takes its place, and so does what is no number."""
     kernel, stride, padding, dilation = window
     rank, lengths = len(shape(x)), extents[-2:]

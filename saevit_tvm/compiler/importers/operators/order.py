@@ -22,17 +22,27 @@ def convert(node: Any, op: Emitter) -> relax.Expr:
     if not shape(x):
         raise ValueError("a single number has no order")
     axis = given["dim"] % len(shape(x))
-    if shape(x)[axis] > LONGEST:
-        raise ValueError(f"{name} of {shape(x)[axis]} numbers is more than the {LONGEST} that there are loops for")
-    x = _to_last(op, x, axis)
     if name == "cumsum":
         wanted = op.importer._convert_data_type(node.meta["val"].dtype)
+        x = _to_last(op, _within_reach(x, axis), axis)
         return _to_last(op, _running_sum(op, op.astype(x, wanted)), axis, back=True)
     falling = given["largest"] if name == "topk" else given["descending"]
-    place = _order(op, _rank(op, x, falling), given["k"] if name == "topk" else shape(x)[-1])
-    value = op.gather_elements(x, place, axis=-1)
-    place, value = (_to_last(op, each, axis, back=True) for each in (place, value))
+    value, place = ordered(op, x, axis, falling, given["k"] if name == "topk" else shape(x)[axis])
     return place if name == "argsort" else op.tuple(value, place)
+
+
+def ordered(op: Emitter, x: relax.Expr, axis: int, falling: bool, count: int) -> tuple[relax.Expr, relax.Expr]:
+    """The first `count` numbers along an axis, and where they stood."""
+    x = _to_last(op, _within_reach(x, axis), axis)
+    place = _order(op, _rank(op, x, falling), count)
+    value = op.gather_elements(x, place, axis=-1)
+    return _to_last(op, value, axis, back=True), _to_last(op, place, axis, back=True)
+
+
+def _within_reach(x: relax.Expr, axis: int) -> relax.Expr:
+    if shape(x)[axis] > LONGEST:
+        raise ValueError(f"an order of {shape(x)[axis]} numbers is more than the {LONGEST} that there are loops for")
+    return x
 
 
 def _to_last(op: Emitter, x: relax.Expr, axis: int, back: bool = False) -> relax.Expr:
