@@ -407,3 +407,13 @@ def test_what_the_older_exporter_of_pytorch_writes_is_built(tmp_path: Path) -> N
     )
     made = build(BuildOptions(str(path), batch=2, out=tmp_path / "out"), lambda _line: None)
     assert 0 < made.manifest["verification"]["max_rel_error"] < 2e-5
+
+
+def test_recurrent_layers_and_orders_are_built(tmp_path: Path) -> None:
+    """Through all phases: TVM's change of layouts has no place for some of what an import may write."""
+    at = Writer(17, [1, 3, 8, 8])
+    largest = at("Reshape", at("TopK", "x", [3], outputs=2, axis=2)[0], [1, 1, 1, -1])
+    x = at("Concat", _recurrent(at, "LSTM", 4, 3, 2, direction="bidirectional"), largest, axis=3)
+    onnx.save(at.model(x, 4), tmp_path / "steps.onnx")
+    made = build(BuildOptions(str(tmp_path / "steps.onnx"), out=tmp_path / "out"), lambda _line: None)
+    assert 0 < made.manifest["verification"]["max_rel_error"] < 2e-5

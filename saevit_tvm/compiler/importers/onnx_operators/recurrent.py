@@ -27,12 +27,17 @@ def convert(inputs: Any, attributes: dict[str, Any], op: Emitter) -> relax.Expr:
         raise ValueError("a recurrent layer whose gates are coupled, or whose activations have numbers, has no rule")
     directions = shape(inputs[1])[0]
     ways = [_Way(op, x, inputs, attributes, which, batch_first).run() for which in range(directions)]
-    outputs = op.stack([steps for steps, _ in ways], axis=1)  # [steps, directions, batch, hidden]
-    last = [op.stack([each[at] for _, each in ways], axis=0) for at in range(len(ways[0][1]))]
+    outputs = _side_by_side(op, [steps for steps, _ in ways], 1)  # [steps, directions, batch, hidden]
+    last = [_side_by_side(op, [each[at] for _, each in ways], 0) for at in range(len(ways[0][1]))]
     if batch_first:
         outputs = op.permute_dims(outputs, [2, 0, 1, 3])
         last = [op.permute_dims(each, [1, 0, 2]) for each in last]
     return op.tuple(outputs, *last)
+
+
+def _side_by_side(op: Emitter, tensors: list[relax.Expr], axis: int) -> relax.Expr:
+    """On a new axis. TVM has an operator for it, which its change of layouts cannot bear."""
+    return op.concat([op.expand_dims(each, axis) for each in tensors], axis)
 
 
 class _Way:
@@ -81,7 +86,7 @@ class _Way:
                 given[at] = op.where(alive, new[0], relax.const(0, dtype(self.x)))
                 new = tuple(op.where(alive, a, b) for a, b in zip(new, state, strict=True))
             state = new
-        return op.stack([given[at] for at in range(steps)], axis=0), state
+        return _side_by_side(op, [given[at] for at in range(steps)], 0), state
 
     def _gates(self) -> int:
         return {"GRU": 3, "LSTM": 4, "RNN": 1}[self.kind]
