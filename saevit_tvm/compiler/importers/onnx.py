@@ -53,6 +53,10 @@ def _importer() -> Any:
 
 def import_onnx(source: ModelSource) -> Imported:
     model = _simplified(_in_new_operators(source.onnx))
+    if any(
+        node.op_type == "Shape" for node in model.graph.node
+    ):  # written out of a function, such as GroupNormalization
+        model = _simplified(model)
     if missing := _unsupported(model.graph):
         raise CompileError(
             f"TVM cannot import {source.name}: it uses operators without a rule: {', '.join(missing)}; "
