@@ -9,7 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from importlib import metadata
 from pathlib import Path
 
@@ -203,11 +203,11 @@ def held_out() -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.fixture(scope="session")
-def cli() -> Callable[..., subprocess.CompletedProcess[str]]:
+def cli() -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
     """Runs the command line in a process of its own."""
+    sys.path.insert(0, str(ROOT / "tests"))
+    from forks import CommandLine
 
-    def run(*args: str | Path, timeout: float = 600, **options) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "saevit_tvm", *map(str, args)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=timeout, **options)
-
-    return run
+    line = CommandLine()
+    yield line.run
+    line.end()

@@ -44,10 +44,10 @@ def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory, module_cli: Callable[..., Any]) -> Path:
+def exported(tmp_path_factory: pytest.TempPathFactory, cli: Callable[..., Any]) -> Path:
     """Twelve candidates of the smallest model, with the runtime, unpacked."""
     folder = tmp_path_factory.mktemp("bundle")
-    done = module_cli(
+    done = cli(
         *["tune", "--target", HERE, *MICRO, "--export-candidates", folder / "micro.tar.xz", "--trials", "12"],
         *["--with-runtime", "--store", folder / "store", "--json"],
     )
@@ -83,15 +83,6 @@ def measured(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert done.returncode == 0, done.stderr
     assert "12 of 12 candidates have a result" in done.stdout
     return results
-
-
-@pytest.fixture(scope="module")
-def module_cli() -> Callable[..., subprocess.CompletedProcess[str]]:
-    def call(*arguments: Any) -> subprocess.CompletedProcess[str]:
-        line = [sys.executable, "-m", "saevit_tvm", *map(str, arguments)]
-        return subprocess.run(line, capture_output=True, text=True, timeout=300, check=False)
-
-    return call
 
 
 def refused(done: subprocess.CompletedProcess[str], status: int, *words: str) -> None:
