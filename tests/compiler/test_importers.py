@@ -12,8 +12,9 @@ import pytest
 import torch
 import tvm
 from torch import nn
+from torch._export import utils
 
-from saevit_tvm.compiler.importers import import_model
+from saevit_tvm.compiler.importers import import_model, quickly
 from saevit_tvm.models.opening import ModelSource, _code_digest, open_model
 
 AGAIN = """
@@ -102,3 +103,13 @@ def test_a_damaged_entry_is_imported_anew(tmp_path: Path, kept: Path, damage) ->
 def test_what_no_file_defines_is_not_kept(tmp_path: Path, kept: Path) -> None:
     made = type("Made", (Net,), {"__module__": "nowhere"})(nn.ReLU())
     assert _code_digest({}, made) is None and _code_digest({}, Net(nn.ReLU())) is not None
+
+
+def test_operators_are_looked_for_again_when_one_is_registered() -> None:
+    before = quickly.operators_made_of_others()
+    library = torch.library.Library("saevit_test", "DEF")
+    library.define("twice(Tensor x) -> Tensor")
+    library.impl("twice", lambda x: x + x, "CompositeImplicitAutograd")
+    after = quickly.operators_made_of_others()
+    assert after - before == {torch.ops.saevit_test.twice.default} and after == utils._collect_all_valid_cia_ops()
+    assert quickly.operators_made_of_others() == after
