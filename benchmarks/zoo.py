@@ -10,17 +10,24 @@ before and after; in brackets is which share of its time a runtime would take at
 others as ours over theirs.
 
 All models are timm's (pip install --no-deps timm), with random weights and random statistics of their norms. Every
-build is `saevit-tvm build` in a process of its own, which compares the library with PyTorch on random inputs. A model
-that fails costs its own row, which holds the sentence that a user would read. Results are written after each row.
+build is `saevit-tvm build` in a process of its own, which compares the library with PyTorch on random inputs; what it
+imports was imported before, so that the table's seconds are those of the build alone. A model that fails costs its
+own row, which holds the sentence that a user would read. Results are written after each row.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import functools
+import gc
+import importlib
 import importlib.util
 import json
 import math
+import multiprocessing
 import os
+import runpy
 import subprocess
 import sys
 import tempfile
@@ -36,6 +43,8 @@ from peak import Peak
 from rows import lined, say
 
 from saevit_tvm.models import TESTED
+from saevit_tvm.support.child import collect_seldom
+from saevit_tvm.support.tvm_first import load_tvm_first
 
 HERE = Path(__file__).parent
 MODELS = (
@@ -149,7 +158,7 @@ def row_of(job: Job, options: argparse.Namespace) -> Row:
             model = _exported(job, Path(scratch), options) if job.variant.startswith("onnx") else job.model
             line = ["--target", options.target, "--dtype", options.dtype, *BUILT_WITH.get(job.variant, [])]
             line += ["--image-size", options.image_size] if options.image_size else []
-            built = _told(["build", "--no-cache", "--model", model, *line, "--out", scratch], options.minutes * 60)
+            built = _built(["--no-cache", "--model", model, *line, "--out", scratch], options.minutes * 60)
             manifest = json.loads(Path(built["manifest"]).read_text())
             row |= {
                 "input": "x".join(map(str, manifest["inputs"][0]["shape"])),
@@ -173,27 +182,69 @@ class _Failed(Exception):
     """With the sentence that stood on stderr."""
 
 
-def _told(arguments: list[str], seconds: float) -> Any:
-    """What a command prints as JSON."""
-    return json.loads(_done([sys.executable, "-m", "saevit_tvm", *arguments, "--json"], seconds))
+def _built(arguments: list[str], seconds: float) -> Any:
+    """What `saevit-tvm build` prints as JSON: a fork of this process, which has imported for all what each needs."""
+    _import_for_all()
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        line = ["build", *arguments, "--json"]
+        build = multiprocessing.get_context("fork").Process(target=_command, args=(line, out.fileno(), err.fileno()))
+        build.start()
+        build.join(seconds)
+        if build.is_alive():
+            build.kill()
+            build.join()
+            raise _Failed(_late(seconds))
+        for file in (out, err):
+            file.seek(0)
+        if build.exitcode:
+            raise _Failed(_last_words(err.read(), build.exitcode))
+        return json.load(out)
+
+
+@functools.cache
+def _import_for_all() -> None:
+    collect_seldom()
+    load_tvm_first()
+    sys.path += _stand_in()
+    for name in ("torch._dynamo", "torch.export._trace", "tvm.relax.frontend.torch", "timm"):
+        with contextlib.suppress(ImportError):  # without timm there are models in files
+            importlib.import_module(name)
+    gc.freeze()
+
+
+def _command(line: list[str], out: int, err: int) -> None:
+    os.dup2(out, 1)
+    os.dup2(err, 2)
+    sys.argv[1:] = line
+    runpy.run_module("saevit_tvm", run_name="__main__")
 
 
 def _done(command: list[str], seconds: float) -> str:
     try:
         done = subprocess.run(command, capture_output=True, text=True, env=_environment(), timeout=seconds, check=False)
     except subprocess.TimeoutExpired as error:
-        raise _Failed(f"stopped after {seconds / 60:.0f} minutes") from error
+        raise _Failed(_late(seconds)) from error
     if done.returncode:
-        words = done.stderr.strip().splitlines() or [f"it ended with status {done.returncode}"]
-        raise _Failed(words[-1])
+        raise _Failed(_last_words(done.stderr, done.returncode))
     return done.stdout
 
 
+def _late(seconds: float) -> str:
+    return f"stopped after {seconds / 60:.0f} minutes"
+
+
+def _last_words(said: str, status: int) -> str:
+    return (said.strip().splitlines() or [f"it ended with status {status}"])[-1]
+
+
 def _environment() -> dict[str, str]:
-    """timm wants torchvision; where it is not installed, names are enough."""
-    paths = [os.environ.get("PYTHONPATH", "")]
-    paths += [] if importlib.util.find_spec("torchvision") else [str(HERE / "stand_in")]
+    paths = [os.environ.get("PYTHONPATH", ""), *_stand_in()]
     return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+
+
+def _stand_in() -> list[str]:
+    """timm wants torchvision; where it is not installed, names are enough."""
+    return [] if importlib.util.find_spec("torchvision") else [str(HERE / "stand_in")]
 
 
 EXPORT = """
@@ -218,7 +269,8 @@ def _exported(job: Job, scratch: Path, options: argparse.Namespace) -> str:
 def _timed(built: Row, threads: str, options: argparse.Namespace) -> list[Row]:
     line = ["bench", built["artifact"], "--threads", threads, "--against", options.against]
     before = _peak().gflops()
-    told = _told([*line, "--seconds", str(options.seconds)], options.minutes * 60)
+    command = [sys.executable, "-m", "saevit_tvm", *line, "--seconds", str(options.seconds), "--json"]
+    told = json.loads(_done(command, options.minutes * 60))
     trips = told["core_round_trip_ns"]
     shared = {"round_trip_ns": trips[len(trips) // 2] if trips else None}
     shared["peak_gflops"] = int(threads) * max(before, _peak().gflops())
