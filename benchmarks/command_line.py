@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import atexit
+import importlib.util
 import shutil
 import sys
 import tempfile
@@ -24,6 +25,11 @@ def parsed(parser: argparse.ArgumentParser, short: str, *, kept: bool = True) ->
         options.out = RESULTS if kept and not options.short else _nowhere()
     options.out.mkdir(parents=True, exist_ok=True)
     return options
+
+
+def stand_in() -> list[str]:
+    """A folder for Python's path: timm wants torchvision; where it is not installed, names are enough."""
+    return [] if importlib.util.find_spec("torchvision") else [str(Path(__file__).parent / "stand_in")]
 
 
 def _nowhere() -> Path:

@@ -5,6 +5,8 @@
 Kernels that models share are measured once. At the end stands what each class of kernels reaches over all models: where
 it computes little, what it moves at least in a second says more.
 
+A convolution by Winograd may pass the peak: what counts are the multiply-adds that the model asks for.
+
 Clock speeds move, so each kernel alternates with a loop of multiply-adds that touches registers only; the share of
 the peak is what to compare between runs. Times are CPU time of the calling thread when there is one thread.
 """
@@ -15,6 +17,7 @@ import argparse
 import json
 import os
 import re
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -22,7 +25,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from command_line import parsed
+from command_line import parsed, stand_in
 from peak import Peak, built
 from rows import Row, lined
 
@@ -54,6 +57,7 @@ def main() -> None:
     parser.add_argument("--tiling", default="{}", help='knobs that replace the default ones, as JSON: {"chunk": 14}')
     options = parsed(parser, SHORT, kept=False)
     os.environ["TVM_NUM_THREADS"] = str(options.threads)
+    sys.path += stand_in()
     from saevit_tvm.targets import native
     from schedules.machines.cpus import isa_of
 

@@ -22,7 +22,6 @@ import contextlib
 import functools
 import gc
 import importlib
-import importlib.util
 import json
 import math
 import multiprocessing
@@ -38,7 +37,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from command_line import RESULTS, parsed
+from command_line import RESULTS, parsed, stand_in
 from peak import Peak
 from rows import lined, say
 
@@ -46,7 +45,6 @@ from saevit_tvm.models import TESTED
 from saevit_tvm.support.child import collect_seldom
 from saevit_tvm.support.tvm_first import load_tvm_first
 
-HERE = Path(__file__).parent
 MODELS = (
     *("resnet18", "resnet50", "efficientnet_b0", "efficientnet_lite0", "mobilenetv3_small_100"),
     *("mobilenetv4_conv_small", "ghostnetv3_100", "starnet_s1", "repvit_m0_9", "fastvit_t8", "convnext_atto"),
@@ -206,7 +204,7 @@ def _built(arguments: list[str], seconds: float) -> Any:
 def _import_for_all() -> None:
     collect_seldom()
     load_tvm_first()
-    sys.path += _stand_in()
+    sys.path += stand_in()
     for name in ("torch._dynamo", "torch.export._trace", "tvm.relax.frontend.torch", "timm"):
         with contextlib.suppress(ImportError):  # without timm there are models in files
             importlib.import_module(name)
@@ -239,13 +237,8 @@ def _last_words(said: str, status: int) -> str:
 
 
 def _environment() -> dict[str, str]:
-    paths = [os.environ.get("PYTHONPATH", ""), *_stand_in()]
+    paths = [os.environ.get("PYTHONPATH", ""), *stand_in()]
     return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
-
-
-def _stand_in() -> list[str]:
-    """timm wants torchvision; where it is not installed, names are enough."""
-    return [] if importlib.util.find_spec("torchvision") else [str(HERE / "stand_in")]
 
 
 EXPORT = """
