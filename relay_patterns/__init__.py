@@ -56,7 +56,7 @@ def _found(graph: Graph, finders: Sequence[Finder], accepts: Accepts) -> Found:
     for finder in finders:
         for var in graph.order:
             for result, reading in finder(var) if var not in taken else ():
-                inner = graph.between(reading.inputs, result)
+                inner = graph.between(reading.begins or reading.inputs, result)
                 if inner is not None and not (inner | {result}) & taken and accepts(reading.spec):
                     found[result] = reading
                     taken |= inner | {result}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import tvm
@@ -13,9 +15,11 @@ from tvm.relax.dpl import is_const, is_op, wildcard
 from relay_patterns.epilogue import Chain, chains
 from relay_patterns.graph import Graph
 from relay_patterns.region import Parts, Reading, add, array, extents, multiply, reading, reshaped, softmax
-from schedules.spec import FLOAT
+from relay_patterns.views import viewed, whole
+from schedules.spec import FLOAT, KernelSpec
 
 SWAPPED = [0, 2, 1, 3]  # heads and tokens
+TURNED = [0, 3, 1, 2]  # heads, width and tokens
 
 
 class _Pattern:
@@ -47,7 +51,7 @@ def attention(graph: Graph, var: relax.Var) -> Iterator[tuple[relax.Var, Reading
         for chain in chains(graph, _by_head(graph, var), extents(var)[-1], axis=-1):
             found = _read(graph, parts, var, chain)
             if found is not None:
-                yield chain.result, found
+                yield from ((chain.result, each) for each in (_by_views(graph, parts, found), found) if each)
 
 
 def _by_head(graph: Graph, var: relax.Var) -> relax.Var:
@@ -102,6 +106,31 @@ def _read(graph: Graph, parts: Parts, var: relax.Var, chain: Chain) -> Reading |
     return found._replace(inputs=tuple(inputs.values()), result=by_head)
 
 
+def _by_views(graph: Graph, parts: Parts, found: Reading) -> Reading | None:
+    """The same where queries, keys or values are parts of other tensors: read there, and not copied out before."""
+    given, others = found.spec.inputs[:3], found.spec.inputs[3:]
+    views = []
+    for part, tensor, own in zip(("query", "turned", "value"), given, found.inputs, strict=False):
+        arrange = partial(_tokens, order=TURNED if part == "turned" else SWAPPED)
+        view = viewed(graph, graph.variable(parts[part]), arrange, scaled=part == "query")
+        views.append(view or whole(own, tensor.shape))
+    if all(view.is_whole(tensor.shape) for view, tensor in zip(views, given, strict=True)):
+        return None
+    _, keys, _, width = given[1].shape
+    attrs = {"keys": keys, "width": width, "views": [(view.offset, *view.strides[:-1]) for view in views]}
+    attrs["scale"] = found.spec["scale"] * math.prod(view.factor for view in views)
+    bases = [replace(tensor, shape=view.shape) for tensor, view in zip(given, views, strict=True)]
+    spec = found.spec
+    spec = KernelSpec.of(spec.op, [*bases, *others], spec.weights, spec.outputs, attrs, spec.epilogue.steps)
+    inputs = (*(view.base for view in views), *found.inputs[3:])
+    return found._replace(spec=spec, inputs=inputs, begins=found.inputs)
+
+
+def _tokens(heads: np.ndarray, order: list[int]) -> np.ndarray:
+    """[images, tokens, heads, width], as `_by_token` has it."""
+    return (heads if heads.ndim == 4 else heads[np.newaxis]).transpose(order)
+
+
 def _mask(graph: Graph, parts: Parts, whole: tuple[int, ...]) -> relax.Expr | None:
     """What is added to the scores, of four axes: one tensor, or constants, two of which are added up."""
     masks = [(parts["mask"], extents(parts["once"]))]
@@ -135,7 +164,7 @@ def _of_four_axes(mask: np.ndarray, shape: tuple[int, ...], whole: tuple[int, ..
 def _by_token(data: relax.Expr, axes: int, turned: bool = False) -> relax.Expr:
     """[images, tokens, heads, width], from heads before tokens; a key that is turned is turned back."""
     whole = data if axes == 4 else relax.op.expand_dims(data, 0)
-    return relax.op.permute_dims(whole, [0, 3, 1, 2] if turned else SWAPPED)
+    return relax.op.permute_dims(whole, TURNED if turned else SWAPPED)
 
 
 def _scale(parts: Parts) -> float | None:

@@ -26,6 +26,7 @@ class Reading(NamedTuple):
     inputs: tuple[relax.Expr, ...]
     weights: dict[str, np.ndarray]
     result: Callable[[relax.Expr], relax.Expr] | None = None  # the value in the graph, from what the kernel gives
+    begins: tuple[relax.Expr, ...] = ()  # behind which values it is computed, where these are not its inputs
 
 
 def reading(

@@ -119,6 +119,8 @@ def _linear(spec: KernelSpec, _limits: Limits, dtype: str, given: str) -> list[L
 
 
 def _attention(spec: KernelSpec, _limits: Limits, dtype: str, given: str) -> list[Launch] | None:
+    if spec.get("views"):  # which are read by strides
+        return None
     shapes, finish = {each.name: each.shape for each in spec.inputs}, _finish(spec)
     (n, t, heads, d), (_, s, _, dv), mask = shapes["q"], shapes["v"], shapes.get("mask", ())
     wanted = {"q": (n, t, heads, d), "k": (n, s, heads, d), "v": (n, s, heads, dv)}

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from schedules.cpu.generator import Arrays, Generator, lowered
-from schedules.cpu.primitives.attention import Attention, AttentionShape
+from schedules.cpu.primitives.attention import Attention, AttentionShape, View
 from schedules.cpu.primitives.conv import Conv, ConvShape
 from schedules.cpu.primitives.depthwise import Depthwise, DepthwiseShape
 from schedules.cpu.primitives.group_norm import GroupNorm, GroupNormShape
@@ -20,7 +20,9 @@ from schedules.cpu.primitives.matmul import Matmul, MatmulShape
 from schedules.cpu.primitives.norm import LayerNorm, LayerNormShape
 from schedules.cpu.primitives.pool import Mean, MeanShape, Pool, PoolShape
 from schedules.cpu.primitives.softmax import Softmax, SoftmaxShape
+from schedules.gpu import plan
 from schedules.machines.cpus import AVX2, AVX512, NEON, SSE, Isa
+from schedules.machines.gpus import GENERIC
 from schedules.spec import Epilogue, KernelSpec, Tensor
 
 Call = Callable[..., np.ndarray]
@@ -315,6 +317,42 @@ def test_attention_keeps_what_is_not_a_number(call: Call, here: Isa, name: str, 
     found, expected = computed(call, Attention(), shape, inputs, {}, here)
     assert not np.isfinite(expected).all() or (name, value) == ("mask", -np.inf)
     np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+# Two images of 21 tokens of two heads, each with a key, a value and a query, behind which something else lies.
+TOGETHER = (2, 21, 2, 60)
+INSIDE = (View(TOGETHER, 32, 2520, 240, 60), View(TOGETHER, 0, 2520, 120, 60), View(TOGETHER, 20, 2520, 120, 60))
+
+
+@pytest.mark.parametrize("unit", ["avx512", "sse", "half"])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_attention_reads_views(call: Call, unit: str, threads: int) -> None:
+    """Every second token is a query."""
+    shape = AttentionShape(2, 11, 21, 2, 20, 12, 0.3, views=INSIDE)
+    found, expected = computed(
+        call, Attention(), shape, dict.fromkeys("qkv", normal(*TOGETHER)), {}, UNITS[unit], threads
+    )
+    agree(found, expected)
+    x = normal(*TOGETHER).astype(UNITS[unit].stored)
+    own = {"q": x[:, ::2, :, 32:52], "k": x[..., :20], "v": x[..., 20:32]}
+    np.testing.assert_array_equal(expected, Attention().reference_for(replace(shape, views=()), own))
+
+
+def test_views_are_told_by_attributes() -> None:
+    shape = AttentionShape(2, 11, 21, 2, 20, 12, 0.3, views=INSIDE)
+    places = [(view.offset, view.image, view.token, view.head) for view in INSIDE]
+    how = {"scale": 0.3, "keys": 21, "width": 20, "views": places}
+    spec = KernelSpec.of(
+        "attention", [Tensor(name, TOGETHER) for name in "qkv"], [], [Tensor("out", shape.result)], how
+    )
+    assert Attention().problem(KernelSpec.parse(spec.text)) == shape
+    own = attention_spec(replace(shape, views=()))
+    assert (Attention().flops(spec), Attention().bytes(spec)) == (Attention().flops(own), Attention().bytes(own))
+    beyond = KernelSpec.of(
+        "attention", spec.inputs, [], spec.outputs, how | {"views": [*places[:2], (49, *places[2][1:])]}
+    )
+    assert not Attention().accepts(beyond, AVX2)
+    assert not plan.accepts(spec, GENERIC)
 
 
 def test_what_attention_declines() -> None:

@@ -165,6 +165,33 @@ def mix_values(
 
 
 @dataclass(frozen=True)
+class View:
+    """Images, tokens and heads inside a tensor: where the first one begins, and how far it is from each to the next."""
+
+    shape: tuple[int, ...]  # the tensor's
+    offset: int
+    image: int
+    token: int
+    head: int
+
+    @classmethod
+    def whole(cls, shape: tuple[int, int, int, int]) -> View:
+        _, tokens, heads, width = shape
+        return cls(shape, 0, tokens * heads * width, heads * width, width)
+
+    def last(self, shape: tuple[int, int, int, int]) -> int:
+        """The place of the last number."""
+        images, tokens, heads, width = shape
+        steps = (images - 1) * self.image + (tokens - 1) * self.token + (heads - 1) * self.head
+        return self.offset + steps + width - 1
+
+    def of(self, array: np.ndarray, shape: tuple[int, int, int, int]) -> np.ndarray:
+        flat = np.ascontiguousarray(array).reshape(-1)[self.offset :]
+        strides = [step * flat.itemsize for step in (self.image, self.token, self.head, 1)]
+        return np.lib.stride_tricks.as_strided(flat, shape, strides, writeable=False)
+
+
+@dataclass(frozen=True)
 class AttentionShape:
     n: int
     t: int  # queries
@@ -175,9 +202,21 @@ class AttentionShape:
     scale: float
     mask: tuple[int, ...] = ()  # its four extents, some of which may be 1
     epilogue: Epilogue = field(default=Epilogue())
+    views: tuple[View, ...] = ()  # of queries, keys and values, where they are no tensors of their own
 
     @property
-    def result(self) -> tuple[int, ...]:
+    def given(self) -> tuple[tuple[int, int, int, int], ...]:
+        """The shapes of queries, keys and values."""
+        n, heads = self.n, self.heads
+        return (n, self.t, heads, self.d), (n, self.s, heads, self.d), (n, self.s, heads, self.dv)
+
+    @property
+    def places(self) -> tuple[View, ...]:
+        """Where these lie."""
+        return self.views or tuple(map(View.whole, self.given))
+
+    @property
+    def result(self) -> tuple[int, int, int, int]:
         return self.n, self.t, self.heads, self.dv
 
     @property
@@ -236,13 +275,13 @@ class _Kernel:
 
     def function(self) -> tirx.PrimFunc:
         shape, b, bands = self.shape, self.b, self.tiling.bands
-        self.q = b.param("q", (shape.n, shape.t, shape.heads, shape.d))
-        self.k = b.param("k", (shape.n, shape.s, shape.heads, shape.d))
-        self.v = b.param("v", (shape.n, shape.s, shape.heads, shape.dv))
+        self.q, self.k, self.v = (
+            (b.param(name, view.shape), view) for name, view in zip("qkv", shape.places, strict=True)
+        )
         self.mask = b.param("mask", shape.mask) if shape.mask else None
         self.ending = Ending(b, shape.epilogue, shape.result)
         self.ending.declare_weights()
-        self.out = b.param("out", shape.result)
+        self.out = b.param("out", shape.result), View.whole(shape.result)
         with b.loop("task", shape.n * shape.heads * bands, "parallel") as task:
             image = b.compute_once("image", task // (bands * shape.heads))
             head = b.compute_once("head", task // bands % shape.heads)
@@ -254,8 +293,8 @@ class _Kernel:
         shape, b, isa, block = self.shape, self.b, self.isa, self.block
         keys = Keys.of(b, isa, shape.s, shape.d)
         keys.clear(b, isa, -math.inf)
-        keys.turn(b, isa, self._of_head(self.k, image * shape.s, head, shape.d))
-        values = self._values(self._of_head(self.v, image * shape.s, head, shape.dv))
+        keys.turn(b, isa, self._of_head(self.k, image, 0, head))
+        values = self._values(self._of_head(self.v, image, 0, head))
         queries = Matrix(b.alloc("queries", block * shape.d), shape.d)
         scores = Matrix(b.alloc("scores", block * keys.pitch), keys.pitch)
         inverse = b.alloc("inverse", block + isa.lanes)
@@ -266,14 +305,14 @@ class _Kernel:
 
         with b.loop("block", -(-count // block)) as index:
             query = b.compute_once("query", first + minimum(index * block, count - block))
-            self._scaled(self._of_head(self.q, image * shape.t + query, head, shape.d), queries)
+            self._scaled(self._of_head(self.q, image, query, head), queries)
             score_keys(b, isa, self.tiling.score_rows, queries, 0, keys, scores.buffer, block)
             if self.mask is not None:
                 self._masked(image, head, query, scores)
             powers_of_rows(b, isa, scores.buffer, keys.pitch, -(-shape.s // isa.lanes), inverse, block, strict=True)
             rows, vectors = self.tiling.mix_rows, self.width // self.lanes
             mix_values(b, isa, rows, scores, inverse, values, shape.s, self.lanes, vectors, block, keep)
-            self._stored(mixed, self._of_head(self.out, image * shape.t + query, head, shape.dv))
+            self._stored(mixed, self._of_head(self.out, image, query, head))
 
     def _stored(self, mixed: Buffer, target: Matrix) -> None:
         """The results of a block of queries, with their epilogue."""
@@ -283,14 +322,15 @@ class _Kernel:
             def finish(column: Expr, width: int) -> None:
                 place = target.at(row, column)
                 value = b.load(mixed, row * self.width + column, width)
-                b.store(self.out, place, self.ending.done(value, Spot(place, column)))
+                b.store(target.buffer, place, self.ending.done(value, Spot(place, column)))
 
             sweep(b, self.lanes, self.shape.dv, finish)
 
-    def _of_head(self, buffer: Buffer, first: Expr, head: Expr, width: int) -> Matrix:
-        """What one head has of the tokens from `first` on."""
-        heads = self.shape.heads
-        return Matrix(buffer, heads * width, self.b.compute_once("base", (first * heads + head) * width))
+    def _of_head(self, lying: tuple[Buffer, View], image: Expr, first: Expr, head: Expr) -> Matrix:
+        """What one head has of an image's tokens from `first` on."""
+        buffer, view = lying
+        base = view.offset + image * view.image + first * view.token + head * view.head
+        return Matrix(buffer, view.token, self.b.compute_once("base", base))
 
     def _values(self, source: Matrix) -> Matrix:
         """Values side by side, in whole vectors; what is beyond their width is never looked at."""
@@ -322,7 +362,8 @@ class _Kernel:
 
 
 def _reference(shape: AttentionShape, arrays: Arrays) -> np.ndarray:
-    query, key, value = (np.asarray(arrays[name], np.float64).transpose(0, 2, 1, 3) for name in "qkv")
+    given = zip("qkv", shape.places, shape.given, strict=True)
+    query, key, value = (view.of(np.asarray(arrays[name], np.float64), own).swapaxes(1, 2) for name, view, own in given)
     scores = query @ key.swapaxes(2, 3) * shape.scale
     scores = scores + np.asarray(arrays["mask"], np.float64).reshape(shape.mask) if shape.mask else scores
     mixed = (softmax(scores) @ value).transpose(0, 2, 1, 3)
@@ -337,18 +378,34 @@ class Attention(Generator):
     WIDE = True
 
     def problem(self, spec: KernelSpec) -> AttentionShape | None:
-        (n, t, heads, d), (_, s, _, dv) = spec.inputs[0].shape, spec.inputs[2].shape
         own = len(spec.inputs) - len(spec.epilogue.operands)
-        wanted = [(n, t, heads, d), (n, s, heads, d), (n, s, heads, dv)]
-        if [each.shape for each in spec.inputs[:3]] != wanted or spec.out.shape != (n, t, heads, dv):
+        if own not in (3, 4) or len(spec.out.shape) != 4 or not operands.fit(spec, own):
             return None
-        if own not in (3, 4) or not operands.fit(spec, own) or not operands.weighted(spec, {}):
+        (n, t, heads, dv), (q, k, v) = spec.out.shape, (each.shape for each in spec.inputs[:3])
+        if spec.get("views"):
+            s, d = spec["keys"], spec["width"]
+            views = tuple(View(shape, *places) for shape, places in zip((q, k, v), spec["views"], strict=True))
+        elif len(k) == 4:
+            (_, s, _, d), views = k, ()
+        else:
             return None
         mask = spec.inputs[3].shape if own > 3 else ()
         mask = (1,) * (4 - len(mask)) + mask if mask else ()
-        if any(extent not in (1, all_) for extent, all_ in zip(mask, (n, heads, t, s), strict=False)):
-            return None
-        return AttentionShape(n, t, s, heads, d, dv, spec["scale"], mask, spec.epilogue)
+        found = AttentionShape(n, t, s, heads, d, dv, spec["scale"], mask, spec.epilogue, views)
+        inside = (view.last(own) < math.prod(view.shape) for view, own in zip(found.places, found.given, strict=True))
+        fits = (
+            operands.weighted(spec, {})
+            and (all(inside) if views else (q, k, v) == found.given)
+            and all(extent in (1, all_) for extent, all_ in zip(mask, (n, heads, t, s), strict=False))
+        )
+        return found if fits else None
+
+    def bytes(self, spec: KernelSpec) -> int:
+        """Of what is viewed, the part that is read."""
+        shape = self.problem(spec)
+        assert shape is not None, f"attention makes no loops for {spec.text}"
+        read = [replace(each, shape=own) for each, own in zip(spec.inputs, shape.given, strict=False)]
+        return super().bytes(replace(spec, inputs=(*read, *spec.inputs[3:])))
 
     def default_for(self, problem: AttentionShape, unit: Isa, threads: int) -> Tiling:
         return _default(problem, unit, threads)
