@@ -48,21 +48,44 @@ def attention(graph: Graph, var: relax.Var) -> Iterator[tuple[relax.Var, Reading
     matched = _ATTENTION.pattern.extract_matched_expr(call, graph.values)
     if matched is not None:
         parts = {name: matched[part] for name, part in _ATTENTION.parts.items() if part in matched}
-        for chain in chains(graph, _by_head(graph, var), extents(var)[-1], axis=-1):
-            found = _read(graph, parts, var, chain)
+        for by_head, chain in _endings(graph, var):
+            found = _read(graph, parts, var, chain, by_head)
             if found is not None:
                 yield from ((chain.result, each) for each in (_by_views(graph, parts, found), found) if each)
 
 
+def _endings(graph: Graph, var: relax.Var) -> Iterator[tuple[bool, Chain]]:
+    """What follows: behind tokens that were put together, where a channel is no longer one of a head; or by head."""
+    heads = _by_head(graph, var)
+    joined = _by_token_again(graph, heads)
+    for chain in chains(graph, joined, extents(joined)[-1], axis=-1) if joined is not None else ():
+        if chain.steps and not chain.weights:
+            yield False, chain
+    yield from ((True, chain) for chain in chains(graph, heads, extents(var)[-1], axis=-1))
+
+
 def _by_head(graph: Graph, var: relax.Var) -> relax.Var:
     """The result with images and heads apart, which is where what follows begins."""
+    shaped = _only_user(graph, var, "reshape")
+    return shaped if shaped is not None and extents(shaped)[-2:] == extents(var)[-2:] else var
+
+
+def _by_token_again(graph: Graph, heads: relax.Var) -> relax.Var | None:
+    """Heads side by side in their tokens, if that is all that is made of them."""
+    turned = _only_user(graph, heads, "permute_dims")
+    if turned is None or [int(axis) for axis in graph.values[turned].attrs.axes or ()] not in (SWAPPED, [1, 0, 2]):
+        return None
+    shaped = _only_user(graph, turned, "reshape")
+    return turned if shaped is None else shaped
+
+
+def _only_user(graph: Graph, var: relax.Var, op: str) -> relax.Var | None:
     users = graph.users(var)
     call = graph.call(users[0]) if len(users) == 1 and var not in graph.outputs else None
-    is_reshape = call is not None and call.op == tvm.ir.Op.get("relax.reshape")
-    return users[0] if is_reshape and extents(users[0])[-2:] == extents(var)[-2:] else var
+    return users[0] if call is not None and call.op == tvm.ir.Op.get(f"relax.{op}") else None
 
 
-def _read(graph: Graph, parts: Parts, var: relax.Var, chain: Chain) -> Reading | None:
+def _read(graph: Graph, parts: Parts, var: relax.Var, chain: Chain, by_head: bool) -> Reading | None:
     """Query by token, key turned, value by token: of three axes (heads alone) or of four (images and heads)."""
     *lead, tokens, width = extents(parts["query"])
     *_, keys = extents(parts["turned"])
@@ -84,26 +107,28 @@ def _read(graph: Graph, parts: Parts, var: relax.Var, chain: Chain) -> Reading |
     axes = len(lead) + 2
     inputs = {"q": _by_token(query, axes), "k": _by_token(turned, axes, turned=True), "v": _by_token(value, axes)}
     batch, heads = lead if len(lead) == 2 else (1, lead[0])
+    if not by_head and extents(_by_head(graph, var)) not in ((*lead, tokens, valued), (batch, heads, tokens, valued)):
+        return None  # the kernel puts other tokens together
     if "mask" in parts:
         mask = _mask(graph, parts, (batch, heads, tokens, keys))
         if mask is None:
             return None
         inputs["mask"] = mask
-    shape = extents(chain.result)
+    shape, out = extents(chain.result), (batch, tokens, heads, valued)
 
-    def by_head(out: relax.Expr) -> relax.Expr:
-        return relax.op.reshape(relax.op.permute_dims(out, SWAPPED), shape)
+    def result(found: relax.Expr) -> relax.Expr:
+        return relax.op.reshape(relax.op.permute_dims(found, SWAPPED) if by_head else found, shape)
 
     for name, other in chain.operands.items():
-        inputs[name] = _by_token(relax.op.reshape(other, (batch, heads, tokens, valued)), axes=4)
-    out = (batch, tokens, heads, valued)
+        own = (batch, heads, tokens, valued) if by_head else out
+        inputs[name] = _by_token(relax.op.reshape(other, own), axes=4) if by_head else relax.op.reshape(other, own)
     shapes: dict[str, tuple[int, ...]]
     shapes = {"q": (batch, tokens, heads, width), "k": (batch, keys, heads, width), "v": (batch, keys, heads, valued)}
     shapes |= {"mask": extents(inputs["mask"])} if "mask" in inputs else {}
     # What is permuted here has no type yet, so stand-ins have the shapes.
     named = {name: relax.Var(name, relax.TensorType(shapes.get(name, out), FLOAT)) for name in inputs}
     found = reading("attention", named, chain.weights, out, {"scale": scale}, chain.steps, layout="")
-    return found._replace(inputs=tuple(inputs.values()), result=by_head)
+    return found._replace(inputs=tuple(inputs.values()), result=result)
 
 
 def _by_views(graph: Graph, parts: Parts, found: Reading) -> Reading | None:

@@ -65,6 +65,20 @@ def in_a_picture(qkv: Tensor) -> Tensor:
     return unbound(qkv.view(WINDOWS, 3, 3, 3 * C).flatten(1, 2))
 
 
+def in_one_axis(qkv: Tensor) -> Tensor:
+    """As PyTorch's own module has it, tokens first and heads beside images; what follows the tokens is taken along."""
+    q, k, v = (part.reshape(WINDOWS, TOKENS * HEADS, WIDTH).transpose(0, 1) for part in qkv.chunk(3, 2))
+    shares = (0.4 * q @ k.transpose(1, 2)).softmax(-1)
+    return F.hardswish((shares @ v).transpose(0, 1).reshape(WINDOWS, TOKENS, C))
+
+
+def images_apart_at_last(qkv: Tensor) -> Tensor:
+    """Images and heads are one axis for the kernel, and two behind it: tokens are not put together as it gives them."""
+    q, k, v = (part.flatten(0, 1) for part in qkv.unflatten(2, (3, HEADS, WIDTH)).permute(2, 0, 3, 1, 4))
+    shares = ((0.4 * q) @ (0.9 * k).transpose(1, 2)).softmax(-1)
+    return torch.sigmoid(joined((shares @ (0.8 * v)).unflatten(0, (WINDOWS, HEADS))))
+
+
 def by_channel(qkv: Tensor) -> Tensor:
     """As XCiT and DaViT have it: channels attend to channels, and those of a token lie apart."""
     q, k, v = qkv.reshape(WINDOWS, TOKENS, 3, HEADS, WIDTH).permute(2, 0, 3, 4, 1)
@@ -86,6 +100,8 @@ MIXES: dict[str, tuple[Mix, int]] = {
     "scaled": (scaled, 0),
     "with values": (with_values, 1),
     "in a picture": (in_a_picture, 0),
+    "in one axis": (in_one_axis, 1),
+    "images apart at last": (images_apart_at_last, 4),
     "by channel": (by_channel, 4),
     "in other order": (in_other_order, 1),
 }
