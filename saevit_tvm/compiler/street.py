@@ -329,7 +329,7 @@ def virtual_machine(capture: bool = False) -> list[Pass]:
     return [
         *memory_plan(capture),
         # Views inside a graph that is captured belong to it.
-        *([] if capture else [transform.CanonicalizeBindings(), ShareTensors(), transform.DeadCodeElimination()]),
+        *([] if capture else [ShareTensors()]),
         transform.KillAfterLastUse(),
         transform.LowerRuntimeBuiltin(),
         transform.ComputePrimValue(),

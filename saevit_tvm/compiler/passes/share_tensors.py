@@ -23,19 +23,34 @@ class ShareTensors:
         mod = mod.clone()
         for name, func in list(mod.functions_items()):
             if isinstance(func, relax.Function):
-                mod[name] = _Views(mod).visit_expr(func)
+                mod[name] = _Views(mod, _whole(func)).visit_expr(func)
         return mod
+
+
+def _whole(func: relax.Function) -> set[relax.Var]:
+    """Who is used otherwise than by its parts. (With TVM's own passes for that, OpenCL's answers are wrong.)"""
+    values = [binding.value for block in func.body.blocks for binding in block.bindings] + [func.body.body]
+    used = [value for value in values if not isinstance(value, relax.TupleGetItem)]
+    return {var for value in used for var in relax.analysis.free_vars(value)}
 
 
 @mutator
 class _Views(PyExprMutator):
-    def __init__(self, mod: tvm.IRModule) -> None:
+    def __init__(self, mod: tvm.IRModule, whole: set[relax.Var]) -> None:
         super().__init__(mod)
+        self._whole = whole
+        self._parts: dict[relax.Var, list[relax.Expr]] = {}  # of tuples
         self._made: dict[tuple[Any, ...], relax.Var] = {}
         self._calls: dict[relax.Var, relax.Call] = {}  # what made a tensor
 
     def visit_var_binding_(self, binding: relax.VarBinding) -> None:
         value = self.visit_expr(binding.value)
+        if isinstance(value, relax.Tuple):
+            self._parts[binding.var] = list(value.fields)
+            if binding.var not in self._whole:
+                return
+        if isinstance(binding.value, relax.TupleGetItem) and binding.value.tuple_value in self._parts:
+            value = self._parts[binding.value.tuple_value][binding.value.index]
         if isinstance(value, relax.Var):
             self.set_var_remap(binding.var, value)
             return
