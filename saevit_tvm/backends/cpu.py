@@ -46,8 +46,8 @@ class Cpu(Backend):
     flavours = ("static", "shared")
 
     def accepts(self, recipe: Recipe) -> Accepts:
-        isa = isa_of(recipe.target.tvm)
-        return lambda spec: registry.generator(spec.laid_out("NHWC"), isa) is not None
+        isa, threads = isa_of(recipe.target.tvm), threads_of(recipe.target.tvm)
+        return lambda spec: registry.takes(spec.laid_out("NHWC"), isa, threads)
 
     def precision(self, recipe: Recipe) -> list[Pass]:
         return precision(recipe.dtype)

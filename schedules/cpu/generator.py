@@ -65,6 +65,10 @@ class Generator(ABC):
     def accepts(self, spec: KernelSpec, isa: Isa) -> bool:
         return spec.op == self.OP and self.problem(spec) is not None
 
+    def pays(self, _problem: Any, _threads: int) -> bool:
+        """Whether one kernel takes less time than one each for its parts. Asked where nothing is declared yet."""
+        return True
+
     def default(self, spec: KernelSpec, isa: Isa, threads: int = 1) -> Any:
         return self.default_for(self.problem(spec), self.unit(spec, isa), threads)
 

@@ -31,6 +31,12 @@ def generator(spec: KernelSpec, isa: Isa) -> Generator | None:
     return next((each for each in GENERATORS if each.accepts(spec, isa)), None)
 
 
+def takes(spec: KernelSpec, isa: Isa, threads: int) -> bool:
+    """Whether a kernel is to be declared: there is a generator, and it pays."""
+    made_by = generator(spec, isa)
+    return made_by is not None and made_by.pays(made_by.problem(spec), threads)
+
+
 def tilings(mod: tvm.IRModule, isa: Isa) -> list[Schedule]:
     """The search space of a declared kernel: one schedule for each tiling that its generator offers."""
     spec, made_by = _of(mod["main"], isa)

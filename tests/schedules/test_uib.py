@@ -92,3 +92,19 @@ def test_offered_tilings_are_right(call: Call, here: Isa) -> None:
     assert len(offered) == len(set(offered)) > 10
     for index in (len(offered) // 2, -1):
         assert error(call, here, problem, **dataclasses.asdict(offered[index])) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("problem", "threads", "pays"),
+    [
+        (shape((1, 14, 14, 96), 192, 96), 1, True),
+        (shape((1, 14, 14, 96), 192, 96), 2, True),
+        (shape((1, 7, 7, 128), 512, 128, kernel=5), 1, True),
+        (shape((1, 7, 7, 128), 512, 128, kernel=5), 2, False),  # of 7 rows each thread would expand 6
+        (shape((2, 7, 7, 128), 512, 128, kernel=5), 2, True),  # an image each
+        (shape((1, 1, 1, 896), 224, 896, kernel=1), 1, False),  # the weights are all there is
+        (shape((1, 4, 4, 320), 640, 320, kernel=1), 2, False),
+    ],
+)
+def test_when_one_kernel_pays(problem: UIBShape, threads: int, pays: bool) -> None:
+    assert UIB().pays(problem, threads) == pays

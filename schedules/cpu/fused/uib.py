@@ -26,6 +26,8 @@ from schedules.machines.cpus import Isa
 from schedules.spec import Epilogue, KernelSpec
 
 CACHED = 100_000  # numbers of the expanded map that a task keeps at a time
+FEW = 16  # results of a thread, for which reading all weights does not pay
+MORE = 1.3  # times the rows that all threads together may expand
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,11 +64,15 @@ class Tiling:
 
 
 def _default(shape: UIBShape, isa: Isa, threads: int = 1) -> Tiling:
-    bands = min(shape.out_h, threads // math.gcd(threads, shape.n))
+    bands = _bands(shape, threads)
     chunk = max(1, min(-(-shape.out_h // bands), CACHED // (shape.out_w * shape.e)))
     expand = microkernel.tile_for(isa, shape.w * chunk, shape.e)
     project = microkernel.tile_for(isa, shape.out_w * chunk, shape.k)
     return Tiling(bands, chunk, min(shape.out_w, 7), expand.rows, expand.vectors, project.rows, project.vectors, 4)
+
+
+def _bands(shape: UIBShape, threads: int) -> int:
+    return min(shape.out_h, threads // math.gcd(threads, shape.n))
 
 
 def _tilings(shape: UIBShape, isa: Isa) -> list[Tiling]:
@@ -247,6 +253,13 @@ def _reference(shape: UIBShape, arrays: Arrays) -> np.ndarray:
 class UIB(Generator):
     OP = "uib"
     TILING = Tiling
+
+    def pays(self, problem: UIBShape, threads: int) -> bool:
+        """Where a thread has enough results for its weights, and sees few rows that others expand, too."""
+        bands = _bands(problem, threads)
+        rows = -(-problem.out_h // bands)
+        seen = min(problem.h, (rows - 1) * problem.strides[0] + problem.kernel[0])
+        return rows * problem.out_w >= FEW and seen * bands <= MORE * problem.h
 
     def problem(self, spec: KernelSpec) -> UIBShape | None:
         if not operands.fit(spec) or spec.epilogue.steps[:1] != ("bias",) or "scale" in spec.epilogue.steps:
