@@ -102,8 +102,8 @@ def test_offered_tilings_are_right(call: Call, here: Isa) -> None:
         (shape((1, 7, 7, 128), 512, 128, kernel=5), 1, True),
         (shape((1, 7, 7, 128), 512, 128, kernel=5), 2, False),  # of 7 rows each thread would expand 6
         (shape((2, 7, 7, 128), 512, 128, kernel=5), 2, True),  # an image each
-        (shape((1, 1, 1, 896), 224, 896, kernel=1), 1, False),  # the weights are all there is
-        (shape((1, 4, 4, 320), 640, 320, kernel=1), 2, False),
+        (shape((1, 56, 56, 32), 128, 32, kernel=1), 2, True),
+        (shape((1, 14, 14, 128), 256, 128, kernel=1), 1, False),  # a cache holds the expanded map
     ],
 )
 def test_when_one_kernel_pays(problem: UIBShape, threads: int, pays: bool) -> None:

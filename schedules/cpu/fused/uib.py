@@ -26,7 +26,6 @@ from schedules.machines.cpus import Isa
 from schedules.spec import Epilogue, KernelSpec
 
 CACHED = 100_000  # numbers of the expanded map that a task keeps at a time
-FEW = 16  # results of a thread, for which reading all weights does not pay
 MORE = 1.3  # times the rows that all threads together may expand
 
 
@@ -255,11 +254,13 @@ class UIB(Generator):
     TILING = Tiling
 
     def pays(self, problem: UIBShape, threads: int) -> bool:
-        """Where a thread has enough results for its weights, and sees few rows that others expand, too."""
+        """Where the expanded map is too large for a cache; or convolved, if threads see few rows that others expand."""
+        if math.prod(problem.kernel) == 1:
+            return problem.h * problem.w * problem.e > CACHED
         bands = _bands(problem, threads)
         rows = -(-problem.out_h // bands)
         seen = min(problem.h, (rows - 1) * problem.strides[0] + problem.kernel[0])
-        return rows * problem.out_w >= FEW and seen * bands <= MORE * problem.h
+        return seen * bands <= MORE * problem.h
 
     def problem(self, spec: KernelSpec) -> UIBShape | None:
         if not operands.fit(spec) or spec.epilogue.steps[:1] != ("bias",) or "scale" in spec.epilogue.steps:
