@@ -38,7 +38,6 @@ from saevit_tvm.compiler.passes import (
     KeepTokens,
     MergeBranches,
     RemoveNoOps,
-    ShareTensors,
     TakeFrames,
 )
 from saevit_tvm.compiler.passes.kernel_calls import kernels_called, read
@@ -328,8 +327,6 @@ def virtual_machine(capture: bool = False) -> list[Pass]:
     """
     return [
         *memory_plan(capture),
-        # Views inside a graph that is captured belong to it.
-        *([] if capture else [ShareTensors()]),
         transform.KillAfterLastUse(),
         transform.LowerRuntimeBuiltin(),
         transform.ComputePrimValue(),

@@ -11,7 +11,6 @@ from saevit_tvm.compiler.passes.merge_branches import MergeBranches
 from saevit_tvm.compiler.passes.precision import LowerPrecision
 from saevit_tvm.compiler.passes.remove_no_ops import RemoveNoOps
 from saevit_tvm.compiler.passes.schedule import ApplyRecords, BindTheRest, ScheduleTheRest
-from saevit_tvm.compiler.passes.share_tensors import ShareTensors
 from saevit_tvm.compiler.passes.sink_permutes import SinkPermutes
 from saevit_tvm.compiler.passes.take_frames import TakeFrames
 
@@ -30,7 +29,6 @@ __all__ = [
     "MergeBranches",
     "RemoveNoOps",
     "ScheduleTheRest",
-    "ShareTensors",
     "SinkPermutes",
     "TakeFrames",
 ]
