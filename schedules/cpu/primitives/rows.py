@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from schedules.cpu.builder import Builder, Expr, minimum
-from schedules.cpu.primitives.unrolling import even, part
+from schedules.cpu.primitives.unrolling import even
 
 CACHED = 4096  # numbers of the rows that are worked on at a time: a part of a first-level cache
 
@@ -51,8 +51,10 @@ def tilings(shape: RowsShape) -> list[Tiling]:
 
 def in_bands(b: Builder, shape: RowsShape, tiling: Tiling, body: Callable[[Expr, int], None]) -> None:
     """body(first, count) for chunks of rows; the last one of a band is moved up to end where the band ends."""
+    # No row is in two bands: alone it is summed up in another order than among others, and threads would race.
+    count = min(tiling.chunk, shape.rows // tiling.bands)
     with b.loop("task", tiling.bands, "parallel") as task:
-        first, size = part(b, task, shape.rows, tiling.bands)
-        count = min(tiling.chunk, size)
-        with b.loop("chunk", -(-size // count)) as index:
-            body(b.compute_once("low", first + minimum(index * count, size - count)), count)
+        first = b.compute_once("first", task * shape.rows // tiling.bands)
+        last = b.compute_once("last", (task + 1) * shape.rows // tiling.bands)
+        with b.loop("chunk", (last - first + count - 1) // count) as index:
+            body(b.compute_once("low", minimum(first + index * count, last - count)), count)
