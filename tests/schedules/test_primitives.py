@@ -20,6 +20,7 @@ from schedules.cpu.primitives.matmul import Matmul, MatmulShape
 from schedules.cpu.primitives.norm import LayerNorm, LayerNormShape
 from schedules.cpu.primitives.pool import Mean, MeanShape, Pool, PoolShape
 from schedules.cpu.primitives.softmax import Softmax, SoftmaxShape
+from schedules.cpu.primitives.unrolling import at_a_time
 from schedules.gpu import plan
 from schedules.machines.cpus import AVX2, AVX512, NEON, SSE, Isa
 from schedules.machines.gpus import GENERIC
@@ -213,16 +214,38 @@ def test_all_threads_work(rows: int, threads: int) -> None:
     assert tiling.bands == 1 or rows > 5
 
 
-@pytest.mark.parametrize("op", ["linear", "attention"])
-def test_a_row_more_costs_no_turn_of_its_own(op: str) -> None:
+def test_a_row_more_costs_no_turn_of_its_own() -> None:
     """Of 197 rows one thread would have 98 and the other 99: in turns of 98 it would do the work of 196."""
-    family, problem = {
-        "linear": (Linear(), LinearShape((197,), 64, 64)),
-        "attention": (Attention(), AttentionShape(1, 197, 197, 1, 16, 16, 0.25)),
-    }[op]
-    func = family.loops(problem, AVX512, family.default_for(problem, AVX512, 2), 2).function()
+    shape = LinearShape((197,), 64, 64)
+    func = Linear().loops(shape, AVX512, Linear().default_for(shape, AVX512, 2), 2).function()
     turns = re.findall(r"for \w+ in [\w.]+\((.*)\):", str(func))
     assert turns and all(count.isdigit() for count in turns), "all threads take as many turns"
+
+
+@pytest.mark.parametrize(("rows", "parts"), [(197, 2), (49, 2), (3, 2), (7, 4), (64, 4), (1, 1), (785, 3)])
+@pytest.mark.parametrize("most", [8, 50, 1000])
+def test_turns_are_even_and_stay_in_their_part(rows: int, parts: int, most: int) -> None:
+    size, largest = at_a_time(rows, parts, most), -(-rows // parts)
+    assert 1 <= size <= min(most, rows // parts)
+    turns = -(-largest // size)
+    assert turns * size < largest + turns, "as little as can be is done twice"
+
+
+@pytest.mark.parametrize("op", ["attention", "layer_norm", "softmax"])
+def test_no_row_is_made_by_two_threads(op: str) -> None:
+    """Its sums would begin elsewhere, and its last bit would depend on who is last."""
+    family, problem = {
+        "attention": (Attention(), AttentionShape(1, 49, 49, 1, 16, 16, 0.25)),
+        "layer_norm": (LayerNorm(), LayerNormShape((49,), 40)),
+        "softmax": (Softmax(), SoftmaxShape((49,), 49)),
+    }[op]
+    tiling = family.default_for(problem, AVX512, 2)
+    size = tiling.block if op == "attention" else tiling.chunk
+    assert tiling.bands == 2 and size <= 24
+    # Not even with a tiling from elsewhere: its turns are cut for the smaller band.
+    larger = replace(tiling, **{"block" if op == "attention" else "chunk": 49})
+    func = str(family.loops(problem, AVX512, larger, 2).function())
+    assert "- 13" in func and "- 25" not in func and "- 49" not in func
 
 
 def test_a_row_that_is_not_a_number_stays_alone(call: Call, here: Isa) -> None:

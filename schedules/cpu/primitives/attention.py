@@ -23,11 +23,11 @@ from schedules.cpu.primitives.operands import Ending, Spot
 from schedules.cpu.primitives.softmax import powers_of_rows, softmax
 from schedules.cpu.primitives.unrolling import (
     accumulators,
+    at_a_time,
     even,
     in_chunks,
     in_turns,
     multiply_add,
-    part,
     sweep,
     widest,
 )
@@ -238,7 +238,7 @@ def _default(shape: AttentionShape, isa: Isa, threads: int = 1) -> Tiling:
     needed = threads // math.gcd(threads, shape.n * shape.heads)
     bands = max(1, min(needed, shape.t // 8))  # all of them turn the keys for themselves
     pitch = round_up(shape.s, isa.lanes)
-    block = queries_at_a_time(-(-shape.t // bands), pitch)
+    block = at_a_time(shape.t, bands, queries_at_a_time(-(-shape.t // bands), pitch))
     score, mix = (tiles[0] for tiles in _tiles(shape, isa, block))
     return Tiling(bands, block, score.rows, mix.rows)
 
@@ -247,7 +247,7 @@ def _tilings(shape: AttentionShape, isa: Isa) -> list[Tiling]:
     found: dict[Tiling, None] = {}
     for threads in (1, 2, 4, 8):
         start = _default(shape, isa, threads)
-        for block in (start.block, -(-start.block // 2), min(2 * start.block, -(-shape.t // start.bands))):
+        for block in (start.block, -(-start.block // 2), min(2 * start.block, shape.t // start.bands)):
             scores, mixes = _tiles(shape, isa, block)
             for score, mix in product(scores[:3], mixes[:3]):
                 found[replace(start, block=block, score_rows=score.rows, mix_rows=mix.rows)] = None
@@ -265,7 +265,7 @@ class _Kernel:
 
     def __init__(self, shape: AttentionShape, isa: Isa, tiling: Tiling) -> None:
         self.shape, self.isa, self.tiling = shape, isa, tiling
-        self.block = min(tiling.block, -(-shape.t // tiling.bands))
+        self.block = at_a_time(shape.t, tiling.bands, tiling.block)
         self.lanes = min(isa.lanes, power_of_two(shape.dv))  # of values
         self.width = round_up(shape.dv, self.lanes)
         self.b = Builder(isa.dtype, isa.stored)
@@ -285,11 +285,13 @@ class _Kernel:
         with b.loop("task", shape.n * shape.heads * bands, "parallel") as task:
             image = b.compute_once("image", task // (bands * shape.heads))
             head = b.compute_once("head", task // bands % shape.heads)
-            self._band(image, head, *part(b, task % bands, shape.t, bands))
+            first = b.compute_once("first", task % bands * shape.t // bands)
+            last = b.compute_once("last", (task % bands + 1) * shape.t // bands)
+            self._band(image, head, first, last)
         return b.function("attention")
 
-    def _band(self, image: Expr, head: Expr, first: Expr, count: int) -> None:
-        """`count` queries of a head from `first` on."""
+    def _band(self, image: Expr, head: Expr, first: Expr, last: Expr) -> None:
+        """Queries first .. last of a head."""
         shape, b, isa, block = self.shape, self.b, self.isa, self.block
         keys = Keys.of(b, isa, shape.s, shape.d)
         keys.clear(b, isa, -math.inf)
@@ -303,8 +305,8 @@ class _Kernel:
         def keep(row: Expr, column: Expr, value: Expr) -> None:
             b.store(mixed, row * self.width + column, value)
 
-        with b.loop("block", -(-count // block)) as index:
-            query = b.compute_once("query", first + minimum(index * block, count - block))
+        with b.loop("block", (last - first + block - 1) // block) as index:
+            query = b.compute_once("query", minimum(first + index * block, last - block))
             self._scaled(self._of_head(self.q, image, query, head), queries)
             score_keys(b, isa, self.tiling.score_rows, queries, 0, keys, scores.buffer, block)
             if self.mask is not None:

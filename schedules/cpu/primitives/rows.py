@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from schedules.cpu.builder import Builder, Expr, minimum
-from schedules.cpu.primitives.unrolling import even
+from schedules.cpu.primitives.unrolling import at_a_time
 
 CACHED = 4096  # numbers of the rows that are worked on at a time: a part of a first-level cache
 
@@ -36,14 +36,14 @@ class Tiling:
 
 def default(shape: RowsShape, threads: int) -> Tiling:
     bands = min(threads, shape.rows)
-    return Tiling(bands, even(-(-shape.rows // bands), max(8, CACHED // shape.c)))
+    return Tiling(bands, at_a_time(shape.rows, bands, max(8, CACHED // shape.c)))
 
 
 def tilings(shape: RowsShape) -> list[Tiling]:
     found: dict[Tiling, None] = {}
     for threads in (1, 2, 4, 8):
         start = default(shape, threads)
-        most = -(-shape.rows // start.bands)
+        most = shape.rows // start.bands
         for chunk in (start.chunk, -(-start.chunk // 2), min(2 * start.chunk, most), min(4 * start.chunk, most)):
             found[replace(start, chunk=chunk)] = None
     return list(found)
@@ -51,8 +51,7 @@ def tilings(shape: RowsShape) -> list[Tiling]:
 
 def in_bands(b: Builder, shape: RowsShape, tiling: Tiling, body: Callable[[Expr, int], None]) -> None:
     """body(first, count) for chunks of rows; the last one of a band is moved up to end where the band ends."""
-    # No row is in two bands: alone it is summed up in another order than among others, and threads would race.
-    count = min(tiling.chunk, shape.rows // tiling.bands)
+    count = at_a_time(shape.rows, tiling.bands, tiling.chunk)
     with b.loop("task", tiling.bands, "parallel") as task:
         first = b.compute_once("first", task * shape.rows // tiling.bands)
         last = b.compute_once("last", (task + 1) * shape.rows // tiling.bands)

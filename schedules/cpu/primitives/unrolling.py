@@ -16,6 +16,14 @@ def even(total: int, most: int) -> int:
     return -(-total // -(-total // most))
 
 
+def at_a_time(total: int, parts: int, most: int) -> int:
+    """What is done in a turn: about evenly in the largest of so many parts, and never more than the smallest has.
+
+    So no part reaches into another: a row that two threads made could differ in its last bit.
+    """
+    return even(-(-total // parts), min(most, total // parts))
+
+
 def part(b: Builder, index: Expr, total: int, parts: int) -> tuple[Expr, int]:
     """Where a part begins, and its size, which all of them have: the last ones are moved up to end where all ends.
 
