@@ -222,6 +222,14 @@ def test_a_row_more_costs_no_turn_of_its_own() -> None:
     assert turns and all(count.isdigit() for count in turns), "all threads take as many turns"
 
 
+def test_rows_of_two_threads_are_alike(call: Call, here: Isa) -> None:
+    """Some are made by both, in other tiles: to the last bit the same as by one, whoever is last."""
+    shape = LinearShape((49,), 40, 70, Epilogue(("bias", "gelu")))
+    whole = Linear().default_for(shape, here, 1)
+    made = [computed(call, Linear(), shape, *linear(shape), here, 1, replace(whole, bands=n))[0] for n in (1, 2, 3, 5)]
+    assert all(np.array_equal(each, made[0]) for each in made)
+
+
 @pytest.mark.parametrize(("rows", "parts"), [(197, 2), (49, 2), (3, 2), (7, 4), (64, 4), (1, 1), (785, 3)])
 @pytest.mark.parametrize("most", [8, 50, 1000])
 def test_turns_are_even_and_stay_in_their_part(rows: int, parts: int, most: int) -> None:

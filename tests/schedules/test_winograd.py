@@ -103,3 +103,12 @@ def test_tilings_of_any_number_of_threads(call: Call, here: Isa, square: int, th
     tiling = winograd.tiling(shape, here, threads, square)
     found, expected = computed(call, shape, here, tiling, normal(*shape.image))
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("square", winograd.SQUARES)
+def test_squares_of_two_threads_are_alike(call: Call, here: Isa, square: int) -> None:
+    """Some are made by both, in other tiles: to the last bit the same as by one, whoever is last."""
+    shape = shaped(1, 14, 14, 40, 40)  # 49 or 16 squares
+    whole = replace(winograd.tiling(shape, here, 1, square), chunk=13)
+    made = [computed(call, shape, here, replace(whole, bands=bands), normal(*shape.image))[0] for bands in (1, 2, 3, 5)]
+    assert all(np.array_equal(each, made[0]) for each in made)

@@ -48,7 +48,8 @@ class _Way:
     ) -> None:
         self.op, self.attributes = op, attributes
         self.hidden = shape(inputs[2])[2]
-        self.kind = KINDS[shape(inputs[1])[1] // self.hidden]
+        self.gates = shape(inputs[1])[1] // self.hidden
+        self.kind = KINDS[self.gates]
         named = attributes.get("direction", b"forward")
         self.backward = named == b"reverse" or which == 1
         functions = [each.decode() for each in attributes.get("activations", [])] or USUAL[self.kind] * 2
@@ -75,7 +76,7 @@ class _Way:
         op, steps = self.op, shape(self.x)[0]
         taken = op.matmul(self.x, op.permute_dims(self.weight, [1, 0]))
         if self.bias is not None:
-            taken = op.add(taken, self._part(self.bias, 0, self._gates()))
+            taken = op.add(taken, self._part(self.bias, 0, self.gates))
         state, given = self.first, {}
         for at in reversed(range(steps)) if self.backward else range(steps):
             one = op.squeeze(op.strided_slice(taken, [0], [at], [at + 1]), [0])
@@ -88,9 +89,6 @@ class _Way:
             state = new
         return _side_by_side(op, [given[at] for at in range(steps)], 0), state
 
-    def _gates(self) -> int:
-        return {"GRU": 3, "LSTM": 4, "RNN": 1}[self.kind]
-
     def _part(self, x: relax.Expr, begin: int, end: int) -> relax.Expr:
         """Some gates of what all of them stand in, side by side."""
         axis = len(shape(x)) - 1
@@ -98,12 +96,12 @@ class _Way:
 
     def _remembered(self, hidden: relax.Expr, begin: int = 0, end: int | None = None) -> relax.Expr:
         """What some gates make of the state."""
-        op, end = self.op, self._gates() if end is None else end
+        op, end = self.op, self.gates if end is None else end
         rows = op.strided_slice(self.recurrence, [0], [begin * self.hidden], [end * self.hidden])
         found = op.matmul(hidden, op.permute_dims(rows, [1, 0]))
         if self.bias is None:
             return found
-        return op.add(found, self._part(self.bias, self._gates() + begin, self._gates() + end))
+        return op.add(found, self._part(self.bias, self.gates + begin, self.gates + end))
 
     def _function(self, name: str) -> Callable[[relax.Expr], relax.Expr]:
         op, bound = self.op, self.attributes.get("clip")
