@@ -106,11 +106,16 @@ def linker(target: Platform) -> Toolchain:
 def programs(target: Platform) -> Toolchain:
     """What makes whole programs for a target, with its C library.
 
-    Android's is not to be had without an NDK. With musl's inside, a program needs nothing but Linux, which Android's
-    shell runs like any other: zig links it statically unless told otherwise.
+    Android's is not to be had without an NDK. With another one inside, a program needs nothing but Linux, which
+    Android's shell runs like any other. A distribution's is there already; zig compiles musl's first, for a minute.
     """
-    found = linker(target)
-    return (_zig(f"{target.arch}-linux-musl") or found) if target.android else found
+    if not target.android:
+        return linker(target)
+    for name in linkers_for(target.arch):
+        found = _find(name, target.arch, f"{target.arch}-linux-musl")
+        if found is not None and (name == "zig" or _has_static_libc(target.arch)):
+            return replace(found, cc_argv=(*found.cc_argv, "-static"))
+    return linker(target)
 
 
 def cxx(target: Platform) -> tuple[str, ...]:
@@ -141,6 +146,11 @@ def sysroot(arch: str) -> Path | None:
     """Where a distribution keeps the C library of another architecture, for programs that are run under qemu."""
     folder = Path(f"/usr/{arch}-linux-gnu")
     return folder if (folder / "lib" / "libc.so.6").exists() else None
+
+
+def _has_static_libc(arch: str) -> bool:
+    folder = sysroot(arch)
+    return folder is not None and (folder / "lib" / "libc.a").exists()
 
 
 def _find(name: str, arch: str, triple: str) -> Toolchain | None:

@@ -332,7 +332,7 @@ def _prove(work: _Work, flavour: str) -> dict[str, Any]:
             f"the {flavour} flavour deviates from PyTorch by {deviation}, where {tolerance:g} is allowed, so no SDK "
             "was written: please report the model."
         )
-    note = {"note": "a static program, musl in place of Android's libc"} if work.target.android else {}
+    note = {"note": "a static program, with another C library than Android's"} if work.target.android else {}
     return {"passed": True, **deviation.entries, "proof": proof.kind(work.manifest["target"], how), **note}
 
 

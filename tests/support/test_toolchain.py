@@ -97,6 +97,18 @@ def test_an_android_library_needs_no_library_of_androids(tmp_path: Path) -> None
     assert symbols.stdout.split() == ["U", "left_open"]
 
 
+@pytest.mark.skipif(not has_zig, reason="needs ziglang")
+def test_android_programs_get_a_c_library_that_is_there_or_zigs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    phone = targets.get("android-arm64")
+    if toolchain.sysroot("aarch64"):
+        assert toolchain.programs(phone).origin in ("gcc", "clang")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    alone = toolchain.programs(phone)
+    assert alone.origin == "zig" and {"aarch64-linux-musl", "-static"} < set(alone.cc_argv)
+
+
 def test_a_missing_compiler_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setitem(sys.modules, "ziglang", None)
