@@ -30,9 +30,15 @@ NEEDLESS = [
     "s_tir.ThreadSync",
     "s_tir.InjectVirtualThread",
     "s_tir.InjectDoubleBuffer",
+    "s_tir.InferFragment",
+    "s_tir.LowerThreadAllreduce",
+    "s_tir.LowerVtcmAlloc",
+    "s_tir.MergeSharedMemoryAllocations",
+    "s_tir.TransformMmaBufferLayout",
 ]
-# The slowest that is left: it shrinks what blocks allocate, and generated kernels are loops without blocks.
-NEEDLESS_WITHOUT_BLOCKS = ["s_tir.CompactBufferAllocation"]
+# The slowest that are left: one shrinks what blocks allocate and one simplifies what blocks have become, before the
+# loops are unrolled and simplified once more. Generated kernels are loops without blocks.
+NEEDLESS_WITHOUT_BLOCKS = ["s_tir.CompactBufferAllocation", "s_tir.StmtSimplify"]
 
 
 def settings(mod: tvm.IRModule | None = None) -> dict[str, Any]:

@@ -77,15 +77,18 @@ class Builder:
         return var
 
     def compute_once(self, name: str, value: Expr) -> Expr:
-        """An integer that is computed once and that TVM does not look into.
+        """A value that is computed once and that TVM does not look into.
 
-        TVM's simplifier takes minutes over nested divisions, minima and maxima that LLVM handles at once.
+        TVM's simplifier takes minutes over nested divisions, minima and maxima that LLVM handles at once. And what
+        `bind` has named it puts back in each of its places, if it is computed from names alone: of a polynomial's
+        square it makes four polynomials.
         """
         if isinstance(value, (int, tirx.IntImm)):
             return value
-        cell = self.cell(name, 1, "int32")
-        self._emit(tirx.BufferStore(cell, value, [integer(0)]))
-        return tirx.BufferLoad(cell, [integer(0)])
+        lanes, dtype = lanes_of(value), str(value.ty.dtype.with_lanes(1))
+        cell = self.cell(name, lanes, dtype)
+        self.store(cell, 0, value)
+        return self.load(cell, 0, lanes, dtype)
 
     @contextmanager
     def loop(self, name: str, extent: Expr, kind: str = "serial") -> Iterator[Expr]:

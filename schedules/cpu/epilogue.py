@@ -38,7 +38,7 @@ class Vectors(Arithmetic):
         return {"exp": self._exp, "tanh": self._tanh}[name](a)
 
     def named(self, name: str, value: Any) -> Any:
-        return self.b.bind(name, value)
+        return self.b.compute_once(name, value)
 
     def _exp(self, x: Any) -> Any:
         """In float32 in any case: the bits of its exponent are put together."""

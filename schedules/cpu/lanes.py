@@ -23,19 +23,19 @@ def exp2(b: Builder, x: Expr, strict: bool = False) -> Expr:
     NaN stays NaN: the larger of two is the second one where they are not comparable.
     """
     lanes = lanes_of(x)
-    x = b.bind("x", x if strict else tirx.max(splat(_LOWEST, lanes), x))
+    x = b.compute_once("x", x if strict else tirx.max(splat(_LOWEST, lanes), x))
     integer = "int32" if lanes == 1 else f"int32x{lanes}"
     # Its bits, and back: TVM would simplify (x + 1) - 1 as if there were no rounding.
-    bits = b.bind("bits", tirx.reinterpret(integer, x + splat(_ROUND, lanes)))
+    bits = b.compute_once("bits", tirx.reinterpret(integer, x + splat(_ROUND, lanes)))
     rounded = tirx.reinterpret(x.ty.dtype, bits) - splat(_ROUND, lanes)
-    part = b.bind("part", x - rounded)
+    part = b.compute_once("part", x - rounded)
     power = splat(_EXP2[-1], lanes)
     for coefficient in reversed(_EXP2[:-1]):
-        power = b.bind("power", power * part + splat(coefficient, lanes))
+        power = b.compute_once("power", power * part + splat(coefficient, lanes))
     shift = tirx.const(23, "int32") if lanes == 1 else tirx.Broadcast(tirx.const(23, "int32"), lanes)
     # A product, not a sum of exponents: whatever bits NaN has, it stays so.
     scale = tirx.reinterpret(power.ty.dtype, tirx.shift_left(bits, shift))
-    result = b.bind("exp2", power * scale)
+    result = b.compute_once("exp2", power * scale)
     return b.bind("exp2", tirx.Select(x < splat(_LOWEST, lanes), splat(0.0, lanes), result)) if strict else result
 
 
@@ -45,12 +45,12 @@ def across(b: Builder, vectors: Sequence[Expr], combine: Combine) -> Expr:
     block = lanes_of(rows[0])
     while len(rows) > 1:
         half = len(rows) // 2
-        rows = [b.bind("part", combine(*_halves(b, rows[i], rows[i + half], block))) for i in range(half)]
+        rows = [b.compute_once("part", combine(*_halves(b, rows[i], rows[i + half], block))) for i in range(half)]
         block //= 2
     (row,) = rows
     while block > 1:
         even, odd = (_pick(b, [row], range(start, lanes_of(row), 2)) for start in (0, 1))
-        row = b.bind("part", combine(even, odd))
+        row = b.compute_once("part", combine(even, odd))
         block //= 2
     return row
 

@@ -64,7 +64,7 @@ def polynomial(b: Builder, coefficients: tuple[float, ...], x: Expr) -> Expr:
     result = b.splat(coefficients[-1], lanes)
     for coefficient in reversed(coefficients[:-1]):
         result = result * x + b.splat(coefficient, lanes)
-    return b.bind("poly", result)
+    return b.compute_once("poly", result)
 
 
 def gelu(b: Builder, x: Expr) -> Expr:
@@ -75,17 +75,17 @@ def gelu(b: Builder, x: Expr) -> Expr:
 def gelus(b: Builder, values: list[Expr]) -> list[Expr]:
     """GELU of several vectors in step, so that each waits for its own last result only and coefficients load once."""
     lanes, fit = lanes_of(values[0]), _GELU[b.dtype]
-    values = [b.bind("x", x) for x in values]
+    values = [b.compute_once("x", x) for x in values]
     limit = b.splat(fit.limit, lanes)
     # In this order: of a pair that is not comparable, minimum and maximum give the second one, so that NaN stays NaN.
-    sizes = [b.bind("size", tirx.min(limit, tirx.abs(x))) for x in values]
+    sizes = [b.compute_once("size", tirx.min(limit, tirx.abs(x))) for x in values]
     tails: list[Expr] = [b.splat(fit.base[-1], lanes)] * len(values)
     for coefficient in reversed(fit.base[:-1]):
         addend = b.splat(coefficient, lanes)
-        tails = [b.bind("tail", tail * size + addend) for tail, size in zip(tails, sizes, strict=True)]
+        tails = [b.compute_once("tail", tail * size + addend) for tail, size in zip(tails, sizes, strict=True)]
     for coefficient in fit.squares:
         addend = b.splat(coefficient, lanes)
-        tails = [b.bind("tail", tail * tail + addend) for tail in tails]
+        tails = [b.compute_once("tail", tail * tail + addend) for tail in tails]
     zero = b.splat(0.0, lanes)
     return [b.bind("gelu", tirx.max(zero, x) - size * tail) for x, size, tail in zip(values, sizes, tails, strict=True)]
 
@@ -95,9 +95,9 @@ def exp(b: Builder, x: Expr) -> Expr:
     lanes = lanes_of(x)
     wide = x > b.splat(88.0, lanes)
     # In this order, as in GELU.
-    x = b.bind("x", tirx.max(b.splat(-87.0, lanes), tirx.min(b.splat(88.0, lanes), x)))
-    whole = b.bind("whole", tirx.floor(x * b.splat(1 / math.log(2), lanes) + b.splat(0.5, lanes)))
-    part = b.bind("part", x - whole * b.splat(_LN2_HIGH, lanes) - whole * b.splat(_LN2_LOW, lanes))
+    x = b.compute_once("x", tirx.max(b.splat(-87.0, lanes), tirx.min(b.splat(88.0, lanes), x)))
+    whole = b.compute_once("whole", tirx.floor(x * b.splat(1 / math.log(2), lanes) + b.splat(0.5, lanes)))
+    part = b.compute_once("part", x - whole * b.splat(_LN2_HIGH, lanes) - whole * b.splat(_LN2_LOW, lanes))
     part = polynomial(b, _EXP, part)
     integer = "int32" if lanes == 1 else f"int32x{lanes}"
     shift = tirx.const(23, "int32") if lanes == 1 else tirx.Broadcast(tirx.const(23, "int32"), lanes)

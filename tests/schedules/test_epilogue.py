@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import tvm
 from tvm import tirx
 
 from schedules import activations
@@ -99,3 +100,10 @@ def test_steps_are_done_in_their_order(call: Call) -> None:
         others = {name: named[name] for name in Epilogue(steps).operands}
         wanted = activations.reference(steps, x.astype("float64"), {"b": b, **others})
         np.testing.assert_allclose(result(call, AVX2, steps, x, b=b, **others), wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_tvm_does_not_write_it_out_again_and_again(name: str) -> None:
+    """What its simplifier puts in place of every name, it and LLVM take long to read."""
+    written = tvm.IRModule({"main": kernel(AVX2, Epilogue((name,)), 8 * AVX2.lanes)})
+    assert len(tirx.transform.StmtSimplify()(written).script()) < 1.5 * len(written.script())

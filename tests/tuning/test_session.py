@@ -196,11 +196,13 @@ def test_workers_that_die_crash_or_hang_are_replaced(
     root: Path, target: Target, matmul: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed between two jobs, crashed in the middle of one, stopped: each costs one candidate."""
-    monkeypatch.setattr(local, "RUN_SECONDS", 4.0)
+    monkeypatch.setattr(local, "RUN_SECONDS", 10.0)
     harm = {TRIALS + 1: signal.SIGKILL, TRIALS + 4: signal.SIGSEGV, TRIALS + 7: signal.SIGSTOP}
 
     def show(snapshot: Snapshot) -> None:
         number = harm.pop(snapshot.trials, None)
+        if number:
+            assert session._measurer.runner.ready(wait=120)  # one that dies before is another matter
         runner = session._measurer.runner.process.pid if number else 0
         if number == signal.SIGSEGV:
             threading.Timer(0.05, os.kill, (runner, number)).start()
