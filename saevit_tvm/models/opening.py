@@ -401,6 +401,10 @@ def _open_onnx(path: Path, batch: int, size: Size | None) -> ModelSource:
         onnx.checker.check_model(model)
     except Exception as error:  # damaged protobuf, missing external data, invalid graph
         raise ModelError(f"'{path}' is not a valid ONNX model ({_brief(error)}): export it again.") from error
+    digest = _digest_of_graph(model)  # before its shapes are fixed: the weights are the same at any
+    for value in _inputs_of(model):
+        if not value.type.tensor_type.HasField("shape"):
+            raise ModelError(f"'{path}' leaves the dimensions of '{value.name}' open: export it with a fixed number.")
     dims = [value.type.tensor_type.shape.dim for value in _inputs_of(model)]
     # An open extent is 0, has a name, or is -1 by some converters.
     extents = [tuple(dim.dim_value if dim.dim_value > 0 else None for dim in each) for each in dims]
@@ -409,7 +413,7 @@ def _open_onnx(path: Path, batch: int, size: Size | None) -> ModelSource:
         for dim, length in zip(each, shape, strict=True):
             dim.dim_value = length  # what was left open is fixed now
     del model.graph.value_info[:]
-    return open_graph(model, str(path))
+    return open_graph(model, str(path), weights_digest=f"sha256:{digest}")
 
 
 def _inputs_of(model: Any) -> list[Any]:
@@ -417,7 +421,7 @@ def _inputs_of(model: Any) -> list[Any]:
     return [value for value in model.graph.input if value.name not in constants]
 
 
-def open_graph(model: Any, name: str = "graph") -> ModelSource:
+def open_graph(model: Any, name: str = "graph", **fields: Any) -> ModelSource:
     """An ONNX model, all of whose inputs have fixed extents."""
     from onnx.helper import tensor_dtype_to_np_dtype
 
@@ -428,8 +432,12 @@ def open_graph(model: Any, name: str = "graph") -> ModelSource:
         (key, [dim.dim_value for dim in each.shape.dim], str(tensor_dtype_to_np_dtype(each.elem_type)))
         for key, each in types.items()
     ]
-    digest = hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
-    return _of_file(name, inputs, onnx=model, weights_digest=f"sha256:{digest}", graph_digest=digest)
+    digest = _digest_of_graph(model)
+    return _of_file(name, inputs, **{"weights_digest": f"sha256:{digest}"} | fields, onnx=model, graph_digest=digest)
+
+
+def _digest_of_graph(model: Any) -> str:
+    return hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
 
 
 def _of_file(name: str, inputs: Sequence[tuple[str, Sequence[int], str]], **fields: Any) -> ModelSource:

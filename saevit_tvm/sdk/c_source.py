@@ -1,4 +1,4 @@
-"""The two generated C files of an SDK: what the model is, and the plan of one inference."""
+"""The two generated C files of an SDK: what the model is, and the plan of an inference."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from saevit_tvm.runtime.manifest import at_batch, batches, entry
 from saevit_tvm.runtime.preprocess import channels_last
 from schedules.dtypes import dlpack
 
@@ -19,17 +20,15 @@ _PLACES = {"arena": "IN_ARENA", "weights": "IN_WEIGHTS", "input": "IN_INPUT"}
 def describe(manifest: dict[str, Any], artifact_digest: bytes, needs_opencl: bool) -> str:
     """model.c: the description that a program can ask for, and what the runtime must know beside the plan."""
     labels = manifest["labels"] or []
-    outputs = manifest["outputs"]
+    several = manifest.get("batches", [])
     size = manifest["preprocessing"].get("image_size", [0, 0])
     lines = [
         "/* Generated: what the model is. */",
         '#include "internal.h"',
         "",
-        _shape("input_shape", manifest["inputs"][0]["shape"]),
-        *(_shape(f"output_shape_{i}", output["shape"]) for i, output in enumerate(outputs)),
-        "static const saevit_tensor outputs[] = {",
-        *(f"    {_tensor(output, f'output_shape_{i}')}," for i, output in enumerate(outputs)),
-        "};",
+        *_entries(manifest),
+        *_tensors("outputs", manifest["outputs"], several[-1] if several else 1),
+        *([f"static const size_t batches[] = {{{_list(several)}}};"] if several else []),
         *_labels(labels),
         "",
         "const saevit_description saevit_model = {",
@@ -38,9 +37,12 @@ def describe(manifest: dict[str, Any], artifact_digest: bytes, needs_opencl: boo
         f"    .target = {quoted(manifest['target']['name'])},",
         "    .flavour = saevit_flavour,",
         f"    .weights_digest = {quoted(manifest['weights_digest'])},",
-        f"    .input = {_tensor(manifest['inputs'][0], 'input_shape')},",
+        f"    .inputs = inputs_{len(batches(manifest)) - 1},",
+        f"    .input_count = {len(manifest['inputs'])},",
         "    .outputs = outputs,",
-        f"    .output_count = {len(outputs)},",
+        f"    .output_count = {len(manifest['outputs'])},",
+        f"    .batches = {'batches' if several else 'NULL'},",
+        f"    .batch_count = {len(several)},",
         f"    .labels = {'labels' if labels else 'NULL'},",
         f"    .label_count = {len(labels)},",
         f"    .image_width = {size[1]},",
@@ -59,6 +61,29 @@ def describe(manifest: dict[str, Any], artifact_digest: bytes, needs_opencl: boo
         f"const uint8_t saevit_artifact_digest[32] = {{{', '.join(f'0x{byte:02x}' for byte in artifact_digest)}}};",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _entries(manifest: dict[str, Any]) -> list[str]:
+    """The functions of the library, and the inputs that each takes."""
+    lines, rows = [], []
+    for at, batch in enumerate(batches(manifest)):
+        pictures = batch if "batches" in manifest else 1
+        name = entry(batch, batches(manifest)[-1])
+        lines += _tensors(f"inputs_{at}", at_batch(manifest, batch)["inputs"], pictures)
+        rows.append(f"    {{{quoted(name)}, {pictures}, inputs_{at}}},")
+    count = f"const size_t saevit_entry_count = {len(rows)};"
+    return [*lines, "const entry_point saevit_entries[] = {", *rows, "};", count]
+
+
+def _tensors(name: str, described: Sequence[dict[str, Any]], rows: int) -> list[str]:
+    """A table of tensors that hold so many pictures, and their shapes before it."""
+    shapes = [f"{name}_shape_{at}" for at in range(len(described))]
+    return [
+        *(_shape(shape, each["shape"]) for shape, each in zip(shapes, described, strict=True)),
+        f"static const saevit_tensor {name}[] = {{",
+        *(f"    {_tensor(each, shape, rows)}," for shape, each in zip(shapes, described, strict=True)),
+        "};",
+    ]
 
 
 def _labels(labels: Sequence[str]) -> list[str]:
@@ -84,14 +109,14 @@ def _preprocessing(how: dict[str, Any]) -> list[str]:
 
 def plan_source(plan: Plan) -> str:
     """plan.c: every tensor, every kernel with its tensors, in order."""
-    kernels = sorted({step.kernel for step in plan.steps})
+    steps = [step for inference in plan.entries for step in inference.steps]
     shapes = sorted({tensor.shape for tensor in plan.tensors})
     names = {shape: f"shape_{i}" for i, shape in enumerate(shapes)}
     lines = [
-        "/* Generated: one inference, kernel by kernel. */",
+        "/* Generated: an inference, kernel by kernel. */",
         '#include "plan.h"',
         "",
-        *(f"{_kernel(name)};" for name in kernels),
+        *(f"{_kernel(name)};" for name in sorted({step.kernel for step in steps})),
         "",
         *(_shape(names[shape], shape) for shape in shapes),
         "",
@@ -99,24 +124,24 @@ def plan_source(plan: Plan) -> str:
         *(f"    {_plan_tensor(tensor, names[tensor.shape])}," for tensor in plan.tensors),
         "};",
         "",
-        *(f"static const uint16_t tensors_{i}[] = {{{_list(step.tensors)}}};" for i, step in enumerate(plan.steps)),
+        *(f"static const uint16_t tensors_{i}[] = {{{_list(step.tensors)}}};" for i, step in enumerate(steps)),
         "",
         "static const plan_step steps[] = {",
         *(
             f"    {{__tvm_ffi_{step.kernel}, {quoted(step.kernel)}, tensors_{i}, {len(step.tensors)}}},"
-            for i, step in enumerate(plan.steps)
+            for i, step in enumerate(steps)
         ),
         "};",
         "",
-        f"static const uint16_t results[] = {{{_list(plan.outputs)}}};",
+        *_plan_entries(plan),
         "",
         "const plan saevit_plan = {",
         "    .tensors = tensors,",
         f"    .tensor_count = {len(plan.tensors)},",
         "    .steps = steps,",
-        f"    .step_count = {len(plan.steps)},",
-        f"    .argument_count = {sum(len(step.tensors) for step in plan.steps)},",
-        "    .outputs = results,",
+        f"    .step_count = {len(steps)},",
+        f"    .argument_count = {sum(len(step.tensors) for step in steps)},",
+        "    .entries = entries,",
         f"    .arena_size = {plan.arena_size},",
         f"    .shared_scratch = {plan.shared_scratch},",
         f"    .scratch_size = {plan.scratch_size},",
@@ -125,18 +150,31 @@ def plan_source(plan: Plan) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _plan_entries(plan: Plan) -> list[str]:
+    """For each function of the library its steps among all, where their arguments begin, and its outputs."""
+    results, rows = [], []
+    step = argument = 0
+    for at, inference in enumerate(plan.entries):
+        results.append(f"static const uint16_t results_{at}[] = {{{_list(inference.outputs)}}};")
+        rows.append(f"    {{{step}, {len(inference.steps)}, {argument}, results_{at}}},")
+        step += len(inference.steps)
+        argument += sum(len(each.tensors) for each in inference.steps)
+    return [*results, "static const plan_entry entries[] = {", *rows, "};"]
+
+
 def _kernel(name: str) -> str:
     return f"int __tvm_ffi_{name}(void *, const kernel_argument *, int32_t, kernel_argument *)"
 
 
 def _plan_tensor(tensor: Tensor, shape: str) -> str:
     code, bits = dlpack(tensor.dtype)
-    return f"{{{_PLACES[tensor.place]}, {tensor.offset}, {tensor.size}, {code}, {bits}, {len(tensor.shape)}, {shape}}}"
+    return f"{{{_PLACES[tensor.place]}, {tensor.offset}, {code}, {bits}, {len(tensor.shape)}, {shape}}}"
 
 
-def _tensor(entry: dict[str, Any], shape: str) -> str:
-    size = int(np.prod(entry["shape"])) * np.dtype(entry["dtype"]).itemsize
-    return f"{{{quoted(entry['name'])}, {quoted(entry['dtype'])}, {shape}, {len(entry['shape'])}, {size}}}"
+def _tensor(described: dict[str, Any], shape: str, rows: int) -> str:
+    size = int(np.prod(described["shape"])) * np.dtype(described["dtype"]).itemsize
+    name, dtype = quoted(described["name"]), quoted(described["dtype"])
+    return f"{{{name}, {dtype}, {shape}, {len(described['shape'])}, {size}, {size // rows}}}"
 
 
 def _shape(name: str, shape: Sequence[int]) -> str:

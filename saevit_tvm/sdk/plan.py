@@ -6,8 +6,10 @@ list needs no virtual machine. The kernels are the very code that the library ho
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,16 +34,12 @@ _PROVIDED = {b"__TVMBackendParallelLaunch", b"__TVMBackendAllocWorkspace", b"__T
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor and where it lies: in the arena, among the weights, or in the caller's input."""
+    """A tensor and where it lies: in the arena, among the weights, or the caller's input of this number."""
 
     place: str
     offset: int
     shape: tuple[int, ...]
     dtype: str
-
-    @property
-    def size(self) -> int:
-        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
 
 @dataclass(frozen=True)
@@ -53,21 +51,33 @@ class Step:
 
 
 @dataclass
-class Plan:
-    tensors: list[Tensor] = field(default_factory=list)
+class Entry:
+    """One inference by a function of the library."""
+
     steps: list[Step] = field(default_factory=list)
     outputs: list[int] = field(default_factory=list)
+
+
+@dataclass
+class Plan:
+    """The inferences of all functions, one at a time in one arena, with the weights in common."""
+
+    tensors: list[Tensor] = field(default_factory=list)
+    entries: list[Entry] = field(default_factory=list)
     weights: bytearray = field(default_factory=bytearray)
     arena_size: int = 0
     shared_scratch: int = 0  # once
     scratch_size: int = 0  # for each thread
 
 
-def plan_of(compiled: Compiled) -> Plan:
-    """The plan of one inference."""
+def plan_of(compiled: Compiled, names: Sequence[str] = ("main",)) -> Plan:
+    """The plan of an inference by each of these functions."""
     mod = run(compiled.module, memory_plan(), tvm.target.Target(compiled.target.tvm))
-    made = _Reader(mod).read()
-    needs = [_scratch(mod[name].body) for name in {step.kernel for step in made.steps}]
+    made = Plan()
+    weights = _Weights(made)
+    made.entries = [_Reader(made, weights).read(mod[name]) for name in names]
+    kernels = {step.kernel for entry in made.entries for step in entry.steps}
+    needs = [_scratch(mod[name].body) for name in kernels]
     made.shared_scratch = max((first for first, _ in needs), default=0)
     made.scratch_size = max((each for _, each in needs), default=0)
     return made
@@ -89,24 +99,43 @@ def write_kernels(compiled: Compiled, folder: Path) -> list[Path]:
     return paths
 
 
-class _Reader:
-    """Follows the bindings of `main`, after memory was planned and before they become bytecode."""
+class _Weights:
+    """Puts constants among the weights of a plan, equal ones once."""
 
-    def __init__(self, mod: tvm.IRModule) -> None:
-        self._main = mod["main"]
-        self._plan = Plan()
+    def __init__(self, plan: Plan) -> None:
+        self._weights = plan.weights
+        self._offsets: dict[bytes, int] = {}
+
+    def place(self, constant: tvm.ir.GenericConst) -> int:
+        values = constant.value.numpy().tobytes()
+        key = hashlib.sha256(values).digest()
+        if key not in self._offsets:
+            self._offsets[key] = offset = _aligned(len(self._weights))
+            self._weights.extend(bytes(offset - len(self._weights)))
+            self._weights.extend(values)
+        return self._offsets[key]
+
+
+class _Reader:
+    """Follows the bindings of a function, after memory was planned and before they become bytecode."""
+
+    def __init__(self, plan: Plan, weights: _Weights) -> None:
+        self._plan, self._weights = plan, weights
+        self._entry = Entry()
+        self._arena = 0
         self._values: dict[Any, Any] = {}  # variable -> index of a tensor, offset of a storage, or a list of indices
         self._constants: dict[Any, int] = {}
 
-    def read(self) -> Plan:
-        (parameter,) = self._main.params
-        self._values[parameter] = self._tensor(INPUT, 0, parameter.ty)
-        for block in self._main.body.blocks:
+    def read(self, function: relax.Function) -> Entry:
+        for number, parameter in enumerate(function.params):
+            self._values[parameter] = self._tensor(INPUT, number, parameter.ty)
+        for block in function.body.blocks:
             for binding in block.bindings:
                 self._values[binding.var] = self._value(binding.value, binding.var)
-        result = self._value(self._main.body.body, None)
-        self._plan.outputs = result if isinstance(result, list) else [result]
-        return self._plan
+        result = self._value(function.body.body, None)
+        self._entry.outputs = result if isinstance(result, list) else [result]
+        self._plan.arena_size = max(self._plan.arena_size, self._arena)
+        return self._entry
 
     def _value(self, value: Any, var: Any) -> Any:
         if isinstance(value, relax.Var):
@@ -126,12 +155,12 @@ class _Reader:
             tensors = tuple(self._value(argument, None) for argument in call.args)
             if not all(isinstance(index, int) for index in tensors):
                 raise _no_place_for(f"the arguments of '{call.op.name_hint}'")
-            self._plan.steps.append(Step(call.op.name_hint, tensors))
+            self._entry.steps.append(Step(call.op.name_hint, tensors))
             return None
         name = call.op.global_symbol if isinstance(call.op, relax.ExternFunc) else call.op.name
         if name == "relax.memory.alloc_storage":
-            offset = self._plan.arena_size
-            self._plan.arena_size += _aligned(math.prod(int(size) for size in call.args[0].values))
+            offset = self._arena
+            self._arena += _aligned(math.prod(int(size) for size in call.args[0].values))
             return offset
         if name == "relax.memory.alloc_tensor":
             return self._tensor(ARENA, self._values[call.args[0]] + int(call.args[1].value), var.ty)
@@ -142,10 +171,7 @@ class _Reader:
 
     def _constant(self, constant: tvm.ir.GenericConst) -> int:
         if constant not in self._constants:
-            offset = _aligned(len(self._plan.weights))
-            self._plan.weights.extend(bytes(offset - len(self._plan.weights)))
-            self._plan.weights.extend(constant.value.numpy().tobytes())
-            self._constants[constant] = self._tensor(WEIGHTS, offset, constant.ty)
+            self._constants[constant] = self._tensor(WEIGHTS, self._weights.place(constant), constant.ty)
         return self._constants[constant]
 
     def _tensor(self, place: str, offset: int, info: Any) -> int:

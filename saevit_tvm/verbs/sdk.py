@@ -7,6 +7,7 @@ from what the manifest says, to the very kernels and the order in which the arti
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import shlex
@@ -23,6 +24,7 @@ from saevit_tvm.proof import answers as proof
 from saevit_tvm.proof import parity
 from saevit_tvm.runtime import elf
 from saevit_tvm.runtime.artifact import read_manifest
+from saevit_tvm.runtime.manifest import at_batch, batches, entry
 from saevit_tvm.runtime.tensors import Inputs, specs_of
 from saevit_tvm.support import process, toolchain, workspace
 from saevit_tvm.support.errors import ArtifactError, CompileError, ParityError, TargetError, UsageError, unknown
@@ -76,16 +78,8 @@ def sdk(options: SdkOptions, say: Say) -> dict[str, Any]:
     out = options.out.resolve()
     _check_free(out)
     manifest = read_manifest(options.artifact)
-    if "batches" in manifest:
-        known = ", ".join(map(str, manifest["batches"]))
-        raise ArtifactError(
-            f"'{options.artifact}' takes {known} pictures at a time, and an SDK takes one number of them: build an "
-            "artifact with one --batch."
-        )
     backend = backends.described(manifest)
     backend.check_sdk(manifest["target"]["tvm"]["kind"])
-    if len(manifest["inputs"]) > 1:
-        raise UsageError(f"'{options.artifact}' takes several inputs, and the C API takes one: call it from Python.")
     target, possible = targets.described(manifest["target"]), set(backend.flavours)
     if target.android and ("static" not in possible or options.flavour != "static"):
         raise TargetError(_NO_RUNTIME)
@@ -210,15 +204,15 @@ def _make_static(work: _Work) -> dict[str, int]:
     from saevit_tvm.sdk.plan import plan_of, write_kernels
     from saevit_tvm.tuning.records import open_records
 
-    manifest = work.manifest
-    source = recreate(manifest, work.options.weights)
+    manifest, known = work.manifest, batches(work.manifest)
+    *smaller, source = [recreate(at_batch(manifest, batch), work.options.weights) for batch in known]
     work.say(f"compiling {source.name} for {work.target.name} once more, to objects")
     tuned = manifest["records_digest"] is not None
     records = open_records(work.options.store, work.target) if tuned else None
-    compiled = backends.compile_model(source, work.target, records=records, dtype=manifest["dtype"])
+    compiled = backends.compile_model(source, work.target, records=records, dtype=manifest["dtype"], smaller=smaller)
     if compiled.records_digest != manifest["records_digest"]:
         work.warnings.append("the tuning records have changed since the artifact was built, so the kernels may differ")
-    plan = plan_of(compiled)
+    plan = plan_of(compiled, [entry(batch, known[-1]) for batch in known])
     (work.folder / "src" / "static" / "plan.c").write_text(c_source.plan_source(plan))
     kernels = write_kernels(compiled, work.scratch)
     _pack_weights(work, plan)
@@ -324,10 +318,12 @@ def _prove(work: _Work, flavour: str) -> dict[str, Any]:
         return result
     work.say(f"{flavour}: verifying with a C program")
     inputs = parity.random_inputs(specs_of(work.manifest["inputs"]), kept["n"], kept["seed"])
-    answers = [parity.sample(outputs) for outputs in _answers(work, program, how, inputs)]
-    deviation = parity.deviation(answers, parity.recorded(work.manifest))
+    answers = [_answer(work, program, how, each) for each in inputs]
+    deviation = parity.deviation([parity.sample(outputs) for outputs in answers], parity.recorded(work.manifest))
+    fewer, expected = parity.with_smaller(inputs, answers, batches(work.manifest)[:-1])
+    again = parity.deviation([_answer(work, program, how, each) for each in fewer], expected)
     tolerance = TOLERANCE[work.manifest["dtype"]]
-    if not deviation.within(tolerance):
+    if not (deviation.within(tolerance) and again.within(tolerance)):
         raise ParityError(
             f"the {flavour} flavour deviates from PyTorch by {deviation}, where {tolerance:g} is allowed, so no SDK "
             "was written: please report the model."
@@ -346,9 +342,10 @@ def _where_to_run(target: Target, flavour: str) -> str | None:
     return how
 
 
-def _answers(work: _Work, program: Path, how: str, inputs: Sequence[Inputs]) -> list[list[np.ndarray]]:
+def _answer(work: _Work, program: Path, how: str, inputs: Inputs) -> list[np.ndarray]:
+    """The outputs for as many pictures as the inputs hold."""
     asked, answered = work.scratch / "inputs.raw", work.scratch / "outputs.raw"
-    asked.write_bytes(b"".join(array.tobytes() for each in inputs for array in each))
+    asked.write_bytes(b"".join(array.tobytes() for array in inputs))
     artifact = work.folder / "lib" / work.options.artifact.name
     command = [str(program), str(asked), str(answered), "2", "0", str(artifact)]
     if how == "qemu":
@@ -359,15 +356,11 @@ def _answers(work: _Work, program: Path, how: str, inputs: Sequence[Inputs]) -> 
     if done.returncode:
         words = done.stderr.strip().splitlines() or [f"it ended with status {done.returncode}"]
         raise ArtifactError(f"the program that was linked against the SDK failed: {words[-1]}")
-    raw = answered.read_bytes()
-    outputs, position = [], 0
-    for _ in inputs:
-        each = []
-        for described in work.manifest["outputs"]:
-            dtype, count = np.dtype(described["dtype"]), int(np.prod(described["shape"]))
-            each.append(np.frombuffer(raw, dtype, count, position).reshape(described["shape"]))
-            position += count * dtype.itemsize
-        outputs.append(each)
+    raw, position, outputs = answered.read_bytes(), 0, []
+    manifest = at_batch(work.manifest, len(inputs[0])) if "batches" in work.manifest else work.manifest
+    for spec in specs_of(manifest["outputs"]):
+        outputs.append(np.frombuffer(raw, spec.dtype, math.prod(spec.shape), position).reshape(spec.shape))
+        position += spec.nbytes
     return outputs
 
 

@@ -45,10 +45,10 @@ static saevit *opened(int threads) {
 
 /* An input that is the same every time for the same seed, `offset` bytes off alignment. */
 static float *make_input(unsigned seed, size_t offset, void **memory) {
-    *memory = malloc(about()->input.size + 128);
+    *memory = malloc(about()->inputs[0].size + 128);
     unsigned char *start = (unsigned char *)*memory;
     start += (64 - (size_t)start % 64) % 64 + offset;
-    for (size_t i = 0; i < about()->input.size / sizeof(float); i++) {
+    for (size_t i = 0; i < about()->inputs[0].size / sizeof(float); i++) {
         seed = seed * 1664525u + 1013904223u;
         const float value = (float)(seed >> 8) / 8388608.0f - 1.0f;
         memcpy(start + i * sizeof value, &value, sizeof value);
@@ -79,9 +79,10 @@ static void check_description(void) {
     CHECK(!strcmp(d->flavour, is_static ? "static" : "shared"));
     CHECK(strlen(d->model) && strlen(d->version) && strlen(d->target));
     CHECK(!strncmp(d->weights_digest, "sha256:", 7));
-    CHECK(d->input.dimensions == 4 && d->input.shape[1] == 3);
+    CHECK(d->input_count == 1 && !d->batch_count && d->inputs[0].row == d->inputs[0].size);
+    CHECK(d->inputs[0].dimensions == 4 && d->inputs[0].shape[1] == 3);
     CHECK(d->output_count >= 1 && d->output_count <= MOST);
-    CHECK(d->image_width == d->input.shape[3] && d->image_height == d->input.shape[2]);
+    CHECK(d->image_width == d->inputs[0].shape[3] && d->image_height == d->inputs[0].shape[2]);
 }
 
 static void check_opening(void) {
@@ -122,9 +123,9 @@ static void check_workspace(void) {
     void *input_memory;
     const float *input = make_input(1, 4, &input_memory);
     const size_t count = make_outputs(outputs);
-    CHECK(saevit_run(model, input, about()->input.size, outputs, count) == SAEVIT_OK);
+    CHECK(saevit_run(model, input, about()->inputs[0].size, outputs, count) == SAEVIT_OK);
     saevit_close(model);
-    CHECK(saevit_run(model, input, about()->input.size, outputs, count) == SAEVIT_BAD_ARGUMENT);
+    CHECK(saevit_run(model, input, about()->inputs[0].size, outputs, count) == SAEVIT_BAD_ARGUMENT);
     for (unsigned char *byte = memory; byte < memory + size + 256; byte++)
         if (byte < start || byte >= start + size) CHECK(*byte == CANARY);
     free_outputs(outputs);
@@ -136,7 +137,7 @@ static void check_arguments(saevit *model) {
     saevit_buffer outputs[MOST];
     void *memory;
     const float *input = make_input(2, 0, &memory);
-    const size_t size = about()->input.size, count = make_outputs(outputs);
+    const size_t size = about()->inputs[0].size, count = make_outputs(outputs);
     CHECK(saevit_run(NULL, input, size, outputs, count) == SAEVIT_BAD_ARGUMENT);
     CHECK(saevit_run(model, NULL, size, outputs, count) == SAEVIT_BAD_ARGUMENT);
     CHECK(saevit_run(model, input, size - 1, outputs, count) == SAEVIT_BAD_ARGUMENT);
@@ -152,6 +153,11 @@ static void check_arguments(saevit *model) {
     outputs[0].data = NULL;
     CHECK(saevit_run(model, input, size, outputs, count) == SAEVIT_BAD_ARGUMENT);
     outputs[0].data = data;
+    const saevit_input inputs[2] = {{input, size}, {input, size}};
+    CHECK(saevit_run_inputs(model, inputs, 2, outputs, count) == SAEVIT_BAD_ARGUMENT);
+    CHECK(strstr(saevit_last_error(), "2 inputs"));
+    CHECK(saevit_run_inputs(model, NULL, 1, outputs, count) == SAEVIT_BAD_ARGUMENT);
+    CHECK(saevit_run_inputs(model, inputs, 1, outputs, count) == SAEVIT_OK);
     const uint8_t pixel[3] = {1, 2, 3};
     CHECK(saevit_run_image(model, NULL, 1, 1, outputs, count) == SAEVIT_BAD_ARGUMENT);
     CHECK(saevit_run_image(model, pixel, 0, 1, outputs, count) == SAEVIT_BAD_ARGUMENT);
@@ -165,7 +171,7 @@ static void check_arguments(saevit *model) {
 
 static void check_alignment(saevit *model) {
     saevit_buffer wanted[MOST], got[MOST], shifted[MOST];
-    const size_t size = about()->input.size, count = make_outputs(wanted);
+    const size_t size = about()->inputs[0].size, count = make_outputs(wanted);
     void *memory;
     const float *input = make_input(3, 0, &memory);
     CHECK(saevit_run(model, input, size, wanted, count) == SAEVIT_OK);
@@ -215,7 +221,7 @@ static saevit_status run_with(saevit_parallel parallel, const float *input, saev
     o.parallel = parallel;
     o.user = &calls;
     saevit_status status = saevit_open(&o, &model);
-    if (!status) status = saevit_run(model, input, about()->input.size, outputs, about()->output_count);
+    if (!status) status = saevit_run(model, input, about()->inputs[0].size, outputs, about()->output_count);
     saevit_close(model);
     return status;
 }
@@ -279,7 +285,7 @@ static void *call_often(void *argument) {
     saevit_buffer first[MOST], again[MOST];
     void *memory;
     const float *input = make_input(me->seed, me->seed % 2 ? 4 : 0, &memory);
-    const size_t size = about()->input.size, count = make_outputs(first);
+    const size_t size = about()->inputs[0].size, count = make_outputs(first);
     make_outputs(again);
     me->wrong = saevit_run(me->model, input, size, first, count) != SAEVIT_OK;
     for (int turn = 0; turn < TURNS; turn++) {

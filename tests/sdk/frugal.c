@@ -50,7 +50,7 @@ int main(void) {
     for (int i = 0; i < TIMES; i++) {
         input[i] = (float)i;
         const size_t off = i % 2 ? 4 : 0; /* a misaligned input is copied, into memory that is there */
-        if (saevit_run(model, (unsigned char *)input + off, about->input.size, &scores, 1)) return 1;
+        if (saevit_run(model, (unsigned char *)input + off, about->inputs[0].size, &scores, 1)) return 1;
     }
     const int allocated = asked - before;
     saevit_close(model);

@@ -14,7 +14,7 @@ int main(int argc, char **argv) {
     saevit_status status;
     void *input = fread(rgb, 1, size, stdin) == size ? saevit_load_image(rgb, width, height, &status) : NULL;
     if (!input) return 1;
-    fwrite(input, 1, saevit_model.input.size, stdout);
+    fwrite(input, 1, saevit_model.inputs[0].size, stdout);
     free(input);
     free(rgb);
     return 0;

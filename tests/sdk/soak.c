@@ -20,12 +20,12 @@ int main(int argc, char **argv) {
     options.artifact = argc > 3 ? argv[3] : NULL;
     saevit *model = NULL;
     saevit_status status = saevit_open(&options, &model);
-    float *input = calloc(1, about->input.size);
+    float *input = calloc(1, about->inputs[0].size);
     saevit_buffer output = {malloc(about->outputs[0].size), about->outputs[0].size};
     long early = 0;
     for (long i = 0; !status && i < times; i++) {
-        input[i % (long)(about->input.size / sizeof(float))] = (float)(i % 7);
-        status = saevit_run(model, input, about->input.size, &output, 1);
+        input[i % (long)(about->inputs[0].size / sizeof(float))] = (float)(i % 7);
+        status = saevit_run(model, input, about->inputs[0].size, &output, 1);
         if (i == times / 10) early = pages();
     }
     if (status) fprintf(stderr, "%s\n", saevit_last_error());

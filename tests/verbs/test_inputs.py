@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +13,9 @@ from torch import nn
 
 from saevit_tvm import backends, targets
 from saevit_tvm.models.opening import open_model
-from saevit_tvm.proof.parity import random_inputs
+from saevit_tvm.proof.parity import as_list, random_inputs
 from saevit_tvm.runtime.engine import load
-from saevit_tvm.support.errors import ArtifactError, UsageError
+from saevit_tvm.support.errors import ArtifactError
 from saevit_tvm.verbs.bench import bench
 from saevit_tvm.verbs.build import BuildOptions, build
 from saevit_tvm.verbs.run import run
@@ -124,8 +126,6 @@ def test_other_runtimes_are_given_the_same(seen: Path, artifact: Path) -> None:
 def test_what_takes_one_picture_says_so(artifact: Path, tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="gives no class scores"):
         run(artifact, [tmp_path / "x.png"])
-    with pytest.raises(UsageError, match="takes several inputs, and the C API takes one"):
-        sdk(SdkOptions(artifact, tmp_path / "sdk"), say=lambda _line: None)
 
 
 @pytest.mark.parametrize("target", ["rpi5", pytest.param("generic-opencl", marks=pytest.mark.slow)])
@@ -167,3 +167,23 @@ def test_onnx_takes_several_inputs_of_several_batches_too(tmp_path: Path) -> Non
         np.testing.assert_allclose(product, x[:count, 0, 0, :3] * place[:count, None], rtol=1e-6)
     with pytest.raises(ValueError, match=r"has shape \(4,\), .* and 'place' must have shape \(5,\)"):
         engine(x, place[:4])
+    answered_from_c_as_from_python(made.artifact, tmp_path, (1, 2, 3, 5))
+
+
+def answered_from_c_as_from_python(artifact: Path, folder: Path, pictures: Sequence[int]) -> None:
+    """Both flavours, bit by bit, for these numbers of pictures."""
+    weights = folder / load(artifact).manifest["recipe"]["model"]
+    kit = sdk(SdkOptions(artifact, folder / "sdk", "both", str(weights)), say=lambda _line: None)
+    assert all(proof["passed"] for proof in kit["verification"].values())
+    flags = "CFLAGS=-O1 -Werror -fsanitize=address,undefined -fno-sanitize-recover=all"
+    programs = [folder / "sdk" / f"tensor-{flavour}" for flavour in kit["flavours"]]
+    subprocess.run(["make", "-s", "-C", folder / "sdk", flags, *(program.name for program in programs)], check=True)
+    engine, asked, answered = load(artifact), folder / "in", folder / "out"
+    for count in pictures:
+        specs = [spec._replace(shape=(count, *spec.shape[1:])) for spec in engine.inputs]
+        (given,) = random_inputs(specs, 1)
+        asked.write_bytes(b"".join(array.tobytes() for array in given))
+        expected = b"".join(array.tobytes() for array in as_list(engine(*given)))
+        for program in programs:
+            subprocess.run([program, asked, answered, "2", "0", folder / "sdk" / "lib" / artifact.name], check=True)
+            assert answered.read_bytes() == expected, (program.name, count)

@@ -67,7 +67,7 @@ int main(int argc, char **argv) {
     saevit_options options = {0};
     options.artifact = argc > 2 ? argv[2] : NULL;
     saevit *model = NULL;
-    saevit_buffer scores = {malloc(about->outputs[0].size), about->outputs[0].size};
+    saevit_buffer scores = {malloc(about->outputs[0].row), about->outputs[0].row};
     saevit_status status = saevit_open(&options, &model);
     if (!status) status = saevit_run_image(model, image.rgb, image.width, image.height, &scores, 1);
     int answered = 0;

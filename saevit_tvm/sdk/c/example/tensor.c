@@ -1,14 +1,16 @@
 /* Raw numbers in, raw numbers out:  tensor INPUT OUTPUT [THREADS [TIMES [ARTIFACT.so]]]
  *
- * INPUT holds one input or several in a row, as NumPy's tofile writes them; OUTPUT gets all outputs of each. With
- * TIMES the inputs are run so many times, and the milliseconds of one inference are printed. */
+ * INPUT holds the inputs of an inference one after the other, as NumPy's tofile writes them, or those of several
+ * inferences; OUTPUT gets all outputs of each. A model that takes any number of pictures takes all that INPUT holds at
+ * once: those of the first input, then those of the next. With TIMES the inputs are run so many times, and the
+ * milliseconds of one inference are printed. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <time.h>
 
 #include "saevit.h"
 
-enum { MOST_OUTPUTS = 16 };
+enum { MOST = 16 };
 
 static double now(void) {
     struct timespec t;
@@ -16,27 +18,52 @@ static double now(void) {
     return (double)t.tv_sec * 1e3 + (double)t.tv_nsec / 1e6;
 }
 
-static saevit_status run_all(saevit *model, FILE *in, FILE *out, long times) {
+/* The whole of a file; NULL if it cannot be read. */
+static char *read_all(FILE *file, size_t *size) {
+    const long length = fseek(file, 0, SEEK_END) ? -1 : ftell(file);
+    char *data = length < 0 ? NULL : (char *)malloc((size_t)length + 1);
+    rewind(file);
+    *size = data ? fread(data, 1, (size_t)length, file) : 0;
+    return data;
+}
+
+/* One inference on so many pictures (1 where the model takes no number of them), whose inputs begin at `data`. */
+static saevit_status run_one(saevit *model, const char *data, size_t pictures, FILE *out, long times) {
     const saevit_description *about = saevit_describe();
-    saevit_buffer outputs[MOST_OUTPUTS];
-    void *input = malloc(about->input.size);
-    size_t count = about->output_count;
-    if (count > MOST_OUTPUTS) return SAEVIT_UNSUPPORTED;
-    for (size_t i = 0; i < count; i++) {
-        outputs[i].size = about->outputs[i].size;
+    saevit_input inputs[MOST];
+    saevit_buffer outputs[MOST];
+    for (size_t i = 0; i < about->input_count; i++) {
+        inputs[i].data = data;
+        inputs[i].size = pictures * about->inputs[i].row;
+        data += inputs[i].size;
+    }
+    for (size_t i = 0; i < about->output_count; i++) {
+        outputs[i].size = pictures * about->outputs[i].row;
         outputs[i].data = malloc(outputs[i].size);
     }
-    saevit_status status = SAEVIT_OK;
-    while (!status && fread(input, about->input.size, 1, in) == 1) {
-        status = saevit_run(model, input, about->input.size, outputs, count);
-        const double start = now();
-        for (long t = 0; !status && t < times; t++)
-            status = saevit_run(model, input, about->input.size, outputs, count);
-        if (times) printf("%.4f ms\n", (now() - start) / (double)times);
-        for (size_t i = 0; !status && i < count; i++) fwrite(outputs[i].data, 1, outputs[i].size, out);
+    saevit_status status = saevit_run_inputs(model, inputs, about->input_count, outputs, about->output_count);
+    const double start = now();
+    for (long t = 0; !status && t < times; t++)
+        status = saevit_run_inputs(model, inputs, about->input_count, outputs, about->output_count);
+    if (times) printf("%.4f ms\n", (now() - start) / (double)times);
+    for (size_t i = 0; i < about->output_count; i++) {
+        if (!status) fwrite(outputs[i].data, 1, outputs[i].size, out);
+        free(outputs[i].data);
     }
-    for (size_t i = 0; i < count; i++) free(outputs[i].data);
-    free(input);
+    return status;
+}
+
+static saevit_status run_all(saevit *model, FILE *in, FILE *out, long times) {
+    const saevit_description *about = saevit_describe();
+    if (about->input_count > MOST || about->output_count > MOST) return SAEVIT_UNSUPPORTED;
+    size_t size = 0, row = 0;
+    for (size_t i = 0; i < about->input_count; i++) row += about->inputs[i].row;
+    char *data = read_all(in, &size);
+    const size_t rows = size / row, at_once = about->batch_count ? rows : 1;
+    saevit_status status = SAEVIT_OK;
+    for (size_t first = 0; !status && first < rows; first += at_once)
+        status = run_one(model, data + first * row, at_once, out, times);
+    free(data);
     return status;
 }
 

@@ -37,6 +37,7 @@ typedef struct {
     const int64_t *shape;
     size_t dimensions;
     size_t size; /* in bytes */
+    size_t row;  /* in bytes, for one picture where any number of them is taken; else the size */
 } saevit_tensor;
 
 typedef struct {
@@ -45,9 +46,12 @@ typedef struct {
     const char *target;
     const char *flavour;        /* "static" or "shared" */
     const char *weights_digest; /* "sha256:..." */
-    saevit_tensor input;
+    const saevit_tensor *inputs;
+    size_t input_count;
     const saevit_tensor *outputs;
     size_t output_count;
+    const size_t *batches; /* smallest first, if built for several: then it takes any number of pictures, and shapes */
+    size_t batch_count;    /* and sizes are those of the last; else NULL and 0 */
     const char *const *labels; /* one a class, or NULL */
     size_t label_count;
     int image_width, image_height; /* what saevit_run_image makes of a picture */
@@ -57,6 +61,11 @@ typedef struct {
     void *data;
     size_t size; /* in bytes */
 } saevit_buffer;
+
+typedef struct {
+    const void *data;
+    size_t size; /* in bytes */
+} saevit_input;
 
 /* One share of a kernel's work: call it with every index from 0 to count - 1, each once. */
 typedef int (*saevit_task)(int index, int count, void *work);
@@ -99,14 +108,21 @@ size_t saevit_workspace_size(int threads);
  * the process if the system refuses it a thread. */
 saevit_status saevit_open(const saevit_options *options, saevit **model);
 
-/* One inference. Sizes are in bytes and must be right; no alignment is asked for (64 bytes spares a copy of the
- * input); outputs may lie anywhere but in the workspace. Any thread, also at the same time on the same model.
+/* One inference of a model that takes one input. Sizes are in bytes and must be right; no alignment is asked for (64
+ * bytes spares a copy of the input); outputs may lie anywhere but in the workspace. Any thread, also at the same time on
+ * the same model. A model that was built for several batches takes any number of pictures, in as many rows of each input
+ * and output: the function for so many computes them, or the next larger, and more than the largest go in turns.
  * static: allocates nothing. */
 saevit_status saevit_run(saevit *model, const void *input, size_t input_size, const saevit_buffer *outputs,
                          size_t output_count);
 
-/* The same for a picture of 8-bit RGB, rows from the top without gaps: resized, cropped and normalised as the model
- * was trained. (A model built with --input uint8 normalises itself: a frame of its size goes into saevit_run.) Allocates while it resizes. Any thread, as saevit_run. */
+/* The same for a model that takes several inputs: one each, in the order of the description. */
+saevit_status saevit_run_inputs(saevit *model, const saevit_input *inputs, size_t input_count,
+                                const saevit_buffer *outputs, size_t output_count);
+
+/* The same for one picture of 8-bit RGB, rows from the top without gaps: resized, cropped and normalised as the model
+ * was trained. (A model built with --input uint8 normalises itself: a frame of its size goes into saevit_run.) Allocates
+ * while it resizes. Any thread, as saevit_run. */
 saevit_status saevit_run_image(saevit *model, const uint8_t *rgb, int width, int height, const saevit_buffer *outputs,
                                size_t output_count);
 

@@ -120,22 +120,50 @@ saevit_status saevit_check_machine(void) {
 
 /* What the caller gives -------------------------------------------------- */
 
-saevit_status saevit_check_buffers(const void *input, size_t input_size, const saevit_buffer *outputs,
-                                   size_t output_count) {
+static saevit_status check_inputs(const saevit_input *inputs, size_t input_count, size_t *rows) {
     const saevit_description *model = &saevit_model;
-    if (!input) return saevit_fail(SAEVIT_BAD_ARGUMENT, "the input is NULL");
-    if (input_size != model->input.size)
-        return saevit_fail(SAEVIT_BAD_ARGUMENT, "the input has %zu bytes, and '%s' takes %zu", input_size,
-                           model->input.name, model->input.size);
+    if (!inputs || input_count != model->input_count)
+        return saevit_fail(SAEVIT_BAD_ARGUMENT, "%zu inputs are given, and the model has %zu", inputs ? input_count : 0,
+                           model->input_count);
+    *rows = model->batch_count ? inputs[0].size / model->inputs[0].row : 1;
+    for (size_t i = 0; i < input_count; i++) {
+        const saevit_tensor *wanted = &model->inputs[i];
+        if (!inputs[i].data) return saevit_fail(SAEVIT_BAD_ARGUMENT, "input '%s' is NULL", wanted->name);
+        if (*rows && inputs[i].size == *rows * wanted->row) continue;
+        if (model->batch_count)
+            return saevit_fail(SAEVIT_BAD_ARGUMENT, "input '%s' has %zu bytes, and must have %zu for each of one picture "
+                               "or more", wanted->name, inputs[i].size, wanted->row);
+        return saevit_fail(SAEVIT_BAD_ARGUMENT, "the input has %zu bytes, and '%s' takes %zu", inputs[i].size,
+                           wanted->name, wanted->size);
+    }
+    return SAEVIT_OK;
+}
+
+saevit_status saevit_check_buffers(const saevit_input *inputs, size_t input_count, const saevit_buffer *outputs,
+                                   size_t output_count, size_t *rows) {
+    const saevit_description *model = &saevit_model;
+    const saevit_status status = check_inputs(inputs, input_count, rows);
+    if (status) return status;
     if (!outputs || output_count != model->output_count)
         return saevit_fail(SAEVIT_BAD_ARGUMENT, "%zu outputs are given, and the model has %zu",
                            outputs ? output_count : 0, model->output_count);
     for (size_t i = 0; i < output_count; i++) {
+        const size_t needed = *rows * model->outputs[i].row;
         if (!outputs[i].data)
             return saevit_fail(SAEVIT_BAD_ARGUMENT, "output '%s' is NULL", model->outputs[i].name);
-        if (outputs[i].size != model->outputs[i].size)
+        if (outputs[i].size != needed)
             return saevit_fail(SAEVIT_BAD_ARGUMENT, "output '%s' has room for %zu bytes, and needs %zu",
-                               model->outputs[i].name, outputs[i].size, model->outputs[i].size);
+                               model->outputs[i].name, outputs[i].size, needed);
     }
     return SAEVIT_OK;
+}
+
+const void *saevit_rows_of(const share_of_call *share, size_t input) {
+    return (const char *)share->inputs[input].data + share->first * saevit_model.inputs[input].row;
+}
+
+void saevit_stage(const share_of_call *share, size_t input, void *place) {
+    const size_t row = saevit_model.inputs[input].row, lacking = saevit_entries[share->entry].rows - share->rows;
+    memcpy(place, saevit_rows_of(share, input), share->rows * row);
+    memset((char *)place + share->rows * row, 0, lacking * row);
 }

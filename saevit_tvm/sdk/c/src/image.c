@@ -187,11 +187,11 @@ static void normalise(const uint8_t *pixels, float *input) {
 
 void *saevit_load_image(const uint8_t *rgb, int width, int height, saevit_status *status) {
     const size_t area = (size_t)saevit_model.image_width * (size_t)saevit_model.image_height;
-    const saevit_tensor *input = &saevit_model.input;
+    const saevit_tensor *input = &saevit_model.inputs[0];
     const int frame = !strcmp(input->dtype, "uint8"); /* which the model normalises itself */
     *status = SAEVIT_OK;
-    if ((!frame && strcmp(input->dtype, "float32")) ||
-        input->size != area * CHANNELS * (frame ? sizeof(uint8_t) : sizeof(float)))
+    if (saevit_model.input_count != 1 || (!frame && strcmp(input->dtype, "float32")) ||
+        input->row != area * CHANNELS * (frame ? sizeof(uint8_t) : sizeof(float)))
         *status = saevit_fail(SAEVIT_UNSUPPORTED, "the model does not take one RGB picture: use saevit_run");
     else if (!rgb)
         *status = saevit_fail(SAEVIT_BAD_ARGUMENT, "the picture is NULL");
@@ -203,7 +203,7 @@ void *saevit_load_image(const uint8_t *rgb, int width, int height, saevit_status
     span across, down;
     choose_spans(width, height, &across, &down);
     void *values = NULL;
-    int done = !posix_memalign(&values, ALIGNMENT, input->size);
+    int done = !posix_memalign(&values, ALIGNMENT, input->row);
     uint8_t *pixels = frame ? values : malloc(area * CHANNELS);
     done = done && pixels;
     if (done && saevit_preprocessing.resize == RESIZE_NEAREST)

@@ -19,6 +19,13 @@ typedef enum { IDLE, OPEN, RUN, END } job;
 
 const char saevit_flavour[] = "shared";
 
+/* An input as an entry point takes it: TVM's tensor in the staging memory, and the one on the device, if that is not
+ * the CPU. */
+typedef struct {
+    tvm_managed_tensor lent;
+    tvm_value tensor, there;
+} placed;
+
 struct saevit {
     int magic, threads;
     pthread_mutex_t turn, lock;
@@ -28,11 +35,13 @@ struct saevit {
     saevit_status status; /* how the last job went */
     char error[512];
     const char *artifact;
-    const saevit_buffer *outputs;
+    const share_of_call *share;
     tvm tvm;
-    tvm_value module, machine, main, input, there; /* `there`: the input on the device, if that is not the CPU */
-    tvm_managed_tensor lent;
-    void *staging;
+    tvm_value module, machine;
+    tvm_value *functions; /* one an entry point */
+    placed *inputs;       /* of each entry point, one after the other */
+    tvm_value *arguments; /* of one call */
+    void **staging;       /* of each input, for the most rows */
 };
 
 size_t saevit_workspace_size(int threads) {
@@ -81,28 +90,43 @@ static saevit_status call_of(saevit *model, const tvm_value *module, const char 
 
 static void keep(void *tensor) { (void)tensor; /* the memory is the model's */ }
 
-static uint8_t type_code(const char *dtype) { return *dtype == 'f' ? 2 : *dtype == 'u' ? 1 : 0; }
-
-static uint8_t type_bits(const char *dtype) { return (uint8_t)atoi(dtype + strcspn(dtype, "0123456789")); }
-
-static saevit_status lend_staging(saevit *model) {
-    const saevit_tensor *input = &saevit_model.input;
-    model->lent = (tvm_managed_tensor){
-        .tensor = {.data = model->staging,
-                   .device_type = CPU_DEVICE,
-                   .dimensions = (int32_t)input->dimensions,
-                   .type_code = type_code(input->dtype),
-                   .type_bits = type_bits(input->dtype),
-                   .type_lanes = 1,
-                   .shape = (int64_t *)(uintptr_t)input->shape},
-        .release = keep};
-    void *object = NULL;
-    if (model->tvm.import_tensor(&model->lent, 0, 1, &object)) return saevit_tvm_failure(&model->tvm);
-    model->input = (tvm_value){.kind = VALUE_TENSOR, .is.object = object};
-    return SAEVIT_OK;
+static uint8_t type_code(const char *dtype) {
+    return *dtype == 'b' ? 6 : *dtype == 'f' ? 2 : *dtype == 'u' ? 1 : 0;
 }
 
-/* Whether there is a device, before the artifact is loaded; and the place of the input there. */
+static uint8_t type_bits(const char *dtype) {
+    return *dtype == 'b' ? 8 : (uint8_t)atoi(dtype + strcspn(dtype, "0123456789"));
+}
+
+static placed *inputs_of(const saevit *model, size_t entry) { return model->inputs + entry * saevit_model.input_count; }
+
+static saevit_status lend_staging(saevit *model, size_t entry, size_t input) {
+    const saevit_tensor *described = &saevit_entries[entry].inputs[input];
+    placed *place = &inputs_of(model, entry)[input];
+    place->lent = (tvm_managed_tensor){
+        .tensor = {.data = model->staging[input],
+                   .device_type = CPU_DEVICE,
+                   .dimensions = (int32_t)described->dimensions,
+                   .type_code = type_code(described->dtype),
+                   .type_bits = type_bits(described->dtype),
+                   .type_lanes = 1,
+                   .shape = (int64_t *)(uintptr_t)described->shape},
+        .release = keep};
+    void *object = NULL;
+    if (model->tvm.import_tensor(&place->lent, 0, 1, &object)) return saevit_tvm_failure(&model->tvm);
+    place->tensor = (tvm_value){.kind = VALUE_TENSOR, .is.object = object};
+    if (!saevit_needs_opencl) return SAEVIT_OK;
+    const tvm_value where[] = {place->tensor, saevit_tvm_int(OPENCL_DEVICE), saevit_tvm_int(0)};
+    return saevit_tvm_call_global(&model->tvm, "vm.builtin.to_device", where, 3, &place->there);
+}
+
+static saevit_status prepare_entry(saevit *model, size_t entry) {
+    saevit_status status = function_of(model, &model->machine, saevit_entries[entry].name, &model->functions[entry]);
+    for (size_t i = 0; !status && i < saevit_model.input_count; i++) status = lend_staging(model, entry, i);
+    return status;
+}
+
+/* Whether there is a device, before the artifact is loaded. */
 static saevit_status require_device(saevit *model) {
     tvm_value nothing;
     if (saevit_tvm_call_global(&model->tvm, "saevit.opencl.require", NULL, 0, &nothing)) {
@@ -111,11 +135,6 @@ static saevit_status require_device(saevit *model) {
         return saevit_fail(SAEVIT_NO_DEVICE, "'%s' needs OpenCL: %s", model->artifact, reason);
     }
     return SAEVIT_OK;
-}
-
-static saevit_status place_input(saevit *model) {
-    const tvm_value where[] = {model->input, saevit_tvm_int(OPENCL_DEVICE), saevit_tvm_int(0)};
-    return saevit_tvm_call_global(&model->tvm, "vm.builtin.to_device", where, 3, &model->there);
 }
 
 static saevit_status start_machine(saevit *model) {
@@ -129,9 +148,7 @@ static saevit_status start_machine(saevit *model) {
     if (!status) status = saevit_tvm_call_global(&model->tvm, "ffi.Module.load_from_file.so", file, 2, &model->module);
     if (!status) status = call_of(model, &model->module, "vm_load_executable", NULL, 0, &model->machine);
     if (!status) status = call_of(model, &model->machine, "vm_initialization", how + skipped, 6 - skipped, &nothing);
-    if (!status) status = function_of(model, &model->machine, "main", &model->main);
-    if (!status) status = lend_staging(model);
-    if (!status && saevit_needs_opencl) status = place_input(model);
+    for (size_t entry = 0; !status && entry < saevit_entry_count; entry++) status = prepare_entry(model, entry);
     return status;
 }
 
@@ -141,31 +158,52 @@ static size_t bytes_of(const tvm_tensor *tensor) {
     return size;
 }
 
-static saevit_status send_input(saevit *model) {
-    const tvm_value both[] = {model->input, model->there};
+static saevit_status send_input(saevit *model, const placed *place) {
+    const tvm_value both[] = {place->tensor, place->there};
     tvm_value nothing;
     return saevit_tvm_call_global(&model->tvm, "runtime.TVMTensorCopyFromTo", both, 2, &nothing);
 }
 
-static saevit_status take_output(saevit *model, const tvm_value *output, size_t index) {
-    const saevit_buffer *to = &model->outputs[index];
-    const tvm_tensor *tensor = output ? saevit_tvm_tensor(output) : NULL;
-    if (!tensor || bytes_of(tensor) != to->size)
-        return saevit_fail(SAEVIT_FAILED, "the library gave another output than '%s'", saevit_model.outputs[index].name);
-    if (tensor->device_type == CPU_DEVICE) {
-        memcpy(to->data, (const char *)tensor->data + tensor->byte_offset, to->size);
-        return SAEVIT_OK;
-    }
-    const tvm_value copied[] = {*output, saevit_tvm_pointer(to->data), saevit_tvm_int((int64_t)to->size)};
+/* All rows of a tensor that is on the device. */
+static saevit_status fetch(saevit *model, const tvm_value *output, void *to, size_t size) {
+    const tvm_value copied[] = {*output, saevit_tvm_pointer(to), saevit_tvm_int((int64_t)size)};
     tvm_value nothing;
     return saevit_tvm_call_global(&model->tvm, "runtime.TVMTensorCopyToBytes", copied, 3, &nothing);
 }
 
+static saevit_status take_output(saevit *model, const tvm_value *output, size_t index) {
+    const share_of_call *share = model->share;
+    const size_t row = saevit_model.outputs[index].row, size = saevit_entries[share->entry].rows * row;
+    char *to = (char *)share->outputs[index].data + share->first * row;
+    const tvm_tensor *tensor = output ? saevit_tvm_tensor(output) : NULL;
+    if (!tensor || bytes_of(tensor) != size)
+        return saevit_fail(SAEVIT_FAILED, "the library gave another output than '%s'", saevit_model.outputs[index].name);
+    const size_t wanted = share->rows * row;
+    if (tensor->device_type == CPU_DEVICE) {
+        memcpy(to, (const char *)tensor->data + tensor->byte_offset, wanted);
+        return SAEVIT_OK;
+    }
+    if (wanted == size) return fetch(model, output, to, size);
+    void *all = malloc(size);
+    if (!all) return saevit_fail(SAEVIT_NO_MEMORY, "there is no memory for %zu bytes of an output", size);
+    const saevit_status status = fetch(model, output, all, size);
+    if (!status) memcpy(to, all, wanted);
+    free(all);
+    return status;
+}
+
 static saevit_status compute(saevit *model) {
+    const size_t entry = model->share->entry;
     tvm_value result = {0};
-    const tvm_value *input = saevit_needs_opencl ? &model->there : &model->input;
-    saevit_status status = saevit_needs_opencl ? send_input(model) : SAEVIT_OK;
-    if (!status) status = saevit_tvm_call(&model->tvm, model->main.is.object, input, 1, &result);
+    saevit_status status = SAEVIT_OK;
+    for (size_t i = 0; !status && i < saevit_model.input_count; i++) {
+        const placed *place = &inputs_of(model, entry)[i];
+        if (saevit_needs_opencl) status = send_input(model, place);
+        model->arguments[i] = saevit_needs_opencl ? place->there : place->tensor;
+    }
+    if (!status)
+        status = saevit_tvm_call(&model->tvm, model->functions[entry].is.object, model->arguments,
+                                 (int)saevit_model.input_count, &result);
     for (size_t i = 0; !status && i < saevit_model.output_count; i++)
         status = take_output(model, saevit_tvm_item(&result, i), i);
     saevit_tvm_drop(&model->tvm, &result);
@@ -173,9 +211,11 @@ static saevit_status compute(saevit *model) {
 }
 
 static void stop_machine(saevit *model) {
-    saevit_tvm_drop(&model->tvm, &model->there);
-    saevit_tvm_drop(&model->tvm, &model->input);
-    saevit_tvm_drop(&model->tvm, &model->main);
+    for (size_t i = 0; i < saevit_entry_count * saevit_model.input_count; i++) {
+        saevit_tvm_drop(&model->tvm, &model->inputs[i].there);
+        saevit_tvm_drop(&model->tvm, &model->inputs[i].tensor);
+    }
+    for (size_t entry = 0; entry < saevit_entry_count; entry++) saevit_tvm_drop(&model->tvm, &model->functions[entry]);
     saevit_tvm_drop(&model->tvm, &model->machine);
     saevit_tvm_drop(&model->tvm, &model->module);
 }
@@ -236,8 +276,30 @@ static saevit_status load_runtime(saevit *model, const saevit_options *options) 
 }
 
 static void release(saevit *model) {
+    if (!model) return;
+    for (size_t i = 0; model->staging && i < saevit_model.input_count; i++) free(model->staging[i]);
     free(model->staging);
+    free(model->arguments);
+    free(model->inputs);
+    free(model->functions);
     free(model);
+}
+
+/* A model that computes nothing yet; NULL where there is no memory. */
+static saevit *reserve(void) {
+    const size_t inputs = saevit_model.input_count;
+    saevit *made = calloc(1, sizeof *made);
+    if (!made) return NULL;
+    made->functions = calloc(saevit_entry_count, sizeof *made->functions);
+    made->inputs = calloc(saevit_entry_count * inputs, sizeof *made->inputs);
+    made->arguments = calloc(inputs, sizeof *made->arguments);
+    made->staging = calloc(inputs, sizeof *made->staging);
+    int done = made->functions && made->inputs && made->arguments && made->staging;
+    for (size_t i = 0; done && i < inputs; i++)
+        done = !posix_memalign(&made->staging[i], ALIGNMENT, saevit_model.inputs[i].size);
+    if (done) return made;
+    release(made);
+    return NULL;
 }
 
 static int start_thread(saevit *model) {
@@ -275,14 +337,11 @@ saevit_status saevit_open(const saevit_options *options, saevit **model) {
     saevit_status status = saevit_check_machine();
     if (!status) status = saevit_check_artifact(options->artifact);
     if (status) return status;
-    saevit *made = calloc(1, sizeof *made);
+    saevit *made = reserve();
     char path[4096];
     /* Without a slash the loader would look for the file elsewhere. */
     snprintf(path, sizeof path, "%s%s", strchr(options->artifact, '/') ? "" : "./", options->artifact);
-    if (!made || posix_memalign(&made->staging, ALIGNMENT, saevit_model.input.size)) {
-        free(made);
-        return saevit_fail(SAEVIT_NO_MEMORY, "there is no memory to open the model");
-    }
+    if (!made) return saevit_fail(SAEVIT_NO_MEMORY, "there is no memory to open the model");
     made->threads = threads;
     made->artifact = path;
     status = load_runtime(made, options);
@@ -305,17 +364,16 @@ saevit_status saevit_open(const saevit_options *options, saevit **model) {
     return SAEVIT_OK;
 }
 
-saevit_status saevit_run(saevit *model, const void *input, size_t input_size, const saevit_buffer *outputs,
-                         size_t output_count) {
-    if (!model || model->magic != MAGIC) return saevit_fail(SAEVIT_BAD_ARGUMENT, "the model is not open");
-    saevit_status status = saevit_check_buffers(input, input_size, outputs, output_count);
-    if (status) return status;
-    pthread_mutex_lock(&model->turn);
-    memcpy(model->staging, input, input_size);
-    model->outputs = outputs;
-    status = have_done(model, RUN);
-    pthread_mutex_unlock(&model->turn);
-    return status;
+int saevit_is_open(const saevit *model) { return model && model->magic == MAGIC; }
+
+void saevit_begin(saevit *model) { pthread_mutex_lock(&model->turn); }
+
+void saevit_end(saevit *model) { pthread_mutex_unlock(&model->turn); }
+
+saevit_status saevit_compute(saevit *model, const share_of_call *share) {
+    for (size_t i = 0; i < saevit_model.input_count; i++) saevit_stage(share, i, model->staging[i]);
+    model->share = share;
+    return have_done(model, RUN);
 }
 
 void saevit_close(saevit *model) {

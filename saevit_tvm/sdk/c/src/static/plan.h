@@ -1,4 +1,4 @@
-/* How the generated plan.c describes one inference: kernels in order, and where their tensors lie. */
+/* How the generated plan.c describes an inference: kernels in order, and where their tensors lie. */
 #ifndef SAEVIT_PLAN_H
 #define SAEVIT_PLAN_H
 
@@ -29,7 +29,7 @@ typedef enum { IN_ARENA, IN_WEIGHTS, IN_INPUT } place;
 
 typedef struct {
     place place;
-    size_t offset, size; /* in bytes */
+    size_t offset; /* in bytes; of an input, its number */
     uint8_t type_code, type_bits;
     int dimensions;
     const int64_t *shape;
@@ -42,12 +42,18 @@ typedef struct {
     int count;
 } plan_step;
 
+/* One inference by an entry point: its part of all steps, and where their arguments begin. */
+typedef struct {
+    size_t first_step, step_count, first_argument;
+    const uint16_t *outputs;
+} plan_entry;
+
 typedef struct {
     const plan_tensor *tensors;
     size_t tensor_count;
     const plan_step *steps;
     size_t step_count, argument_count;
-    const uint16_t *outputs;
+    const plan_entry *entries;
     size_t arena_size;
     size_t shared_scratch; /* for the thread that calls the kernels */
     size_t scratch_size;   /* for each thread, that one too */

@@ -36,6 +36,7 @@ struct saevit {
     kernel_tensor *tensors;
     kernel_argument *arguments;
     unsigned char *arena, *staging;
+    void **given; /* where each input lies during an inference */
 };
 
 /* For whom this thread computes, and which share of the work. */
@@ -60,6 +61,12 @@ static void *take(layout *l, size_t size) {
     return part;
 }
 
+static size_t staging_size(void) {
+    size_t size = 0;
+    for (size_t i = 0; i < saevit_model.input_count; i++) size += aligned(saevit_model.inputs[i].size);
+    return size;
+}
+
 /* Lays the model out, or only measures it. */
 static saevit *lay_out(layout *l, int threads, pool_worker **workers) {
     saevit *model = take(l, sizeof *model);
@@ -67,7 +74,8 @@ static saevit *lay_out(layout *l, int threads, pool_worker **workers) {
     scratch *scratches = take(l, (size_t)threads * sizeof *scratches);
     kernel_tensor *tensors = take(l, saevit_plan.tensor_count * sizeof *tensors);
     kernel_argument *arguments = take(l, saevit_plan.argument_count * sizeof *arguments);
-    unsigned char *staging = take(l, saevit_model.input.size);
+    void **given = take(l, saevit_model.input_count * sizeof *given);
+    unsigned char *staging = take(l, staging_size());
     unsigned char *arena = take(l, saevit_plan.arena_size);
     const size_t first = aligned(saevit_plan.shared_scratch), each = aligned(saevit_plan.scratch_size);
     unsigned char *scratch_memory = take(l, first + (size_t)threads * each);
@@ -76,6 +84,7 @@ static saevit *lay_out(layout *l, int threads, pool_worker **workers) {
     model->scratches = scratches;
     model->tensors = tensors;
     model->arguments = arguments;
+    model->given = given;
     model->staging = staging;
     model->arena = arena;
     scratches[0] = (scratch){.memory = scratch_memory, .size = first + each};
@@ -99,9 +108,8 @@ static void fill_tensors(saevit *model) {
         const plan_tensor *tensor = &saevit_plan.tensors[i];
         unsigned char *base = model->arena;
         if (tensor->place == IN_WEIGHTS) base = (unsigned char *)(uintptr_t)saevit_weights; /* kernels only read them */
-        if (tensor->place == IN_INPUT) base = model->staging;
         model->tensors[i] = (kernel_tensor){
-            .data = base + tensor->offset,
+            .data = tensor->place == IN_INPUT ? NULL : base + tensor->offset,
             .device_type = CPU_DEVICE,
             .dimensions = tensor->dimensions,
             .type_code = tensor->type_code,
@@ -181,17 +189,33 @@ void saevit_close(saevit *model) {
 
 /* Running -------------------------------------------------------------------- */
 
-static void place_input(saevit *model, const void *input) {
-    void *data = (void *)(uintptr_t)input; /* kernels only read it */
-    if ((uintptr_t)input % ALIGNMENT) data = memcpy(model->staging, input, saevit_model.input.size);
+int saevit_is_open(const saevit *model) { return model && model->magic == MAGIC; }
+
+void saevit_begin(saevit *model) { pthread_mutex_lock(&model->turn); }
+
+void saevit_end(saevit *model) { pthread_mutex_unlock(&model->turn); }
+
+/* The caller's own memory where it can be. */
+static void place_inputs(saevit *model, const share_of_call *share) {
+    unsigned char *staging = model->staging;
+    for (size_t i = 0; i < saevit_model.input_count; i++) {
+        void *data = (void *)(uintptr_t)saevit_rows_of(share, i); /* kernels only read it */
+        if ((uintptr_t)data % ALIGNMENT || share->rows != saevit_entries[share->entry].rows) {
+            saevit_stage(share, i, staging);
+            data = staging;
+        }
+        model->given[i] = data;
+        staging += aligned(saevit_model.inputs[i].size);
+    }
     for (size_t i = 0; i < saevit_plan.tensor_count; i++)
-        if (saevit_plan.tensors[i].place == IN_INPUT) model->tensors[i].data = data;
+        if (saevit_plan.tensors[i].place == IN_INPUT)
+            model->tensors[i].data = model->given[saevit_plan.tensors[i].offset];
 }
 
-static saevit_status run_steps(saevit *model) {
-    const kernel_argument *arguments = model->arguments;
-    for (size_t s = 0; s < saevit_plan.step_count; s++) {
-        const plan_step *step = &saevit_plan.steps[s];
+static saevit_status run_steps(saevit *model, const plan_entry *entry) {
+    const kernel_argument *arguments = model->arguments + entry->first_argument;
+    for (size_t s = 0; s < entry->step_count; s++) {
+        const plan_step *step = &saevit_plan.steps[entry->first_step + s];
         kernel_argument result = {0};
         here.explained = 0;
         if (step->run(NULL, arguments, step->count, &result))
@@ -201,12 +225,16 @@ static saevit_status run_steps(saevit *model) {
     return SAEVIT_OK;
 }
 
-saevit_status saevit_run(saevit *model, const void *input, size_t input_size, const saevit_buffer *outputs,
-                         size_t output_count) {
-    if (!model || model->magic != MAGIC) return saevit_fail(SAEVIT_BAD_ARGUMENT, "the model is not open");
-    saevit_status status = saevit_check_buffers(input, input_size, outputs, output_count);
-    if (status) return status;
-    pthread_mutex_lock(&model->turn);
+static void take_outputs(const saevit *model, const plan_entry *entry, const share_of_call *share) {
+    for (size_t i = 0; i < saevit_model.output_count; i++) {
+        const size_t row = saevit_model.outputs[i].row;
+        char *to = (char *)share->outputs[i].data + share->first * row;
+        memcpy(to, model->tensors[entry->outputs[i]].data, share->rows * row);
+    }
+}
+
+saevit_status saevit_compute(saevit *model, const share_of_call *share) {
+    const plan_entry *entry = &saevit_plan.entries[share->entry];
     saevit *const before = here.model; /* a caller's own parallel function may run another model */
     const int share_before = here.share;
     here.model = model;
@@ -215,13 +243,11 @@ saevit_status saevit_run(saevit *model, const void *input, size_t input_size, co
         model->scratches[i].used = 0;
         model->scratches[i].last = NULL;
     }
-    place_input(model, input);
-    status = run_steps(model);
-    for (size_t i = 0; !status && i < output_count; i++)
-        memcpy(outputs[i].data, model->tensors[saevit_plan.outputs[i]].data, outputs[i].size);
+    place_inputs(model, share);
+    const saevit_status status = run_steps(model, entry);
+    if (!status) take_outputs(model, entry, share);
     here.model = before;
     here.share = share_before;
-    pthread_mutex_unlock(&model->turn);
     return status;
 }
 
