@@ -95,7 +95,9 @@ def _best(result: dict[str, Any]) -> str:
     if result["best_ms"] is None:
         return "no prediction before each of them has one"
     kind = " by the emulator's model, which is no time" if result["measured"] == "modelled" else ""
-    return f"{result['best_ms']:.3f} ms predicted{kind}"
+    several = len(result["batches"]) > 1
+    each = f" for one inference of each batch ({', '.join(map(str, result['batches']))})" if several else ""
+    return f"{result['best_ms']:.3f} ms predicted{each}{kind}"
 
 
 def _export(console: Console, path: Path, with_runtime: bool, options: dict[str, Any]) -> None:

@@ -96,7 +96,7 @@ def export(
             "kind": target.kind,
             "tvm": target.tvm,
         },
-        "model": asdict(session.model),
+        "model": asdict(session.models[0]),
         "tolerance": tolerance,
         "kernels": kernels,
         "candidates": [_entry(task, candidate, kernel, files) for task, candidate, kernel in built],

@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import version
@@ -79,6 +79,7 @@ class Session:
         *,
         model: str,
         input_shape: Sequence[int] = (),
+        other_shapes: Mapping[tuple[int, ...], Sequence[TunableKernel]] | None = None,  # of the model, and its kernels
         measurer: Callable[[], Measurer] | None = None,
         seeds: Records | None = None,
         space_for: SpaceFor = lambda _kernel: None,
@@ -89,17 +90,18 @@ class Session:
 
         self._tvm_target = tvm.target.Target(target.tvm)
         self._space_for = space_for
-        self.tasks = _distinct([Task(kernel, self._tvm_target, space_for) for kernel in kernels])
         self.target = target
         self.store = store
-        self.model = Model(
-            model,
-            tuple(input_shape),
-            {task.workload.key: task.weight for task in self.tasks},
-            replay.plain(target.tvm),
-            versions(),
-            now(),
-        )
+        self.models: list[Model] = []
+        tasks = []
+        for shape, needed in {tuple(input_shape): kernels, **(other_shapes or {})}.items():
+            found = [Task(kernel, self._tvm_target, space_for) for kernel in needed]
+            weights: Counter[str] = Counter()
+            for task in found:
+                weights[task.workload.key] += task.weight
+            self.models.append(Model(model, shape, dict(weights), replay.plain(target.tvm), versions(), now()))
+            tasks += found
+        self.tasks = _distinct(tasks)
         self.guide = CostModel(features)
         self.snapshot = Snapshot(tasks=len(self.tasks), modelled=store.modelled)
         self._open_measurer = measurer or (lambda: LocalMeasurer(target))
@@ -115,7 +117,8 @@ class Session:
         self.snapshot.limit = trials
         self._deadline = None if minutes is None else time.monotonic() + 60 * minutes
         with Stop() as self._stop, self.store.shared():
-            self.store.add_model(self.model)
+            for model in self.models:
+                self.store.add_model(model)
             self._resume()
             self._began = time.monotonic()
             if self._left() > 0:
@@ -259,7 +262,7 @@ class Session:
             run_secs=result.run_secs,
             failure=result.failure,
             words=result.words,
-            model=self.model.name,
+            model=self.models[0].name,
             task=task.kernel.name,
             target=self.store.fingerprint,
             machine=self._measurer.machine,
@@ -298,7 +301,7 @@ class Session:
         return None
 
     def _predicted(self) -> float | None:
-        """Seconds an inference spends in these kernels, once each of them has a time."""
+        """Seconds an inference (of each shape) spends in these kernels, once each of them has a time."""
         if any(task.best == float("inf") for task in self.tasks):
             return None
         return sum(task.weight * task.best for task in self.tasks)

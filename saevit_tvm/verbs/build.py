@@ -161,7 +161,7 @@ def _default_stem(options: BuildOptions, target: Target) -> str:
     parts += [options.dtype] if options.dtype != "float32" else []
     parts += [f"{options.input_dtype}-input"] if options.input_dtype != "float32" else []
     parts += [f"{options.threads}t"] if options.threads is not None else []
-    batches = _batches(options)
+    batches = batches_of(options.batch)
     parts += [f"b{'-'.join(map(str, batches))}"] if batches != [1] else []
     size = options.image_size
     parts += [] if size is None else [f"{size}px" if isinstance(size, int) else f"{size[0]}x{size[1]}px"]
@@ -180,8 +180,8 @@ def _open(options: BuildOptions) -> list[ModelSource]:
     """The model at each batch, the largest last."""
     from saevit_tvm.models.opening import open_model, with_labels
 
-    sources = [
-        open_model(
+    def opened(batch: int) -> ModelSource:
+        return open_model(
             options.model,
             weights=options.weights,
             batch=batch,
@@ -192,17 +192,24 @@ def _open(options: BuildOptions) -> list[ModelSource]:
             pretrained=options.pretrained,
             input_dtype=options.input_dtype,
         )
-        for batch in _batches(options)
-    ]
-    if len(sources) > 1:
-        _check_batches(sources, _batches(options))
+
+    sources = open_at(batches_of(options.batch), opened)
     if options.labels is not None:
         sources[-1] = with_labels(sources[-1], options.labels)
     return sources
 
 
-def _batches(options: BuildOptions) -> list[int]:
-    return [options.batch] if isinstance(options.batch, int) else sorted(set(options.batch))
+def batches_of(given: int | Sequence[int]) -> list[int]:
+    """Numbers of pictures, smallest first."""
+    return [given] if isinstance(given, int) else sorted(set(given))
+
+
+def open_at(batches: Sequence[int], opened: Callable[[int], ModelSource]) -> list[ModelSource]:
+    """A model at each batch, if it can have several."""
+    sources = [opened(batch) for batch in batches]
+    if len(sources) > 1:
+        _check_batches(sources, batches)
+    return sources
 
 
 def _check_batches(sources: Sequence[ModelSource], batches: Sequence[int]) -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saevit_tvm import backends, targets
 from saevit_tvm.support import cpu, workspace
 from saevit_tvm.support.errors import TargetError, UsageError
-from saevit_tvm.verbs.build import check_dtype
+from saevit_tvm.verbs.build import batches_of, check_dtype, open_at
 from schedules.dtypes import TOLERANCE
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def tune(
     weights: str | None = None,
     pretrained: bool = False,
     image_size: int | tuple[int, int] | None = None,
-    batch: int = 1,
+    batch: int | Sequence[int] = 1,
     dtype: str = "float32",
     measure: str = "local",
     cluster: str | None = None,
@@ -83,6 +83,7 @@ def tune(
         "measured": "modelled" if records.modelled else "time",
         "target": records.fingerprint,
         "dtype": dtype,
+        "batches": batches_of(batch),
         "store": str(records.path),
     }
 
@@ -98,7 +99,7 @@ def export_candidates(
     weights: str | None = None,
     pretrained: bool = False,
     image_size: int | tuple[int, int] | None = None,
-    batch: int = 1,
+    batch: int | Sequence[int] = 1,
     dtype: str = "float32",
     with_runtime: bool = False,
     say: Say = lambda _line: None,
@@ -108,6 +109,10 @@ def export_candidates(
     from saevit_tvm.tuning import bundle
 
     bundle.check_name(path)
+    if not isinstance(batch, int):
+        raise UsageError(
+            "candidates are exported for one batch at a time: give --batch one number, and export for each."
+        )
     chosen = _target(target, threads, dtype)
     runtime = bundle.runtime_libraries(chosen, with_runtime)
     what = {"model": model, "weights": weights, "pretrained": pretrained, "batch": batch, "image_size": image_size}
@@ -190,21 +195,22 @@ def _session(
     from saevit_tvm.tuning.store import MODELLED, Store, default_root
 
     # What an emulator computes must never be taken for a time: it has a folder of its own.
-    if not isinstance(what["batch"], int):
-        raise UsageError("kernels are tuned for one batch at a time: give --batch one number, and tune for each.")
     records = Store(store or default_root(), chosen.fingerprint + (MODELLED if modelled else ""))
     records.repair()
     _report_damage(records, say)
-    source = open_model(**what)
-    kernels = backends.kernels_to_tune(source, chosen, dtype)
+    sources = open_at(batches_of(what["batch"]), lambda batch: open_model(**{**what, "batch": batch}))
+    *others, kernels = [backends.kernels_to_tune(source, chosen, dtype) for source in sources]
+    *smaller, source = sources
     name = source.name if dtype == "float32" else f"{source.name} in {dtype}"
-    say(f"tuning {len(kernels)} kernels of {name} for {chosen.name}, records in {records.path.parent}")
+    count = sum(map(len, [*others, kernels]))
+    say(f"tuning {count} kernels of {name} for {chosen.name}, records in {records.path.parent}")
     return Session(
         kernels,
         chosen,
         records,
         model=str(source.recipe["model"]),
         input_shape=source.input_shape,
+        other_shapes={each.input_shape: found for each, found in zip(smaller, others, strict=True)},
         seeds=open_records(store, chosen),
         space_for=lambda kernel: space_for(kernel, chosen),
         features=Features(),

@@ -102,5 +102,5 @@ def test_one_batch_says_nothing_of_other_inputs() -> None:
 def test_numbers_that_are_none(cli) -> None:
     done = cli("build", "--model", "saevit_micro", "--batch", "1,x")
     assert done.returncode == 2 and "'1,x' is no number of pictures: give one, or several as in 1,4,16" in done.stderr
-    done = cli("tune", "--model", "saevit_micro", "--image-size", "32", "--batch", "1,4")
-    assert done.returncode == 2 and "tuned for one batch at a time: give --batch one number" in done.stderr
+    done = cli("tune", "--model", "saevit_micro", "--batch", "1,4", "--export-candidates", "x.tar")
+    assert done.returncode == 2 and "exported for one batch at a time: give --batch one number" in done.stderr

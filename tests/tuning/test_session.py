@@ -378,3 +378,11 @@ def test_the_verb_tunes_a_model_and_build_finds_its_records(tmp_path: Path) -> N
     assert store.trials.keys() <= model.kernels.keys()
     tune(model="saevit_micro", image_size=32, trials=2, store=tmp_path, threads=1, say=said.append)
     assert any("cut off 10 bytes" in line for line in said)
+
+
+def test_kernels_of_each_batch_are_tuned_together(tmp_path: Path, target: Target, matmul: Callable) -> None:
+    """Both shapes are remembered, and a kernel that both need is one task."""
+    store, one, both = Store(tmp_path, target), matmul(), matmul(rows=64)
+    Session([both], target, store, model="test", input_shape=(4,), other_shapes={(1,): [one, both]}).run(trials=4)
+    by_shape = {model.input_shape: set(model.kernels) for model in store.models.values()}
+    assert by_shape[(4,)] < by_shape[(1,)] == store.trials.keys()
