@@ -29,7 +29,7 @@ import numpy as np
 from saevit_tvm.runtime import elf
 from saevit_tvm.runtime.artifact import check_versions, installed_versions, read_manifest
 from saevit_tvm.runtime.manifest import at_batch, batches, entry
-from saevit_tvm.runtime.tensors import Inputs, specs_of
+from saevit_tvm.runtime.tensors import Inputs, pictures, specs_of
 from saevit_tvm.support import process, toolchain
 from saevit_tvm.support.cache import cache_folder, made_once
 from saevit_tvm.support.errors import ArtifactError, TargetError
@@ -122,7 +122,7 @@ def run(
     manifest = read_manifest(artifact)
     check_versions(manifest, artifact)
     answers = []
-    for batch, alike in itertools.groupby(inputs, lambda each: len(each[0])):
+    for batch, alike in itertools.groupby(inputs, lambda each: pictures(each[0].shape)):
         answers += _run(artifact, at_batch(manifest, batch), list(alike), scratch, cpu, times, threads, count)
     return answers
 
@@ -143,7 +143,7 @@ def _run(
     asked, answered = scratch / "inputs.raw", scratch / "outputs.raw"
     asked.write_bytes(b"".join(array.tobytes() for each in inputs for array in each))
     features = ",".join(target["features"]) or "-"
-    name = entry(specs[0].shape[0], batches(manifest)[-1])
+    name = entry(pictures(specs[0].shape), batches(manifest)[-1])
     program: list[str | Path] = [host(arch), artifact.absolute(), features, asked, answered, str(times), name]
     given = [":".join(map(str, [*dlpack(spec.dtype), *spec.shape])) for spec in specs]
     done = process.run_apart(

@@ -27,7 +27,7 @@ from saevit_tvm import models
 from saevit_tvm.models import timm_weights
 from saevit_tvm.models import weights as weight_files
 from saevit_tvm.runtime.preprocess import normalised
-from saevit_tvm.runtime.tensors import TensorSpec, layout
+from saevit_tvm.runtime.tensors import TensorSpec, layout, pictures, shown
 from saevit_tvm.support.errors import ModelError, UsageError, unknown
 
 IMAGE_SIZE = 224
@@ -38,8 +38,8 @@ SMALLEST, LARGEST = 32, 4096  # below the total stride the last stage has no who
 LARGEST_BATCH = 1024
 INDICES = ("int32", "int64")  # may be places in a table
 BOUNDS = (256, 64, 16, 4, 2, 1)
-INPUT_DTYPES = ("float32", "float16", "uint8", *INDICES)
-OUTPUT_DTYPES = (*INPUT_DTYPES, "int8", "bool")
+INPUT_DTYPES = ("float32", "float16", "uint8", *INDICES, "bool")
+OUTPUT_DTYPES = (*INPUT_DTYPES, "int8")
 FLOAT, FRAMES = "float32", "uint8"  # what a library may take for a picture
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 Size = tuple[int, int]
@@ -94,7 +94,7 @@ class ModelSource:
             names = [given.name for given in self._session.get_inputs()]
             return self._session.run(None, dict(zip(names, inputs, strict=True)))
         with torch.no_grad():
-            outputs = self.module(*(torch.from_numpy(np.ascontiguousarray(x)) for x in inputs))
+            outputs = self.module(*(torch.from_numpy(np.asarray(x, order="C")) for x in inputs))
         return [output.resolve_neg().numpy() for output in tree_leaves(outputs)]
 
     def exported(self) -> torch.export.ExportedProgram:
@@ -444,10 +444,9 @@ def _of_file(name: str, inputs: Sequence[tuple[str, Sequence[int], str]], **fiel
     """A model that holds its own weights. An artifact remembers the file's name alone, wherever it was."""
     specs = tuple(TensorSpec(key if len(inputs) > 1 else "input", tuple(shape), dtype) for key, shape, dtype in inputs)
     for spec in specs:
-        if spec.dtype not in INPUT_DTYPES or not spec.shape:
-            kind = spec.dtype if spec.shape else "a single number"
+        if spec.dtype not in INPUT_DTYPES:
             allowed = ", ".join(INPUT_DTYPES)
-            raise ModelError(f"'{name}' takes {kind} as '{spec.name}': export it with tensors of {allowed}.")
+            raise ModelError(f"'{name}' takes {spec.dtype} as '{spec.name}': export it with tensors of {allowed}.")
     file, picture = Path(name).name, specs[_picture([spec.shape for spec in specs])]
     size = preprocessing = None
     if len(picture.shape) == RANK:
@@ -459,7 +458,7 @@ def _of_file(name: str, inputs: Sequence[tuple[str, Sequence[int], str]], **fiel
         "name": name,
         "module": None,
         "inputs": specs,
-        "recipe": _recipe(file, picture.shape[0], size, None, False),
+        "recipe": _recipe(file, pictures(picture.shape), size, None, False),
         "weights": {"source": "file", "file": file},
         "graph_digest": None,
         "preprocessing": preprocessing or {},
@@ -475,7 +474,7 @@ def _foreign(**fields: Any) -> ModelSource:
         if strange := [str(output.dtype) for output in outputs if str(output.dtype) not in OUTPUT_DTYPES]:
             raise ValueError(f"it answers with {strange[0]}")
     except Exception as error:  # a model fails in its own way
-        shapes = " and ".join("x".join(map(str, spec.shape)) for spec in source.inputs)
+        shapes = " and ".join(shown(spec.shape) for spec in source.inputs)
         raise ModelError(f"'{source.name}' does not run on an input of {shapes}: {_brief(error)}.") from error
     names = tuple(f"output{i}" for i in range(len(outputs)))
     scores = len(outputs) == 1 and outputs[0].ndim == 2 and str(outputs[0].dtype) == FLOAT
@@ -511,8 +510,9 @@ def _sides(extents: Sequence[int | None]) -> tuple[int, int]:
 
 
 def _picture(shapes: Sequence[Sequence[Any]]) -> int:
-    """Which input is the picture: the first of four dimensions, else the first."""
-    return next((at for at, shape in enumerate(shapes) if len(shape) == RANK), 0)
+    """Which input is the picture: the first of four dimensions, else the first that is no single number."""
+    first = next((at for at, shape in enumerate(shapes) if shape), 0)
+    return next((at for at, shape in enumerate(shapes) if len(shape) == RANK), first)
 
 
 def _shapes(

@@ -19,7 +19,7 @@ from saevit_tvm.measure.tracker import Device, Tracker, rpc_address
 from saevit_tvm.proof.questions import REFUSED, Answers, answer, ask
 from saevit_tvm.runtime.artifact import read_manifest
 from saevit_tvm.runtime.manifest import batches, entry
-from saevit_tvm.runtime.tensors import Inputs
+from saevit_tvm.runtime.tensors import Inputs, pictures
 from saevit_tvm.support.child import without_torch
 from saevit_tvm.support.errors import TargetError
 
@@ -75,7 +75,7 @@ def _run(address: str, artifact: str, inputs: list[Inputs]) -> list[np.ndarray]:
     machine["vm_initialization"](*(number for device in devices for number in (device, 0, _NAIVE_ALLOCATOR)))
     cpu, outputs = session.cpu(), []
     for x in inputs:
-        name = entry(len(x[0]), batches(manifest)[-1])
+        name = entry(pictures(x[0].shape), batches(manifest)[-1])
         machine["set_input"](name, *(tvm.runtime.tensor(array, cpu) for array in x))
         machine["invoke_stateful"](name)
         outputs += [tensor.numpy() for tensor in _outputs(machine, name)]

@@ -26,7 +26,7 @@ from saevit_tvm.runtime import abi
 from saevit_tvm.runtime.artifact import check_runnable, opened
 from saevit_tvm.runtime.devices import device_kind
 from saevit_tvm.runtime.manifest import at_batch, batches, entry
-from saevit_tvm.runtime.tensors import TensorSpec, specs_of
+from saevit_tvm.runtime.tensors import TensorSpec, pictures, specs_of
 from saevit_tvm.support.errors import ArtifactError, UsageError
 
 _ALIGNMENT = 64  # what TVM's kernels may assume of a tensor's memory
@@ -69,7 +69,7 @@ class Engine:
         given = _in_order(self.inputs, given, named)
         arrays = [_admit(x, wanted) for x, wanted in zip(given, self._wanted(given[0]), strict=True)]
         outputs = self._result(lambda: self._machines.mine().run(arrays))
-        if not all(isinstance(x, np.ndarray) for x in given):
+        if not all(isinstance(x, (np.ndarray, np.generic)) for x in given):
             outputs = [sys.modules["torch"].from_numpy(output) for output in outputs]
         return outputs[0] if len(self.outputs) == 1 else tuple(outputs)
 
@@ -195,7 +195,7 @@ class _Machine:
 
     def run(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
         """By the function for so many pictures, or by the next larger; more than the largest takes, in turns."""
-        count = len(arrays[0])
+        count = pictures(arrays[0].shape)
         if count in self._entries:
             return self._entries[count].run(arrays)
         starts = range(0, count, self._largest)
@@ -235,8 +235,8 @@ class _Entry:
         result = self._function(*(tensor for _, tensor in given))
         tensors = result.items() if isinstance(result, abi.Array) else [result]
         outputs = [_owned(tensor, [array for array, _ in given]) for tensor in tensors]
-        count = len(arrays[0])
-        return outputs if count == len(given[0][0]) else [output[:count] for output in outputs]
+        count, most = (pictures(array.shape) for array in (arrays[0], given[0][0]))
+        return outputs if count == most else [output[:count] for output in outputs]
 
 
 class _Place:
@@ -249,12 +249,14 @@ class _Place:
 
     def filled(self, array: np.ndarray) -> tuple[np.ndarray, abi.Tensor]:
         """The caller's own memory where it can be, and the tensor to compute on; rows that lack are zeros."""
-        count = len(array)
-        if count == len(self._staging) and array.flags.c_contiguous and array.ctypes.data % _ALIGNMENT == 0:
+        if array.shape == self._staging.shape and array.flags.c_contiguous and array.ctypes.data % _ALIGNMENT == 0:
             argument = abi.lend(array)
         else:
-            self._staging[count:] = 0
-            np.copyto(self._staging[:count], array)
+            place = self._staging
+            if array.shape != place.shape:
+                place, lacking = np.split(place, [len(array)])
+                lacking[:] = 0
+            np.copyto(place, array)
             array, argument = self._staging, self._staged
         if self._on_device is None:
             return array, argument
@@ -297,6 +299,7 @@ def _admit(x: Any, wanted: TensorSpec) -> np.ndarray:
     """The array to compute on, or one error that names both sides."""
     torch = sys.modules.get("torch")
     is_torch = isinstance(x, torch.Tensor) if torch else False
+    x = np.asarray(x) if isinstance(x, np.generic) else x  # a single number of NumPy's
     if not is_torch and not isinstance(x, np.ndarray):
         raise TypeError(f"the input is a {type(x).__name__}: give a NumPy array or a PyTorch tensor.")
     dtype = str(x.dtype).removeprefix("torch.")

@@ -12,6 +12,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
+from saevit_tvm.runtime.tensors import pictures
 from saevit_tvm.support.errors import ArtifactError, UsageError
 
 FORMAT = 1
@@ -57,7 +58,7 @@ def encode(manifest: dict[str, Any]) -> bytes:
 
 def batches(manifest: dict[str, Any]) -> list[int]:
     """How many pictures the artifact takes at a time, smallest first: its library has a function for each."""
-    return manifest.get("batches", [manifest["inputs"][0]["shape"][0]])
+    return manifest.get("batches", [pictures(manifest["inputs"][0]["shape"])])
 
 
 def entry(batch: int, largest: int) -> str:

@@ -37,6 +37,16 @@ def specs_of(entries: Iterable[Mapping[str, Any]]) -> tuple[TensorSpec, ...]:
     return tuple(TensorSpec(each["name"], tuple(each["shape"]), each["dtype"], each.get("below")) for each in entries)
 
 
+def pictures(shape: Sequence[int]) -> int:
+    """How many pictures an input of this shape holds; a single number is for one."""
+    return shape[0] if shape else 1
+
+
+def shown(shape: Sequence[int]) -> str:
+    """A shape in words."""
+    return "x".join(map(str, shape)) or "one number"
+
+
 def drawn(specs: Iterable[TensorSpec], stream: np.random.RandomState) -> Inputs:
     """Random inputs, from a stream that is the same on every machine and with every numpy."""
     return tuple(_drawn(spec, stream) for spec in specs)
@@ -44,8 +54,9 @@ def drawn(specs: Iterable[TensorSpec], stream: np.random.RandomState) -> Inputs:
 
 def _drawn(spec: TensorSpec, stream: np.random.RandomState) -> np.ndarray:
     if spec.dtype.startswith("float"):
-        return stream.standard_normal(spec.shape).astype(spec.dtype)
-    return stream.randint(0, spec.below or LEVELS, spec.shape).astype(spec.dtype)
+        return np.asarray(stream.standard_normal(spec.shape), spec.dtype)
+    levels = 2 if spec.dtype == "bool" else spec.below or LEVELS
+    return np.asarray(stream.randint(0, levels, spec.shape), spec.dtype)
 
 
 def layout(extents: Sequence[int | None]) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saevit_tvm import backends, targets
+from saevit_tvm.runtime.tensors import shown
 from saevit_tvm.support import workspace
 from saevit_tvm.support.errors import ParityError, TargetError, UsageError, unknown
 from saevit_tvm.verbs import made_before
@@ -138,7 +139,7 @@ def _at(sources: Sequence[ModelSource]) -> str:
     """The shapes in words."""
     if size := sources[-1].recipe["image_size"]:
         return f"at {size[0]}x{size[1]}, batch {', '.join(str(each.recipe['batch']) for each in sources)}"
-    return "on " + " or ".join(" and ".join("x".join(map(str, spec.shape)) for spec in each.inputs) for each in sources)
+    return "on " + " or ".join(" and ".join(shown(spec.shape) for spec in each.inputs) for each in sources)
 
 
 def check_dtype(dtype: str) -> None:

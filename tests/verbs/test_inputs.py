@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,15 @@ from saevit_tvm import backends, targets
 from saevit_tvm.models.opening import open_model
 from saevit_tvm.proof.parity import as_list, random_inputs
 from saevit_tvm.runtime.engine import load
+from saevit_tvm.runtime.tensors import TensorSpec
 from saevit_tvm.support.errors import ArtifactError
 from saevit_tvm.verbs.bench import bench
 from saevit_tvm.verbs.build import BuildOptions, build
 from saevit_tvm.verbs.run import run
 from saevit_tvm.verbs.sdk import SdkOptions, sdk
 from saevit_tvm.verbs.verify import verify
+
+Cli = Callable[..., subprocess.CompletedProcess[str]]
 
 
 class Seen(nn.Module):
@@ -44,6 +48,15 @@ class Half(nn.Module):
 
     def forward(self, volume: torch.Tensor) -> torch.Tensor:
         return (volume.float().sum((2, 3)) * 0.1).to(torch.float16)
+
+
+class Gated(nn.Module):
+    """Single numbers and decisions on both sides."""
+
+    def forward(self, scale: torch.Tensor, keep: torch.Tensor, mask: torch.Tensor, x: torch.Tensor) -> tuple:
+        seen = torch.where(mask, x * scale, torch.zeros(()))
+        seen = torch.where(keep, seen, -seen)
+        return seen.sum(), seen > 0, (seen > 0).any(), mask.sum()
 
 
 SIZES = {"picture": (2, 3, 12, 16), "place": (2,), "numbers": (2, 4)}
@@ -167,11 +180,47 @@ def test_onnx_takes_several_inputs_of_several_batches_too(tmp_path: Path) -> Non
         np.testing.assert_allclose(product, x[:count, 0, 0, :3] * place[:count, None], rtol=1e-6)
     with pytest.raises(ValueError, match=r"has shape \(4,\), .* and 'place' must have shape \(5,\)"):
         engine(x, place[:4])
-    answered_from_c_as_from_python(made.artifact, tmp_path, (1, 2, 3, 5))
+    rows = [[spec._replace(shape=(count, *spec.shape[1:])) for spec in engine.inputs] for count in (1, 2, 3, 5)]
+    answered_from_c_as_from_python(made.artifact, tmp_path, rows)
 
 
-def answered_from_c_as_from_python(artifact: Path, folder: Path, pictures: Sequence[int]) -> None:
-    """Both flavours, bit by bit, for these numbers of pictures."""
+def test_single_numbers_and_decisions_go_in_and_out_of_python_the_command_line_and_c(tmp_path: Path, cli: Cli) -> None:
+    given = (torch.tensor(1.5), torch.tensor(True), torch.ones(2, 3, dtype=torch.bool), torch.zeros(2, 3))
+    torch.export.save(torch.export.export(Gated().eval(), given), tmp_path / "gated.pt2")
+    made = build(BuildOptions(str(tmp_path / "gated.pt2"), out=tmp_path), lambda _line: None)
+    source, engine = open_model(str(tmp_path / "gated.pt2")), load(made.artifact)
+    assert [spec.shape for spec in engine.inputs] == [(), (), (2, 3), (2, 3)]
+    for scale, keep, mask, x in random_inputs(engine.inputs, 4):
+        expected = source.reference(scale, keep, mask, x)
+        answer = engine(np.float32(scale), np.bool_(keep), mask, x)
+        assert [(a.dtype, a.shape) for a in answer] == [(e.dtype, e.shape) for e in expected]
+        np.testing.assert_allclose(answer[0], expected[0], rtol=1e-5)
+        assert all(np.array_equal(a, e) for a, e in zip(answer[1:], expected[1:], strict=True))
+    np.savez(tmp_path / "given.npz", scale=scale, keep=keep, mask=mask, x=x)
+    done = cli("run", made.artifact, tmp_path / "given.npz", "--out", tmp_path / "answer.npz", "--json")
+    told = json.loads(done.stdout)["outputs"]
+    assert [(each["dtype"], each["shape"]) for each in told] == [(str(a.dtype), list(a.shape)) for a in answer]
+    with np.load(tmp_path / "answer.npz") as kept:
+        assert all(np.array_equal(kept[f"output{at}"], a) for at, a in enumerate(answer))
+    answered_from_c_as_from_python(made.artifact, tmp_path, [engine.inputs])
+
+
+def test_arrays_that_do_not_fit_are_a_sentence(artifact: Path, tmp_path: Path, cli: Cli) -> None:
+    np.save(tmp_path / "one.npy", np.zeros(3))
+    (tmp_path / "bad.npy").write_bytes(b"no array")
+    for arguments, words in (
+        (["one.npy"], "takes 3 inputs (picture, place, numbers), and what is given is 1"),
+        (["bad.npy"], "bad.npy' holds no arrays: write it with numpy.save"),
+        (["none.npz"], "there is no array"),
+        (["one.npy", "--top", "2"], "--top is for pictures"),
+        (["one.png", "--out", "x.npz"], "--out is for the outputs of .npy files"),
+    ):
+        done = cli("run", artifact, tmp_path / arguments[0], *arguments[1:])
+        assert done.returncode == 2 and words in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def answered_from_c_as_from_python(artifact: Path, folder: Path, given_as: Sequence[Sequence[TensorSpec]]) -> None:
+    """Both flavours, bit by bit, for inputs like these."""
     weights = folder / load(artifact).manifest["recipe"]["model"]
     kit = sdk(SdkOptions(artifact, folder / "sdk", "both", str(weights)), say=lambda _line: None)
     assert all(proof["passed"] for proof in kit["verification"].values())
@@ -179,11 +228,10 @@ def answered_from_c_as_from_python(artifact: Path, folder: Path, pictures: Seque
     programs = [folder / "sdk" / f"tensor-{flavour}" for flavour in kit["flavours"]]
     subprocess.run(["make", "-s", "-C", folder / "sdk", flags, *(program.name for program in programs)], check=True)
     engine, asked, answered = load(artifact), folder / "in", folder / "out"
-    for count in pictures:
-        specs = [spec._replace(shape=(count, *spec.shape[1:])) for spec in engine.inputs]
+    for specs in given_as:
         (given,) = random_inputs(specs, 1)
         asked.write_bytes(b"".join(array.tobytes() for array in given))
         expected = b"".join(array.tobytes() for array in as_list(engine(*given)))
         for program in programs:
             subprocess.run([program, asked, answered, "2", "0", folder / "sdk" / "lib" / artifact.name], check=True)
-            assert answered.read_bytes() == expected, (program.name, count)
+            assert answered.read_bytes() == expected, (program.name, specs)
