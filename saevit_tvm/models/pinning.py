@@ -59,19 +59,29 @@ class OutOfRange(Exception):
     """What the chosen shape is not, in words; the rest of a sentence that begins with the file."""
 
 
-def pin(program: dict[str, Any], choose: Choose) -> None:
-    """Give the program the chosen shapes, in place."""
+class Alone(OutOfRange):
+    """One picture is asked for, and two are the fewest that the program was exported for.
+
+    PyTorch's exporter says so of every batch that it leaves open by itself, whether or not the model takes one.
+    """
+
+
+def pin(program: dict[str, Any], choose: Choose, alone: bool = False) -> None:
+    """Give the program the chosen shapes, in place; `alone` lets one picture in where it would be `Alone`."""
     graph = program["graph_module"]["graph"]
     given = [graph["tensor_values"][name]["sizes"] for name in _inputs(program)]
     extents = [tuple(size.get("as_int") for size in sizes) for sizes in given]
     chosen = choose(extents, [tuple(map(_typical, sizes)) for sizes in given])
     symbols: dict[str, int] = {}
+    ranges = program["range_constraints"]
+    if alone:
+        ranges = {name: {**each, "min_val": 1} if each["min_val"] == 2 else each for name, each in ranges.items()}
     for sizes, shape in zip(given, chosen, strict=True):
         image = len(shape) == len(IMAGE)
         names = [IMAGE[each] for each in layout(shape)] if image else [f"extent {axis}" for axis in range(len(shape))]
         for name, size, extent in zip(names, sizes, shape, strict=True):
             if "as_expr" in size:
-                _solve(size["as_expr"]["expr_str"], extent, name, symbols, program["range_constraints"])
+                _solve(size["as_expr"]["expr_str"], extent, name, symbols, ranges)
     shapes = dict(zip(_inputs(program), chosen, strict=True))
     for guard in program["guards_code"]:
         if not _guarded(_parsed(guard), shapes):
@@ -126,7 +136,8 @@ def _check_range(
         return
     first, last = (None if bound is None else _value(tree, {**symbols, name: bound}) for bound in (least, most))
     words = f"{first or 0} or more" if last is None else f"{first or 0} to {last}"
-    raise OutOfRange(f"takes {words} as {what}, not {extent}")
+    kind = Alone if (what, extent, first) == (IMAGE["N"], 1, 2) else OutOfRange
+    raise kind(f"takes {words} as {what}, not {extent}")
 
 
 # Formulas ---------------------------------------------------------------------

@@ -39,9 +39,12 @@ CONTEXT = re.compile(r"null|\[\]|\[\"\w+\"(, \"\w+\")*\]")
 
 
 def load_program(
-    path: Path, choose: pinning.Choose = lambda _extents, typical: typical
+    path: Path, choose: pinning.Choose = lambda _extents, typical: typical, alone: bool = False
 ) -> torch.export.ExportedProgram:
-    """The exported program with the shapes that are chosen for it, or one error that says why it is refused."""
+    """The exported program with the shapes that are chosen for it, or one error that says why it is refused.
+
+    `pinning.Alone` comes as it is, and `alone` is the way past it.
+    """
     if not path.is_file():
         raise UsageError(f"there is no file '{path}': check the path.")
     try:
@@ -56,11 +59,13 @@ def load_program(
         for config in configs:
             _check_tensors(config)
         _clean(program)
-        pinning.pin(program, choose)
+        pinning.pin(program, choose, alone)
         _check(program)
     except (_Refused, pinning.Unpinnable) as refusal:
         raise ModelError(f"'{path}' is refused because it {refusal}.") from refusal
     except pinning.OutOfRange as refusal:
+        if isinstance(refusal, pinning.Alone) and not alone:
+            raise
         raise UsageError(f"'{path}' {refusal}: choose another --batch or --image-size.") from refusal
     except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise ModelError(f"'{path}' does not hold a program of this PyTorch: export it again.") from error

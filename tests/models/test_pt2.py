@@ -244,6 +244,26 @@ def test_shapes_beyond_what_was_exported_are_refused(dynamic: Path, options: dic
         open_model(str(dynamic), **options)
 
 
+class Squeezed(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.squeeze().sum(-1)
+
+
+def test_one_picture_goes_into_a_file_that_was_exported_for_two_or_more(tmp_path: Path) -> None:
+    """PyTorch leaves 1 out of every batch that it finds open by itself; most models take it, and that is shown."""
+    open_batch, given = ({0: torch.export.Dim.AUTO},), torch.zeros(4, 3, 16, 12)
+    for module in (Tokens().eval(), Squeezed()):
+        program = torch.export.export(module, (given,), dynamic_shapes=open_batch)
+        torch.export.save(program, tmp_path / f"{type(module).__name__}.pt2")
+    one, x = open_model(str(tmp_path / "Tokens.pt2")), np.random.RandomState(0).rand(5, 3, 16, 12).astype("float32")
+    assert one.input_shape == (1, 3, 16, 12)
+    (five,) = open_model(str(tmp_path / "Tokens.pt2"), batch=5).original(x)
+    np.testing.assert_allclose(one.original(x[:1])[0], five[:1], rtol=1e-5, atol=1e-6)
+    with pytest.raises(UsageError, match="answers one otherwise than the first of two: give --batch 2 or more"):
+        open_model(str(tmp_path / "Squeezed.pt2"))
+    assert open_model(str(tmp_path / "Squeezed.pt2"), batch=2).input_shape[0] == 2
+
+
 @pytest.mark.parametrize(
     "formula",
     [
