@@ -334,9 +334,11 @@ def _open_timm(
         checkpoint.apply_to(module)
         origin = checkpoint.origin
     shape = (batch, 3, *(size or native))
-    custom = {key: list(own[key]) for key in ("mean", "std") if key in own}
+    custom: dict[str, Any] = {key: list(own[key]) for key in ("mean", "std") if key in own}
     if own.get("interpolation") in ("bilinear", "bicubic"):
         custom["resize"] = own["interpolation"]
+    if own.get("crop_pct"):
+        custom |= {"crop_pct": own["crop_pct"], "crop": "none" if own.get("crop_mode") == "squash" else "center"}
     recipe = _recipe(name, batch, shape[2:], num_classes, features_only)
     return _foreign(
         name=name,
@@ -649,7 +651,7 @@ def _preprocessing(
     """ImageNet's customs, unless the model has its own or the checkpoint was trained with others."""
     usual = {"mode": "RGB", "resize": "bicubic", "crop": "center", "scale": 1 / 255, **IMAGENET}
     stated = {} if checkpoint is None else checkpoint.preprocessing
-    return {**usual, **(custom or {}), **stated, "image_size": list(size)}
+    return {**usual, **(stated or custom or {}), "image_size": list(size)}  # what is stated is all
 
 
 def _checked_preprocessing(value: dict[str, Any]) -> dict[str, Any]:

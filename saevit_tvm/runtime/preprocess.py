@@ -27,6 +27,7 @@ RESIZE = {
 CROP = ("center", "none")
 LAYOUTS = ("NCHW", "NHWC")
 LARGEST_SIDE = 4096
+SMALLEST_SHARE = 0.1  # of a side that is kept
 MOST_PIXELS = 80_000_000
 
 
@@ -72,11 +73,39 @@ def to_frame(image: Image.Image, preprocessing: Mapping[str, Any]) -> np.ndarray
     """An RGB picture, resized and cropped."""
     height, width = preprocessing["image_size"]
     method = RESIZE[preprocessing["resize"]]
-    if preprocessing["crop"] == "center":
+    if "crop_pct" in preprocessing:
+        image = image.resize((width, height), method, box=_middle(image.width, image.height, preprocessing))
+    elif preprocessing["crop"] == "center":
         image = ImageOps.fit(image, (width, height), method)
     else:
         image = image.resize((width, height), method)
     return np.asarray(image)[np.newaxis]
+
+
+def enlarged(preprocessing: Mapping[str, Any]) -> tuple[int, int]:
+    """Height and width of which the model's size is the middle: a share of `crop_pct` each way."""
+    height, width = preprocessing["image_size"]
+    return math.floor(height / preprocessing["crop_pct"]), math.floor(width / preprocessing["crop_pct"])
+
+
+def _middle(width: int, height: int, preprocessing: Mapping[str, Any]) -> tuple[float, float, float, float]:
+    """What a picture keeps if it is resized as timm does it, its shorter side to the enlarged size, and then cropped.
+
+    To resize this part alone reads the same pixels, and a long strip does not become a huge picture.
+    """
+    tall, wide = enlarged(preprocessing)
+    if preprocessing["crop"] == "center":
+        is_wider = width * tall >= height * wide
+        wide, tall = (width * tall // height, tall) if is_wider else (wide, height * wide // width)
+    sides = zip((width, height), (wide, tall), reversed(preprocessing["image_size"]), strict=True)
+    (left, right), (top, bottom) = (_kept(*each) for each in sides)
+    return left, top, right, bottom
+
+
+def _kept(source: int, resized: int, size: int) -> tuple[float, float]:
+    """Where the middle of a resized side begins and ends in the side as it was."""
+    first = round((resized - size) / 2)
+    return first * source / resized, (first + size) * source / resized
 
 
 def normalised(frames: np.ndarray, preprocessing: Mapping[str, Any]) -> np.ndarray:
@@ -105,6 +134,9 @@ def check(preprocessing: Mapping[str, Any]) -> None:
     values = [preprocessing["scale"], *preprocessing["mean"], *preprocessing["std"]]
     if len(values) != 7 or len(preprocessing["mean"]) != 3 or not all(_is_number(value) for value in values):
         raise ValueError("'scale' must be a number, 'mean' and 'std' three numbers each")
+    share = preprocessing.get("crop_pct", 1)
+    if not _is_number(share) or not SMALLEST_SHARE <= share <= 1:
+        raise ValueError(f"'crop_pct' is {share!r} and must be {SMALLEST_SHARE} to 1")
     if 0 in preprocessing["std"]:
         raise ValueError("'std' holds a zero")
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from saevit_tvm.runtime.manifest import at_batch, batches, entry
-from saevit_tvm.runtime.preprocess import channels_last
+from saevit_tvm.runtime.preprocess import channels_last, enlarged
 from schedules.dtypes import dlpack
 
 if TYPE_CHECKING:
@@ -95,10 +95,13 @@ def _labels(labels: Sequence[str]) -> list[str]:
 def _preprocessing(how: dict[str, Any]) -> list[str]:
     if not how:  # the model does not say: pictures go in as they are, scaled to 0..1
         how = {"resize": "bilinear", "crop": "center", "scale": 1 / 255, "mean": [0, 0, 0], "std": [1, 1, 1]}
+    tall, wide = enlarged(how) if "crop_pct" in how else (0, 0)
     return [
         "const preprocessing saevit_preprocessing = {",
         f"    .resize = RESIZE_{how['resize'].upper()},",
         f"    .crop_center = {int(how['crop'] == 'center')},",
+        f"    .enlarged_width = {wide},",
+        f"    .enlarged_height = {tall},",
         f"    .channels_last = {int(channels_last(how))},",
         f"    .scale = {_number(how['scale'])},",
         f"    .mean = {{{', '.join(map(_number, how['mean']))}}},",

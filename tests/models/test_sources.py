@@ -378,7 +378,8 @@ def timm(monkeypatch: pytest.MonkeyPatch) -> None:
             torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()
         )
         module.append(torch.nn.Linear(8, num_classes))
-        module.pretrained_cfg = {"input_size": (3, 40, 40), "mean": (0.1, 0.2, 0.3), "interpolation": "bilinear"}
+        cropped = {"interpolation": "bilinear", "crop_pct": 0.9, "crop_mode": "squash"}
+        module.pretrained_cfg = {"input_size": (3, 40, 40), "mean": (0.1, 0.2, 0.3), **cropped}
         return module
 
     stand_in.create_model = create_model  # type: ignore[attr-defined]
@@ -410,6 +411,7 @@ def test_timm(timm: None, tmp_path: Path) -> None:
     source = open_model("timm:smallnet", batch=2, num_classes=5)
     assert source.input_shape == (2, 3, 40, 40) and source.output_names == ("logits",)
     assert source.preprocessing["mean"] == [0.1, 0.2, 0.3] and source.preprocessing["resize"] == "bilinear"
+    assert source.preprocessing["crop_pct"] == 0.9 and source.preprocessing["crop"] == "none"
     torch.save(source.module.state_dict(), tmp_path / "w.pt")
     loaded = open_model("timm:smallnet", num_classes=5, weights=tmp_path / "w.pt", seed=9)
     assert loaded.weights_digest == source.weights_digest

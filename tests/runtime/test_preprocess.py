@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import struct
 import zlib
 from pathlib import Path
@@ -14,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from saevit_tvm.runtime.preprocess import check, load_image, read_image, to_array
+from saevit_tvm.runtime.preprocess import check, load_image, read_image, to_array, to_frame
 from saevit_tvm.support.errors import SaevitError, UsageError
 
 PLAIN: dict[str, Any] = {
@@ -50,6 +51,21 @@ def test_values_are_scaled_and_normalised(tmp_path: Path) -> None:
     expected = (pixels / 255 - stated["mean"]) / stated["std"]
     assert array.shape == (1, 3, 8, 8) and array.dtype == np.float32 and array.flags.c_contiguous
     np.testing.assert_allclose(array[0], expected.transpose(2, 0, 1), atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(300, 200), (57, 640), (224, 224), (31, 30)])
+@pytest.mark.parametrize("crop", ["center", "none"])
+def test_a_share_in_the_middle_is_what_timm_keeps(size: tuple[int, int], crop: str) -> None:
+    """Its transforms: resize the shorter side (or, squashed, both) to the size by the share, then crop the middle."""
+    image = Image.fromarray(np.random.RandomState(0).randint(0, 256, (size[1] // 8, size[0] // 8, 3), np.uint8))
+    image = image.resize(size, Image.Resampling.BICUBIC)
+    how = {**PLAIN, "image_size": [48, 48], "resize": "bicubic", "crop": crop, "crop_pct": 0.875}
+    enlarged = math.floor(48 / 0.875)
+    shorter = min(size)
+    resized = [int(enlarged * side / shorter) if crop == "center" else enlarged for side in size]
+    left, top = (round((side - 48) / 2.0) for side in resized)
+    wanted = image.resize(resized, Image.Resampling.BICUBIC).crop((left, top, left + 48, top + 48))
+    assert np.abs(np.asarray(wanted, int) - to_frame(image, how)[0]).max() <= 1
 
 
 def test_crop_takes_the_middle_and_none_takes_everything() -> None:

@@ -66,8 +66,11 @@ def reader(tmp_path_factory: pytest.TempPathFactory, compiled: Callable[..., Pat
 
 @pytest.mark.parametrize("resize", ["nearest", "bilinear", "bicubic"])
 @pytest.mark.parametrize("crop", ["center", "none"])
-def test_every_way_of_resizing_agrees_with_python_to_the_last_bit(reader: Any, resize: str, crop: str) -> None:
-    how = {
+@pytest.mark.parametrize("share", [None, 0.9])
+def test_every_way_of_resizing_agrees_with_python_to_the_last_bit(
+    reader: Any, resize: str, crop: str, share: float | None
+) -> None:
+    how: dict[str, Any] = {
         "mode": "RGB",
         "image_size": [32, 32] if crop == "center" else [40, 24],
         "resize": resize,
@@ -76,6 +79,7 @@ def test_every_way_of_resizing_agrees_with_python_to_the_last_bit(reader: Any, r
         "mean": [0.485, 0.456, 0.406],
         "std": [0.229, 0.224, 0.225],
     }
+    how |= {} if share is None else {"crop_pct": share}
     read = reader(how)
     for width, height in SIZES:
         pixels = noise(width, height)

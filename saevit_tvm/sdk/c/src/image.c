@@ -155,6 +155,27 @@ static void resize_nearest(const uint8_t *rgb, int width, int height, span acros
     }
 }
 
+/* Where the middle of a resized side begins and ends in the side as it was. */
+static span kept_of(int source, int64_t resized, int size) {
+    int64_t first = (resized - size) / 2;
+    if ((resized - size) % 2) first += first % 2; /* a half goes to the even one, as Python rounds */
+    return (span){(float)((double)(first * source) / (double)resized),
+                  (float)((double)((first + size) * source) / (double)resized)};
+}
+
+/* The middle of the picture as it would be if its shorter side, or both, were resized to the enlarged size. */
+static void choose_middle(int width, int height, span *across, span *down) {
+    int64_t wide = saevit_preprocessing.enlarged_width, tall = saevit_preprocessing.enlarged_height;
+    if (saevit_preprocessing.crop_center) {
+        if (width * tall >= height * wide)
+            wide = width * tall / height;
+        else
+            tall = height * wide / width;
+    }
+    *across = kept_of(width, wide, saevit_model.image_width);
+    *down = kept_of(height, tall, saevit_model.image_height);
+}
+
 /* The largest part in the middle that has the proportions of the model's input. */
 static void choose_spans(int width, int height, span *across, span *down) {
     double w = width, h = height, left = 0, top = 0;
@@ -201,7 +222,10 @@ void *saevit_load_image(const uint8_t *rgb, int width, int height, saevit_status
     if (*status) return NULL;
 
     span across, down;
-    choose_spans(width, height, &across, &down);
+    if (saevit_preprocessing.enlarged_width)
+        choose_middle(width, height, &across, &down);
+    else
+        choose_spans(width, height, &across, &down);
     void *values = NULL;
     int done = !posix_memalign(&values, ALIGNMENT, input->row);
     uint8_t *pixels = frame ? values : malloc(area * CHANNELS);

@@ -16,6 +16,7 @@ typedef enum { RESIZE_NEAREST, RESIZE_BILINEAR, RESIZE_BICUBIC } resize_method;
 typedef struct {
     resize_method resize;
     int crop_center, channels_last;
+    int enlarged_width, enlarged_height; /* a size whose middle is the model's input; 0: crop as little as can be */
     float scale, mean[3], deviation[3];
 } preprocessing;
 
