@@ -130,3 +130,18 @@ def test_an_artifact_is_as_right_as_its_original(cli, digits_artifact, held_out,
     assert done.stdout.startswith("5 pictures of 5 classes") and "same class for 5 of 5 pictures" in done.stdout
     with pytest.raises(UsageError, match="--limit is for pictures"):
         verify(digits_artifact, limit=5)
+
+
+@pytest.mark.slow
+def test_frames_and_boards_under_an_emulator_are_asked_alike(built_once, rpi5_artifact, tmp_path: Path) -> None:
+    frames = built_once("frames", weights="digits", input_dtype="uint8")
+    stream = np.random.RandomState(0)
+    for number in range(3):
+        (tmp_path / "data" / str(number)).mkdir(parents=True)
+        pixels = stream.randint(0, 256, (40, 50 + number, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "data" / str(number) / "x.png")
+    for artifact, machine in ((frames, "this machine"), (rpi5_artifact, "qemu, cortex-a76 model")):
+        told = verify(artifact, data=tmp_path / "data")
+        assert told["passed"] and told["machine"] == machine
+        assert (told["data"]["pictures"], told["data"]["agree"]) == (3, 3)
+        assert told["data"]["original"] == told["data"]["artifact"]
