@@ -24,6 +24,9 @@ from schedules.machines.gpus import Limits, limits_of
 
 _SOURCE_HOOK = "tvm_callback_opencl_postproc"  # what TVM calls with every kernel's source
 _READ_OF_IMAGE = re.compile(r"\bread_image[fh]\((\w+),")
+_HALVES = re.compile(r"\b__global half\* restrict (\w+)")
+_HALF = re.compile(r"\b(convert_)?half\b(?! ?\*)( (\w+)\[)?")
+_ADDRESS = re.compile(r"\bhalf \*\)(\w+)")
 _DECLARATION = re.compile(r"^__kernel [^{;]*;\n", re.MULTILINE)
 
 
@@ -83,7 +86,7 @@ def _adapted(limits: Limits, source: str, _target: Any) -> str:
     """One kernel as it is to be compiled: without what TVM says too much, and with what it has no words for."""
     # Every kernel comes with declarations of all others, and none calls another.
     source = _with_images(_DECLARATION.sub("", source))
-    return source if limits.half else _without_refusal(source)
+    return source if limits.half else _without_halves(source)
 
 
 def _with_images(source: str) -> str:
@@ -94,9 +97,42 @@ def _with_images(source: str) -> str:
     return source
 
 
-def _without_refusal(source: str) -> str:
-    """TVM lets every kernel that mentions float16 refuse to be compiled by a driver without arithmetic in it.
+def _without_halves(source: str) -> str:
+    """For a device without arithmetic in float16: such numbers are read and written by functions that every driver has.
 
-    For a device without, ours only load and store such numbers, by functions that every driver has.
+    Our kernels do so already. TVM's (casts of a float16 input, say) compute with what they read, here in float32, and
+    would refuse to be compiled by a driver without.
     """
-    return "\n".join(line for line in source.splitlines() if not line.startswith("#error")) + "\n"
+    kept = "\n".join(line for line in source.splitlines() if not line.startswith("#error")) + "\n"
+    header, brace, body = kept.partition("{")
+    for name in _HALVES.findall(header):
+        body = _by_functions(body, name)
+    ours = set(_ADDRESS.findall(body))  # arrays that are read and written so already
+
+    def wider(found: re.Match[str]) -> str:
+        return found[0] if found[3] in ours else f"{found[1] or ''}float{found[2] or ''}"
+
+    return header + brace + _HALF.sub(wider, body)
+
+
+def _by_functions(code: str, name: str) -> str:
+    """The code without `name[index]`, which is no address: those are sums."""
+    found = re.search(rf"\b{name}\[", code)
+    if found is None:
+        return code
+    end = found.end() + _closing(code[found.end() :])
+    before, index, after = code[: found.start()], code[found.end() : end], code[end + 1 :]
+    if not after.startswith(" = "):
+        return f"{before}vload_half({index}, {name}){_by_functions(after, name)}"
+    value, _, after = after.removeprefix(" = ").partition(";")
+    return f"{before}vstore_half({_by_functions(value, name)}, {index}, {name});{_by_functions(after, name)}"
+
+
+def _closing(code: str) -> int:
+    """Where the bracket closes that was open before the code."""
+    depth = 1
+    for at, character in enumerate(code):
+        depth += {"[": 1, "]": -1}.get(character, 0)
+        if not depth:
+            return at
+    return len(code)

@@ -50,6 +50,13 @@ class Half(nn.Module):
         return (volume.float().sum((2, 3)) * 0.1).to(torch.float16)
 
 
+class Halves(nn.Module):
+    """What TVM's own kernels do with halves: copied, doubled, added and made wider."""
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return x * 2, x[:, :, ::2], torch.cat([x, x], 1), (x + x).relu().float().mean((2, 3)), x.float().exp().half()
+
+
 class Gated(nn.Module):
     """Single numbers and decisions on both sides."""
 
@@ -149,6 +156,19 @@ def test_other_targets_take_several_inputs(target: str, seen: Path, tmp_path: Pa
     made = build(BuildOptions(str(seen), target, dtype=dtype, out=tmp_path), lambda _line: None)
     assert made.manifest["verification"]["passed"]
     assert [each["dtype"] for each in made.manifest["outputs"]] == ["int64", "int64", "float32", "uint8", "bool"]
+
+
+@pytest.mark.slow
+def test_halves_go_through_opencl_devices_that_cannot_compute_with_them(tmp_path: Path) -> None:
+    if backends.how_to_run(targets.get("generic-opencl")) is None:
+        pytest.skip(backends.why_not(targets.get("generic-opencl")))
+    program = torch.export.export(Halves(), (torch.zeros(1, 3, 8, 6, dtype=torch.float16),))
+    torch.export.save(program, tmp_path / "halves.pt2")
+    made = build(BuildOptions(str(tmp_path / "halves.pt2"), "generic-opencl", out=tmp_path), lambda _line: None)
+    assert made.manifest["verification"]["passed"]
+    x = np.random.RandomState(1).randn(1, 3, 8, 6).astype(np.float16)
+    doubled, thinned, *_ = load(made.artifact)(x)
+    assert np.array_equal(doubled, x * 2) and np.array_equal(thinned, x[:, :, ::2])
 
 
 def test_halves_and_five_dimensions_go_in_from_python_and_c(tmp_path: Path) -> None:
