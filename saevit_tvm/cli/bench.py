@@ -154,7 +154,9 @@ def _print(console: Console, result: dict[str, Any]) -> None:
 
 
 def _inputs(result: dict[str, Any]) -> str:
-    shapes = [f"input {'x'.join(map(str, each['shape']))} {each['dtype']}" for each in result["inputs"]]
+    from saevit_tvm.runtime.tensors import shown
+
+    shapes = [f"input {shown(each['shape'])} {each['dtype']}" for each in result["inputs"]]
     prepared = " (the others are given float32, prepared outside)" if result["frames"] else ""
     return ", ".join(shapes).replace(" float32", "") + prepared
 
@@ -170,7 +172,9 @@ def _print_trips(console: Console, result: dict[str, Any]) -> None:
 
 
 def _print_pair(console: Console, result: dict[str, Any]) -> None:
-    shape, ratios = "x".join(map(str, result["input_shape"])), result["ratios"]
+    from saevit_tvm.runtime.tensors import shown
+
+    shape, ratios = shown(result["input_shape"]), result["ratios"]
     console.line(f"input {shape}, {result['threads']} threads, {len(ratios)} pairs of processes in turns")
     rows = [
         [

@@ -88,15 +88,15 @@ def _first(value: np.ndarray) -> list[Any]:
 
 def classes(path: Path, manifest: dict[str, Any]) -> int:
     """How many classes the artifact tells apart, or a sentence that says why it does not classify pictures."""
+    if not manifest["preprocessing"]:
+        inputs = specs_of(manifest["inputs"])
+        takes = " and ".join(f"{shown(spec.shape)} {spec.dtype}" for spec in inputs)
+        raise ArtifactError(f"'{path}' takes {takes}, not pictures: 'run' takes .npy files, Python and C arrays.")
     output, *more = specs_of(manifest["outputs"])
     if more or len(output.shape) != 2 or output.dtype != "float32":
         raise ArtifactError(
             f"'{path}' gives no class scores but feature maps or decisions: to classify, build without --features-only."
         )
-    if not manifest["preprocessing"]:
-        inputs = specs_of(manifest["inputs"])
-        takes = " and ".join(f"{shown(spec.shape)} {spec.dtype}" for spec in inputs)
-        raise ArtifactError(f"'{path}' takes {takes}, not pictures: give .npy files, or call it from Python, C or C++.")
     return output.shape[1]
 
 

@@ -144,7 +144,9 @@ def test_other_runtimes_are_given_the_same(seen: Path, artifact: Path) -> None:
 
 
 def test_what_takes_one_picture_says_so(artifact: Path, tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match="gives no class scores"):
+    with pytest.raises(
+        ArtifactError, match=r"takes 2x3x12x16 uint8 and 2 int64 and .* not pictures: 'run' takes \.npy files"
+    ):
         run(artifact, [tmp_path / "x.png"])
 
 
