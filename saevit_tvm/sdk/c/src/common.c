@@ -158,12 +158,12 @@ saevit_status saevit_check_buffers(const saevit_input *inputs, size_t input_coun
     return SAEVIT_OK;
 }
 
-const void *saevit_rows_of(const share_of_call *share, size_t input) {
-    return (const char *)share->inputs[input].data + share->first * saevit_model.inputs[input].row;
+const void *saevit_rows_of(const call_part *part, size_t input) {
+    return (const char *)part->inputs[input].data + part->first * saevit_model.inputs[input].row;
 }
 
-void saevit_stage(const share_of_call *share, size_t input, void *place) {
-    const size_t row = saevit_model.inputs[input].row, lacking = saevit_entries[share->entry].rows - share->rows;
-    memcpy(place, saevit_rows_of(share, input), share->rows * row);
-    memset((char *)place + share->rows * row, 0, lacking * row);
+void saevit_stage(const call_part *part, size_t input, void *place) {
+    const size_t row = saevit_model.inputs[input].row, lacking = saevit_entries[part->entry].rows - part->rows;
+    memcpy(place, saevit_rows_of(part, input), part->rows * row);
+    memset((char *)place + part->rows * row, 0, lacking * row);
 }

@@ -32,7 +32,7 @@ typedef struct {
     size_t entry, first, rows;
     const saevit_input *inputs;
     const saevit_buffer *outputs;
-} share_of_call;
+} call_part;
 
 /* Generated: model.c. */
 extern HIDDEN const entry_point saevit_entries[]; /* smallest first */
@@ -48,7 +48,7 @@ extern HIDDEN const uint8_t saevit_artifact_digest[32];    /* the seal of the ar
 extern HIDDEN const char saevit_flavour[];
 HIDDEN int saevit_is_open(const saevit *model);
 HIDDEN void saevit_begin(saevit *model); /* waits for the others on the model; none comes between before saevit_end */
-HIDDEN saevit_status saevit_compute(saevit *model, const share_of_call *share);
+HIDDEN saevit_status saevit_compute(saevit *model, const call_part *part);
 HIDDEN void saevit_end(saevit *model);
 
 /* common.c */
@@ -59,9 +59,9 @@ HIDDEN saevit_status saevit_check_machine(void);
 HIDDEN saevit_status saevit_check_buffers(const saevit_input *inputs, size_t input_count, const saevit_buffer *outputs,
                                           size_t output_count, size_t *rows);
 
-/* The rows of an input that a share takes; and the same in a place that holds as many as the entry point takes. */
-HIDDEN const void *saevit_rows_of(const share_of_call *share, size_t input);
-HIDDEN void saevit_stage(const share_of_call *share, size_t input, void *place);
+/* The rows of an input that a part takes; and the same in a place that holds as many as the entry point takes. */
+HIDDEN const void *saevit_rows_of(const call_part *part, size_t input);
+HIDDEN void saevit_stage(const call_part *part, size_t input, void *place);
 HIDDEN int saevit_thread_count(int asked); /* 0: impossible */
 
 /* A thread that no signal of the program's disturbs; 0 if the system gives none. */

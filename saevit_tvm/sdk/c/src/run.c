@@ -1,4 +1,4 @@
-/* What both flavours do before they compute: pictures become inputs, and any number of rows shares that fit. */
+/* What both flavours do before they compute: pictures become inputs, and any number of rows parts that fit. */
 #include <stdlib.h>
 
 #include "internal.h"
@@ -19,9 +19,9 @@ saevit_status saevit_run_inputs(saevit *model, const saevit_input *inputs, size_
     saevit_begin(model);
     for (size_t first = 0; !status && first < rows;) {
         const size_t left = rows - first, entry = entry_for(left), most = saevit_entries[entry].rows;
-        const share_of_call share = {entry, first, left < most ? left : most, inputs, outputs};
-        status = saevit_compute(model, &share);
-        first += share.rows;
+        const call_part part = {entry, first, left < most ? left : most, inputs, outputs};
+        status = saevit_compute(model, &part);
+        first += part.rows;
     }
     saevit_end(model);
     return status;

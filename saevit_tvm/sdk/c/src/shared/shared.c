@@ -35,7 +35,7 @@ struct saevit {
     saevit_status status; /* how the last job went */
     char error[512];
     const char *artifact;
-    const share_of_call *share;
+    const call_part *part;
     tvm tvm;
     tvm_value module, machine;
     tvm_value *functions; /* one an entry point */
@@ -172,13 +172,13 @@ static saevit_status fetch(saevit *model, const tvm_value *output, void *to, siz
 }
 
 static saevit_status take_output(saevit *model, const tvm_value *output, size_t index) {
-    const share_of_call *share = model->share;
-    const size_t row = saevit_model.outputs[index].row, size = saevit_entries[share->entry].rows * row;
-    char *to = (char *)share->outputs[index].data + share->first * row;
+    const call_part *part = model->part;
+    const size_t row = saevit_model.outputs[index].row, size = saevit_entries[part->entry].rows * row;
+    char *to = (char *)part->outputs[index].data + part->first * row;
     const tvm_tensor *tensor = output ? saevit_tvm_tensor(output) : NULL;
     if (!tensor || bytes_of(tensor) != size)
         return saevit_fail(SAEVIT_FAILED, "the library gave another output than '%s'", saevit_model.outputs[index].name);
-    const size_t wanted = share->rows * row;
+    const size_t wanted = part->rows * row;
     if (tensor->device_type == CPU_DEVICE) {
         memcpy(to, (const char *)tensor->data + tensor->byte_offset, wanted);
         return SAEVIT_OK;
@@ -193,7 +193,7 @@ static saevit_status take_output(saevit *model, const tvm_value *output, size_t 
 }
 
 static saevit_status compute(saevit *model) {
-    const size_t entry = model->share->entry;
+    const size_t entry = model->part->entry;
     tvm_value result = {0};
     saevit_status status = SAEVIT_OK;
     for (size_t i = 0; !status && i < saevit_model.input_count; i++) {
@@ -370,9 +370,9 @@ void saevit_begin(saevit *model) { pthread_mutex_lock(&model->turn); }
 
 void saevit_end(saevit *model) { pthread_mutex_unlock(&model->turn); }
 
-saevit_status saevit_compute(saevit *model, const share_of_call *share) {
-    for (size_t i = 0; i < saevit_model.input_count; i++) saevit_stage(share, i, model->staging[i]);
-    model->share = share;
+saevit_status saevit_compute(saevit *model, const call_part *part) {
+    for (size_t i = 0; i < saevit_model.input_count; i++) saevit_stage(part, i, model->staging[i]);
+    model->part = part;
     return have_done(model, RUN);
 }
 

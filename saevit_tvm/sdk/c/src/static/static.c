@@ -196,12 +196,12 @@ void saevit_begin(saevit *model) { pthread_mutex_lock(&model->turn); }
 void saevit_end(saevit *model) { pthread_mutex_unlock(&model->turn); }
 
 /* The caller's own memory where it can be. */
-static void place_inputs(saevit *model, const share_of_call *share) {
+static void place_inputs(saevit *model, const call_part *part) {
     unsigned char *staging = model->staging;
     for (size_t i = 0; i < saevit_model.input_count; i++) {
-        void *data = (void *)(uintptr_t)saevit_rows_of(share, i); /* kernels only read it */
-        if ((uintptr_t)data % ALIGNMENT || share->rows != saevit_entries[share->entry].rows) {
-            saevit_stage(share, i, staging);
+        void *data = (void *)(uintptr_t)saevit_rows_of(part, i); /* kernels only read it */
+        if ((uintptr_t)data % ALIGNMENT || part->rows != saevit_entries[part->entry].rows) {
+            saevit_stage(part, i, staging);
             data = staging;
         }
         model->given[i] = data;
@@ -225,16 +225,16 @@ static saevit_status run_steps(saevit *model, const plan_entry *entry) {
     return SAEVIT_OK;
 }
 
-static void take_outputs(const saevit *model, const plan_entry *entry, const share_of_call *share) {
+static void take_outputs(const saevit *model, const plan_entry *entry, const call_part *part) {
     for (size_t i = 0; i < saevit_model.output_count; i++) {
         const size_t row = saevit_model.outputs[i].row;
-        char *to = (char *)share->outputs[i].data + share->first * row;
-        memcpy(to, model->tensors[entry->outputs[i]].data, share->rows * row);
+        char *to = (char *)part->outputs[i].data + part->first * row;
+        memcpy(to, model->tensors[entry->outputs[i]].data, part->rows * row);
     }
 }
 
-saevit_status saevit_compute(saevit *model, const share_of_call *share) {
-    const plan_entry *entry = &saevit_plan.entries[share->entry];
+saevit_status saevit_compute(saevit *model, const call_part *part) {
+    const plan_entry *entry = &saevit_plan.entries[part->entry];
     saevit *const before = here.model; /* a caller's own parallel function may run another model */
     const int share_before = here.share;
     here.model = model;
@@ -243,9 +243,9 @@ saevit_status saevit_compute(saevit *model, const share_of_call *share) {
         model->scratches[i].used = 0;
         model->scratches[i].last = NULL;
     }
-    place_inputs(model, share);
+    place_inputs(model, part);
     const saevit_status status = run_steps(model, entry);
-    if (!status) take_outputs(model, entry, share);
+    if (!status) take_outputs(model, entry, part);
     here.model = before;
     here.share = share_before;
     return status;
