@@ -17,10 +17,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 from tvm import s_tir, tirx
-from tvm.script import from_source
-from tvm.script import tirx as script
 
 from schedules.dtypes import DTYPES
+from schedules.gpu.reading import read
 from schedules.kernels import OPAQUE
 from schedules.machines.gpus import Limits
 from schedules.spec import Epilogue, KernelSpec, Tensor
@@ -217,7 +216,7 @@ class Kernel(ABC):
             loop = "range(1)" if is_one else f'T.thread_binding({extent}, thread="{thread}")'
             text = nest(f"for {variable} in {loop}:", text)
         attributes = {"tirx.kernel_launch_params": [OVERLAPPING]} if limits.overlaps else {}
-        return _parsed(self._signature(attributes) + indent("\n".join([*lines, text]), "    "))
+        return _read(self._signature(attributes) + indent("\n".join([*lines, text]), "    "))
 
     @property
     def spec(self) -> KernelSpec:
@@ -285,10 +284,8 @@ class Launches:
     constants: dict[str, np.ndarray]
 
 
-@cache
-def _parsed(text: str) -> tirx.PrimFunc:
-    """Blocks of one shape have the same text, and reading it is most of the work."""
-    return from_source(text, extra_vars={"T": script})
+# Blocks of one shape have the same text.
+_read = cache(read)
 
 
 def nest(header: str, *parts: str) -> str:

@@ -537,7 +537,9 @@ def any_primitive(draw: st.DrawFn) -> KernelSpec:
         draw(st.integers(1, 130)),
     )
     steps = draw(
-        st.lists(st.sampled_from(["bias", "scale", "add residual", "multiply gate", *ACTIVATIONS]), max_size=4)
+        st.lists(
+            st.sampled_from(["bias", "scale", "add residual", "multiply gate", *ACTIVATIONS]), max_size=4, unique=True
+        )
     )
     bias = by_channel(" ".join(steps), c if op == "depthwise" else k)
     if op == "linear":
