@@ -5,7 +5,8 @@ python=${PYTHON:-python3}
 . .venv/bin/activate
 if [ -z "${SAEVIT_TVM_SET_UP:-}" ]; then # else all is there, as CI says
     pip install -qq --upgrade pip
-    pip install -qq --editable ".${EXTRAS:-}"
+    # What is imported is compiled then: most never is, and to compile all takes a minute.
+    pip install -qq --no-compile --editable ".${EXTRAS:-}"
     # Without torchvision, which would bring a PyTorch with CUDA: for the zoo, names of it are enough.
-    case "${EXTRAS:-}" in *test* | *bench*) pip install -qq --no-deps timm==1.0.31 ;; esac
+    case "${EXTRAS:-}" in *test* | *bench*) pip install -qq --no-compile --no-deps timm==1.0.31 ;; esac
 fi
