@@ -32,7 +32,9 @@ def key(options: Mapping[str, Any], target: Target) -> str | None:
     if model is None:
         return None
     chosen = {name: value for name, value in options.items() if name not in WHERE}
-    where = [backends.how_to_run(target), backends.why_not(target), backends.get(target.kind).machine()]
+    backend = backends.get(target.kind)
+    device = backend.machine() if backend.available()[0] else None
+    where = [backends.how_to_run(target), backends.why_not(target), device]
     linker = toolchain.linker(target).cc_argv if target.output == "library" else ()
     parts = [model, chosen, dataclasses.asdict(target), where, linker, _tool(), _packages(), _records(options)]
     return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()

@@ -11,7 +11,7 @@ import pytest
 import torch
 from onnx import helper, numpy_helper
 
-from saevit_tvm import targets
+from saevit_tvm import backends, targets
 from saevit_tvm.models.identity import identity
 from saevit_tvm.verbs import build as build_verb
 from saevit_tvm.verbs import made_before
@@ -67,6 +67,14 @@ def test_whatever_counts_is_in_the_key(tmp_path: Path) -> None:
         keys.append(key(options, native))
     assert len({before, *keys}) == len(keys) + 1
     assert key(dataclasses.replace(options, pretrained=True), native) is None
+
+
+@pytest.mark.parametrize("target", ["cuda", "generic-opencl"])
+def test_a_device_that_is_not_there_is_none(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = backends.get(targets.get(target).kind)
+    monkeypatch.setattr(type(backend), "available", lambda _self: (False, "there is none"))
+    monkeypatch.setattr(type(backend), "machine", lambda _self: pytest.fail("it was asked for its name"))
+    assert made_before.key(vars(BuildOptions("saevit_micro")), targets.get(target))
 
 
 def test_weights_beside_an_onnx_file_count(tmp_path: Path) -> None:
