@@ -1,8 +1,8 @@
 """How the few operators are spelled out that TVM lowers badly, or not at all.
 
 GELU would become one call of libm's erf a number; transposed convolutions have no channels-last form. What takes the
-larger or the smaller of two numbers would lose one that is none: a ReLU would make 0 of it. What reads a table
-would read anywhere.
+larger or the smaller of two numbers would lose one that is none: a ReLU would make 0 of it; and so would what is
+multiplied by zero, or asks whether a number is not at most another. What reads a table would read anywhere.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import tvm
 from tvm import relax, te, tirx, topi
 
 Pair = Callable[[Any, Any], Any]
@@ -89,8 +90,12 @@ def _bounded(x: Any, low: float, high: float) -> Any:
     return x
 
 
+def _dtype(expr: relax.Expr) -> str:
+    return str(expr.ty.dtype).removeprefix("T.")
+
+
 def _is_float(expr: relax.Expr) -> bool:
-    return str(expr.ty.dtype).removeprefix("T.").startswith(("float", "bfloat"))
+    return _dtype(expr).startswith(("float", "bfloat"))
 
 
 def _elements(builder: relax.BlockBuilder, call: relax.Call, low: float, high: float, name: str) -> relax.Expr:
@@ -180,6 +185,25 @@ def _compared(builder: relax.BlockBuilder, call: relax.Call, name: str) -> relax
     return builder.normalize(missing if name == "not_equal" else relax.op.logical_not(missing))
 
 
+def _denied(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+    """By bits: TVM would turn `not a <= b` into `a > b`, which is another thing where one of them is no number."""
+    x = call.args[0]
+    if "bool" in str(x.ty.dtype):
+        return builder.normalize(relax.op.bitwise_not(x))
+    return builder.normalize(relax.op.equal(x, relax.const(0, _dtype(x))))
+
+
+def _multiplied(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+    """Zero is read from memory: TVM knows that nothing is left of a number, and forgets what is none, or infinite."""
+    if not (_is_float(call) and any(_is_zero(each) for each in call.args)):
+        return _by_tvm("relax.multiply", builder, call)
+    return builder.call_te(topi.multiply, *call.args, primfunc_name_hint="multiply")
+
+
+def _is_zero(x: relax.Expr) -> bool:
+    return isinstance(x, tvm.ir.GenericConst) and not x.value.numpy().any()
+
+
 def _max_pool2d(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     attrs = call.attrs
     above, left = (int(each) for each in attrs.padding[:2])
@@ -229,6 +253,8 @@ OPERATORS = {
     "relax.argmin": partial(_place, extreme=relax.op.min),
     "relax.equal": partial(_compared, name="equal"),
     "relax.not_equal": partial(_compared, name="not_equal"),
+    "relax.logical_not": _denied,
+    "relax.multiply": _multiplied,
     "relax.nn.max_pool2d": _max_pool2d,
     "relax.take": _take,
 }

@@ -49,6 +49,13 @@ CASES: dict[str, Case] = {
         lambda x: relax.op.nn.max_pool2d(relax.op.astype(relax.op.clip(x, 0.0, 3.0), "uint8"), (2, 2)),
         lambda x: F.max_pool2d(x.clamp(0, 3).nan_to_num().byte().float(), 2, 1).byte(),
     ),
+    "logical_not of a comparison": (
+        lambda x: relax.op.logical_not(relax.op.less_equal(x, relax.const(0.0))),
+        lambda x: ~(x <= 0),
+    ),
+    "logical_not of numbers": (lambda x: relax.op.logical_not(relax.op.trunc(x)), lambda x: x.trunc().logical_not()),
+    "nothing of it": (lambda x: relax.op.multiply(x, relax.const(0.0)), lambda x: x * 0),
+    "of nothing": (lambda x: relax.op.multiply(relax.const(np.zeros((5, 1, 1), "float32")), x), lambda x: 0 * x),
     "gelu": (relax.op.nn.gelu, F.gelu),
 }
 
@@ -66,7 +73,9 @@ def graph(lowered: Callable[[relax.Var], relax.Expr]) -> tvm.IRModule:
         with builder.dataflow():
             value = builder.emit_output(builder.emit(lowered(x)))
         builder.emit_func_output(value)
-    return relax.transform.LegalizeOps(OPERATORS)(builder.get())
+    lowered_too = [relax.transform.LegalizeOps(OPERATORS), relax.transform.AnnotateTIROpPattern()]
+    together = [relax.transform.FuseOps(), relax.transform.FuseTIR()]
+    return tvm.transform.Sequential([*lowered_too, *together])(builder.get())
 
 
 def check(name: str, answer: np.ndarray) -> None:
