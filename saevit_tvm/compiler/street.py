@@ -38,6 +38,7 @@ from saevit_tvm.compiler.passes import (
     KeepTokens,
     MergeBranches,
     RemoveNoOps,
+    ShortenNames,
     TakeFrames,
 )
 from saevit_tvm.compiler.passes.kernel_calls import kernels_called, read
@@ -300,6 +301,7 @@ def operators() -> list[Pass]:
         transform.FoldConstant(),
         transform.FuseOps(),
         transform.FuseTIR(),
+        ShortenNames(),
         # Reshapes move nothing. Here, because TVM cannot look at loops that have no block, as generators make them.
         transform.RewriteDataflowReshape(),
         transform.DeadCodeElimination(),

@@ -11,6 +11,7 @@ from saevit_tvm.compiler.passes.merge_branches import MergeBranches
 from saevit_tvm.compiler.passes.precision import LowerPrecision
 from saevit_tvm.compiler.passes.remove_no_ops import RemoveNoOps
 from saevit_tvm.compiler.passes.schedule import ApplyRecords, BindTheRest, ScheduleTheRest
+from saevit_tvm.compiler.passes.shorten_names import ShortenNames
 from saevit_tvm.compiler.passes.sink_permutes import SinkPermutes
 from saevit_tvm.compiler.passes.take_frames import TakeFrames
 
@@ -29,6 +30,7 @@ __all__ = [
     "MergeBranches",
     "RemoveNoOps",
     "ScheduleTheRest",
+    "ShortenNames",
     "SinkPermutes",
     "TakeFrames",
 ]
