@@ -65,23 +65,30 @@ def _steps(mod: tvm.IRModule, inputs: Sequence[np.ndarray], values: Values) -> I
             yield binding.var, value
 
 
+def plain_value(expr: Any) -> Any:
+    """Of what is neither a variable nor computed."""
+    if isinstance(expr, tvm.ir.GenericConst):
+        return torch.from_numpy(np.array(expr.value.numpy()))
+    if isinstance(expr, relax.Tuple):
+        return tuple(map(plain_value, expr.fields))
+    if isinstance(expr, relax.ShapeExpr):
+        return [int(extent) for extent in expr.values]
+    return int(expr) if hasattr(expr, "__int__") else getattr(expr, "value", expr)
+
+
 def _value(expr: Any, values: Values, compiled: _Compiled) -> Any:
     if isinstance(expr, relax.Var):
         return values[expr]
-    if isinstance(expr, tvm.ir.GenericConst):
-        return torch.from_numpy(np.array(expr.value.numpy()))
     if isinstance(expr, relax.Tuple):
         return tuple(_value(each, values, compiled) for each in expr.fields)
     if isinstance(expr, relax.TupleGetItem):
         return _value(expr.tuple_value, values, compiled)[int(expr.index)]
-    if isinstance(expr, relax.ShapeExpr):
-        return [int(extent) for extent in expr.values]
     if isinstance(expr, relax.Call):
         args = [_value(each, values, compiled) for each in expr.args]
         rule = RULES.get(expr.op.name.removeprefix("relax.")) if isinstance(expr.op, tvm.ir.Op) else None
         found = NotImplemented if rule is None else rule(args, expr.attrs)
         return _by_tvm(expr, args, compiled) if found is NotImplemented else found
-    return int(expr) if hasattr(expr, "__int__") else getattr(expr, "value", expr)
+    return plain_value(expr)
 
 
 # By TVM ----------------------------------------------------------------------
@@ -206,6 +213,16 @@ def _split(args: list[Any], attrs: Any) -> Any:
     return NotImplemented if x.shape[axis] % int(parts) else tuple(torch.chunk(x, int(parts), axis))
 
 
+def _part(args: list[Any], attrs: Any) -> Any:
+    x, axes, begin, end, *steps = args
+    where = [slice(None)] * x.dim()
+    for axis, first, last, step in zip(axes, begin, end, steps[0] if steps else [1] * len(axes), strict=True):
+        where[axis % x.dim()] = slice(first, last, step)
+        if step < 1:
+            return NotImplemented
+    return x[tuple(where)]
+
+
 def _squeeze(args: list[Any], attrs: Any) -> Any:
     return torch.squeeze(args[0]) if attrs.axis is None else torch.squeeze(args[0], _axes(attrs))
 
@@ -268,4 +285,5 @@ RULES: dict[str, Rule] = {
     "permute_dims": _permuted,
     "split": _split,
     "squeeze": _squeeze,
+    "strided_slice": _part,
 }

@@ -15,6 +15,7 @@ import tvm
 from tvm import relax
 
 from saevit_tvm.compiler.importers.errors import reason
+from saevit_tvm.compiler.importers.folding import folded
 from saevit_tvm.compiler.importers.gate import Imported, Step
 from saevit_tvm.compiler.importers.node import Emitter
 from saevit_tvm.compiler.importers.onnx_operators import converters
@@ -66,7 +67,7 @@ def import_onnx(source: ModelSource) -> Imported:
     opset = next(each.version for each in model.opset_import if each.domain in STANDARD)
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # TVM prints what it cannot convert
-            mod = relax.transform.FoldConstant()(_with_known_shapes(importer.from_onnx(model.graph, opset)))
+            mod = relax.transform.FoldConstant()(folded(_with_known_shapes(importer.from_onnx(model.graph, opset))))
     except Exception as error:
         raise CompileError(f"TVM cannot import {source.name}: {reason(error)}") from error
     return Imported(mod, partial(_steps, model, importer._nodes))

@@ -12,11 +12,11 @@ import torch
 from torch.fx import Node
 
 from saevit_tvm.compiler.importers import complex_numbers, constants, quickly
+from saevit_tvm.compiler.importers.folding import GROWTH
 from saevit_tvm.compiler.importers.rewrites import decompositions
 
 # Operators that are imported as they are: taken apart they would be a gather of every pixel.
 WHOLE = ("upsample_bicubic2d", "upsample_bilinear2d", "upsample_nearest2d", "_upsample_nearest_exact2d", "col2im")
-GROWTH = 1 << 20  # numbers: larger constants are kept only where they are no larger than what they are made of
 
 quickly.make_quick()
 

@@ -11,6 +11,7 @@ import torch
 
 from saevit_tvm.compiler.importers import complex_numbers
 from saevit_tvm.compiler.importers.errors import reason
+from saevit_tvm.compiler.importers.folding import folded
 from saevit_tvm.compiler.importers.gate import Imported, Step
 from saevit_tvm.compiler.importers.operators import converters
 from saevit_tvm.compiler.importers.prepare import prepared
@@ -42,7 +43,7 @@ def import_exported(source: ModelSource) -> Imported:
         raise CompileError(
             f"TVM cannot import {source.name}: {reason(error)}; replace that part of the model and try again."
         ) from error
-    return Imported(mod, partial(_steps, program, importer.env))
+    return Imported(folded(mod), partial(_steps, program, importer.env))
 
 
 def _unsupported(program: Any) -> list[str]:
