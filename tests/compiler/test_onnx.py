@@ -310,6 +310,13 @@ OTHERS: dict[str, Callable[[Writer], str]] = {
     "Celu": lambda at: at("Celu", "x", alpha=1.5),
     "Clip": lambda at: at("Clip", "x", "", np.float32(0.3)),
     "Div": lambda at: at("Cast", at("Div", at("Cast", at("Mul", "x", [9.0]), to=INT32), np.int32(-4)), to=FLOAT),
+    "GridSample": lambda at: at(
+        "GridSample",
+        at("GridSample", "x", 2 * at.weight(1, 6, 5, 2), mode="bicubic", padding_mode="reflection"),
+        at("Transpose", at("Tanh", at.part("x", 0, 2, 1)), perm=[0, 2, 3, 1]),
+        mode="bicubic",
+        align_corners=1,
+    ),
     "LpNormalization": lambda at: at("Add", at("LpNormalization", "x", axis=1, p=1), at("LpNormalization", "x")),
 }
 

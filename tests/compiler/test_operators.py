@@ -26,6 +26,7 @@ Case = Callable[[Tensor], Tensor]
 RANDOM = torch.Generator().manual_seed(1)
 WEIGHTS = torch.randn(4, 3, 3, 3, generator=RANDOM)
 GRID = torch.rand(2, 5, 7, 2, generator=RANDOM) * 2.4 - 1.2
+SPACE = torch.rand(2, 3, 5, 7, 3, generator=RANDOM) * 2.4 - 1.2
 WAVES = torch.randn(8, 10, dtype=torch.complex64, generator=RANDOM)
 NORMS = ("backward", "ortho", "forward")
 ROWS, COLUMNS = torch.tensor([0, -3, 7]), torch.tensor([1, 2, 2])
@@ -94,6 +95,18 @@ CASES: dict[str, list[Case]] = {
         lambda x: F.grid_sample(x, GRID, padding_mode="border", align_corners=True),
         lambda x: F.grid_sample(x, GRID, mode="nearest", padding_mode="reflection", align_corners=False),
         lambda x: F.grid_sample(x, GRID, mode="bicubic", align_corners=False),
+        lambda x: F.grid_sample(x, 2 * GRID, mode="bicubic", padding_mode="reflection", align_corners=False),
+        lambda x: (
+            F.grid_sample(x[..., :1], 2 * GRID, mode="bicubic", padding_mode="reflection", align_corners=True)
+            + F.grid_sample(x, GRID + 0 * x[:, :1, :1, :1], mode="bicubic", padding_mode="border", align_corners=True)
+        ),
+    ],
+    "grid_sampler_3d.default": [
+        lambda x: F.grid_sample(x[:, :1].unflatten(3, (5, 2)), SPACE, align_corners=False),
+        lambda x: F.grid_sample(
+            x.unflatten(1, (2, 4)), SPACE, mode="nearest", padding_mode="border", align_corners=True
+        ),
+        lambda x: F.grid_sample(x.unflatten(1, (2, 4)), 2 * SPACE, padding_mode="reflection", align_corners=False),
     ],
     "index.Tensor": [
         lambda x: x[:, :, ROWS, COLUMNS],

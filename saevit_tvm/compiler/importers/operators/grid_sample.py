@@ -1,4 +1,4 @@
-"""Sampling at computed places: TVM wants the two coordinates on another axis than PyTorch has them."""
+"""Sampling at computed places, in pictures and in stacks of them."""
 
 from __future__ import annotations
 
@@ -7,20 +7,14 @@ from typing import Any
 from tvm import relax
 
 from saevit_tvm.compiler.importers.node import Emitter, arguments
+from saevit_tvm.compiler.importers.sampling import sampled
 
-OPERATORS = ("grid_sampler_2d.default",)
+OPERATORS = ("grid_sampler_2d.default", "grid_sampler_3d.default")
 METHODS = ("bilinear", "nearest", "bicubic")
 PADDING = ("zeros", "border", "reflection")
 
 
 def convert(node: Any, op: Emitter) -> relax.Expr:
     given = arguments(node, op)
-    grid = op.permute_dims(given["grid"], [0, 3, 1, 2])
-    return op.image.grid_sample(
-        given["input"],
-        grid,
-        method=METHODS[given["interpolation_mode"]],
-        layout="NCHW",
-        padding_mode=PADDING[given["padding_mode"]],
-        align_corners=given["align_corners"],
-    )
+    method, padding = METHODS[given["interpolation_mode"]], PADDING[given["padding_mode"]]
+    return sampled(op, given["input"], given["grid"], method, padding, given["align_corners"])
