@@ -13,7 +13,7 @@ from relay_patterns.graph import Graph
 from relay_patterns.near_miss import first_difference
 from relay_patterns.primitives import PRIMITIVES
 from relay_patterns.region import Reading, Region
-from schedules.spec import KernelSpec
+from schedules.spec import FLOAT, KernelSpec
 
 __all__ = ["Accepts", "Reading", "Region", "blocks", "find_blocks", "find_primitives", "missed"]
 
@@ -57,11 +57,18 @@ def _found(graph: Graph, finders: Sequence[Finder], accepts: Accepts) -> Found:
         for var in graph.order:
             for result, reading in finder(var) if var not in taken else ():
                 inner = graph.between(reading.begins or reading.inputs, result)
-                if inner is not None and not (inner | {result}) & taken and accepts(reading.spec):
+                if inner is None or (inner | {result}) & taken or not all(map(_is_float, (var, *reading.inputs))):
+                    continue
+                if accepts(reading.spec):
                     found[result] = reading
                     taken |= inner | {result}
                     break
     return found
+
+
+def _is_float(var: relax.Expr) -> bool:
+    """Kernels take float32 and give it; what is stored otherwise is decided later."""
+    return not isinstance(var.ty, relax.TensorType) or str(var.ty.dtype).removeprefix("T.") == FLOAT
 
 
 def missed(func: relax.Function, name: str) -> str | None:

@@ -171,6 +171,21 @@ def test_what_is_taken(name: str, expected: dict[str, int], tmp_path: Path) -> N
     assert regions(saved(BLOCKS[name](), tmp_path)) == expected
 
 
+class OfWholeNumbers(nn.Module):
+    """Products of whole numbers beside one of fractions."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        whole = (9 * x).int()
+        return (whole @ whole.mT).float() + x @ x.mT
+
+
+def test_products_of_whole_numbers_are_no_kernels_of_fractions(tmp_path: Path) -> None:
+    model = saved(OfWholeNumbers(), tmp_path)
+    assert regions(model).total() == 1
+    made = build(BuildOptions(str(model), out=tmp_path / "out"), lambda _line: None)
+    assert made.manifest["verification"]["max_rel_error"] < 2e-5
+
+
 def missing(target: str) -> str | None:
     if target == "generic-opencl":
         return None if opencl.available()[0] else opencl.available()[1]
