@@ -280,7 +280,7 @@ def _prove(
     answers = proof.answers(trial, inputs, library.parent, how)
     deviation = parity.deviation(answers, expected)
     if not deviation.within(TOLERANCE[dtype]):
-        raise _parity_miss("the library deviates", dtype, deviation, oracle(source))
+        raise _parity_miss("the library deviates", dtype, deviation, oracle(source), source.remedy)
     manifest["verification"] |= {
         "passed": True,
         **deviation.entries,
@@ -334,11 +334,12 @@ def _arithmetic(
     return {"arithmetic": deviation.entries | {"inputs": len(inputs)}}
 
 
-def _parity_miss(what: str, dtype: str, deviation: parity.Deviation, reference: str) -> ParityError:
-
+def _parity_miss(
+    what: str, dtype: str, deviation: parity.Deviation, reference: str, remedy: str | None = None
+) -> ParityError:
     return ParityError(
-        f"{what} from {reference} by {deviation}, where {TOLERANCE[dtype]:g} is allowed, so nothing was built: please "
-        "report the model."
+        f"{what} from {reference} by {deviation}, where {TOLERANCE[dtype]:g} is allowed, so nothing was built: "
+        f"{remedy or 'please report the model'}."
     )
 
 

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from tvm import relax
 
 from saevit_tvm.compiler.importers import import_model
+from saevit_tvm.compiler.importers.evaluate import evaluate
 from saevit_tvm.models.opening import open_model
-from saevit_tvm.support.errors import CompileError
+from saevit_tvm.support.errors import CompileError, ModelError, ParityError
 from saevit_tvm.verbs.build import BuildOptions, build
 
 OPSETS = [9, pytest.param(11, marks=pytest.mark.slow), 13, pytest.param(17, marks=pytest.mark.slow), 21]
@@ -59,7 +60,9 @@ class Writer:
     def model(self, output: str, rank: int) -> Any:
         result = helper.make_tensor_value_info(output, FLOAT, [f"open{axis}" for axis in range(rank)])
         graph = helper.make_graph(self.nodes, "graph", [self.input], [result], self.constants)
-        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", self.opset)], ir_version=8)
+        domains = {node.domain: 1 for node in self.nodes} | {"": self.opset}
+        opsets = [helper.make_opsetid(domain, version) for domain, version in domains.items()]
+        return helper.make_model(graph, opset_imports=opsets, ir_version=8)
 
     # What is an attribute in old versions, and an input in new ones.
 
@@ -345,7 +348,27 @@ OTHERS |= {
         direction="bidirectional",
         others=[LENGTHS, at.weight(2, 1, 4), at.weight(2, 1, 4), at.weight(2, 12)],
     ),
+    "LSTM with coupled gates": lambda at: _recurrent(at, "LSTM", 4, 3, input_forget=1),
     "RNN": lambda at: _recurrent(at, "RNN", 1, 2, activations=["Relu"]),
+    "RNN of other functions": lambda at: at(
+        "Concat",
+        *(
+            _recurrent(at, "RNN", 1, 2, activations=[name], activation_alpha=[0.4], activation_beta=[0.3])
+            for name in ("Affine", "Elu", "ScaledTanh", "ThresholdedRelu")
+        ),
+        _recurrent(
+            at,
+            "GRU",
+            3,
+            2,
+            2,
+            direction="bidirectional",
+            activations=["HardSigmoid", "Softsign", "Sigmoid", "LeakyRelu"],
+            activation_alpha=[0.3, 0.2],
+            activation_beta=[0.4],
+        ),
+        axis=3,
+    ),
     "Hardmax": lambda at: at("Hardmax", "x", axis=2),
     "MaxPool": lambda at: at(
         "Cast", at("MaxPool", "x", outputs=2, kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 0, 0])[1], to=FLOAT
@@ -361,10 +384,222 @@ OTHERS |= {
 }
 
 
+def _part_of_picture(at: Writer, how: str) -> str:
+    """Half of what is read lies beside it."""
+    part, mode = np.array([0, 0, 0.1, 0.2, 1, 1, 0.9, 1.4], "float32"), "tf_crop_and_resize"
+    return at(
+        "Resize",
+        "x",
+        part,
+        [1.0, 1.0, 1.5, 2.0],
+        mode=how,
+        coordinate_transformation_mode=mode,
+        extrapolation_value=0.5,
+    )
+
+
+def _in_one_row(at: Writer, values: Sequence[str]) -> str:
+    return at("Concat", *(at("Reshape", each, [1, 1, 1, -1]) for each in values), axis=3)
+
+
+OTHERS |= {
+    "LayerNormalization": lambda at: _in_one_row(
+        at, at("LayerNormalization", "x", at.weight(8, 8), at.weight(8, 8), outputs=3, axis=2)
+    ),
+    "Resize of a part": lambda at: _part_of_picture(at, "linear"),
+    "Resize of a part to the nearest": lambda at: _part_of_picture(at, "nearest"),
+}
+
+
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_operators_compute_what_onnxruntime_does(name: str, tmp_path: Path) -> None:
     at = Writer(17, [1, 3, 8, 8])
     imported(at.model(OTHERS[name](at), 4), tmp_path)
+
+
+def _stored(at: Writer, x: str, scale: float, zero: int) -> str:
+    return at("QuantizeLinear", x, np.float32(scale), np.uint8(zero))
+
+
+def _read(at: Writer, x: str, scale: float, zero: int) -> str:
+    return at("DequantizeLinear", x, np.float32(scale), np.uint8(zero))
+
+
+def _bytes(at: Writer, *shape: int) -> np.ndarray:
+    return at.random.randint(-100, 100, shape).astype("int8")
+
+
+def _of_stored(op: str, *middle: Any, scale: float = 0.1, **how: Any) -> Callable[[Writer], str]:
+    """Of what was stored by one scale and zero, with what is stored by another."""
+
+    def written(at: Writer) -> str:
+        given = (_stored(at, "x", 0.05, 120), np.float32(0.05), np.uint8(120))
+        rest = [each(at) if callable(each) else each for each in middle]
+        return _read(at, at(op, *given, *rest, np.float32(scale), np.uint8(130), **how), scale, 130)
+
+    return written
+
+
+def _quantized_layers(at: Writer) -> str:
+    """As onnxruntime's quantizer writes them: what is between two layers is stored and read."""
+    scales = (np.abs(at.weight(4)) + 0.2) / 100
+    weight = at("DequantizeLinear", _bytes(at, 4, 3, 3, 3), scales, np.zeros(4, "int8"), axis=0)
+    bias = at("DequantizeLinear", np.array([90, -50, 7, 0], "int32"), 0.05 * scales, np.zeros(4, "int32"), axis=0)
+    x = at("Relu", at("Conv", _read(at, _stored(at, "x", 0.05, 128), 0.05, 128), weight, bias, pads=[1, 1, 1, 1]))
+    x = _read(at, _stored(at, x, 0.03, 0), 0.03, 0)
+    return _read(at, _stored(at, at("Mul", x, x), 0.1, 3), 0.1, 3)
+
+
+def _dynamically(at: Writer, op: str, weight: np.ndarray, **how: Any) -> str:
+    stored, scale, zero = at("DynamicQuantizeLinear", "x", outputs=3)
+    total = at(op, stored, weight, zero, np.int8(3), **how)
+    return at("Mul", at("Cast", total, to=FLOAT), at("Mul", scale, np.float32(0.01)))
+
+
+MICROSOFT = {"domain": "com.microsoft"}
+QUANTIZED: dict[str, Callable[[Writer], str]] = {
+    "ConvInteger": lambda at: _dynamically(at, "ConvInteger", _bytes(at, 4, 3, 3, 3), strides=[2, 1]),
+    "DynamicQuantizeMatMul": lambda at: at(
+        "DynamicQuantizeMatMul", "x", _bytes(at, 8, 5), np.float32(0.01), np.int8(0), at.weight(5), **MICROSOFT
+    ),
+    "MatMulInteger": lambda at: _dynamically(at, "MatMulInteger", _bytes(at, 8, 5)),
+    "MatMulIntegerToFloat": lambda at: at(
+        "MatMulIntegerToFloat",
+        _stored(at, "x", 0.05, 120),
+        _bytes(at, 8, 5),
+        np.float32(0.05),
+        np.abs(at.weight(5)),
+        np.uint8(120),
+        at("QuantizeLinear", at.weight(5), np.float32(0.1), np.int8(0)),
+        at.weight(5),
+        **MICROSOFT,
+    ),
+    "QGemm": lambda at: at(
+        "Reshape",
+        at(
+            "QGemm",
+            at("Reshape", _stored(at, "x", 0.05, 120), [24, 8]),
+            np.float32(0.05),
+            np.uint8(120),
+            _bytes(at, 5, 8),
+            np.float32(0.02),
+            np.int8(0),
+            np.arange(5, dtype="int32"),
+            transB=1,
+            **MICROSOFT,
+        ),
+        [1, 1, 24, 5],
+    ),
+    "QLinearAdd": _of_stored("QLinearAdd", lambda at: _stored(at, "x", 0.1, 9), 0.1, np.uint8(9), **MICROSOFT),
+    "QLinearConcat": lambda at: _read(
+        at,
+        at(
+            *("QLinearConcat", np.float32(0.04), np.uint8(100)),
+            *(_stored(at, "x", 0.05, 128), np.float32(0.05), np.uint8(128)),
+            *(_stored(at, "x", 0.01, 3), np.float32(0.01), np.uint8(3)),
+            axis=1,
+            **MICROSOFT,
+        ),
+        0.04,
+        100,
+    ),
+    "QLinearConv": _of_stored(
+        "QLinearConv", lambda at: _bytes(at, 4, 3, 3, 3), lambda at: np.abs(at.weight(4)) / 50, np.zeros(4, "int8")
+    ),
+    "QLinearGlobalAveragePool": _of_stored("QLinearGlobalAveragePool", scale=0.004, **MICROSOFT),
+    "QLinearLeakyRelu": _of_stored("QLinearLeakyRelu", scale=0.03, alpha=0.3, **MICROSOFT),
+    "QLinearMatMul": _of_stored("QLinearMatMul", lambda at: _bytes(at, 8, 5), 0.01, np.int8(0)),
+    "QLinearMul": _of_stored(
+        "QLinearMul", lambda at: _stored(at, "x", 0.13, 9), 0.13, np.uint8(9), scale=0.0937, **MICROSOFT
+    ),
+    "QLinearSigmoid": _of_stored("QLinearSigmoid", scale=0.004, **MICROSOFT),
+    "layers": _quantized_layers,
+}
+
+
+@pytest.mark.parametrize("name", QUANTIZED)
+def test_whole_numbers_of_few_bits_stand_for_the_same(name: str, tmp_path: Path) -> None:
+    at = Writer(17, [1, 3, 8, 8])
+    path = tmp_path / "model.onnx"
+    onnx.save(at.model(QUANTIZED[name](at), 4), path)
+    source = open_model(str(path))
+    inputs = [np.random.RandomState(7).standard_normal((1, 3, 8, 8)).astype("float32")]
+    (expected,) = source.original(*inputs)
+    assert len(np.unique(expected)) > 2
+    np.testing.assert_allclose(evaluate(import_model(source), inputs)[0], expected, rtol=1e-6, atol=1e-6)
+
+
+def test_quantized_layers_are_built(tmp_path: Path) -> None:
+    at = Writer(17, [1, 3, 8, 8])
+    onnx.save(at.model(at("Relu", _dynamically(at, "MatMulInteger", _bytes(at, 8, 5))), 4), tmp_path / "few.onnx")
+    made = build(BuildOptions(str(tmp_path / "few.onnx"), out=tmp_path / "out"), lambda _line: None)
+    assert made.manifest["verification"]["max_rel_error"] < 1e-6
+
+
+def _tokens(at: Writer, op: str, *rest: Any, outputs: int = 1, **how: Any) -> Any:
+    return at(op, at("Reshape", "x", [1, 24, 8]), *rest, outputs=outputs, **how, **MICROSOFT)
+
+
+FUSED: dict[str, Callable[[Writer], str]] = {
+    "FusedConv": lambda at: at(
+        "FusedConv",
+        *("x", at.weight(4, 3, 3, 3), at.weight(4), at.weight(1, 4, 6, 6)),
+        activation="HardSigmoid",
+        activation_params=[0.3, 0.4],
+        **MICROSOFT,
+    ),
+    "FusedConv of LeakyRelu": lambda at: at(
+        "FusedConv", "x", at.weight(4, 3, 3, 3), activation="LeakyRelu", activation_params=[0.1], **MICROSOFT
+    ),
+    "FusedGemm": lambda at: at(
+        "FusedGemm",
+        *(at("Reshape", "x", [24, 8]), at.weight(8, 5), at.weight(5)),
+        activation="Tanh",
+        alpha=0.5,
+        **MICROSOFT,
+    ),
+    "FusedMatMul": lambda at: at("FusedMatMul", "x", at.weight(5, 8), alpha=0.5, transA=1, transB=1, **MICROSOFT),
+    "MultiHeadAttention": lambda at: _tokens(
+        at, "MultiHeadAttention", at.weight(1, 9, 8), at.weight(1, 9, 8), at.weight(24), num_heads=2
+    ),
+    "QuickGelu": lambda at: at("QuickGelu", "x", alpha=1.5, **MICROSOFT),
+    "SkipLayerNormalization": lambda at: at(
+        "Add",
+        *_tokens(at, "SkipLayerNormalization", at.weight(1, 24, 8), at.weight(8), outputs=4, epsilon=1e-3)[::3],
+    ),
+    "SimplifiedLayerNormalization": lambda at: at("SimplifiedLayerNormalization", "x", at.weight(8), epsilon=1e-3),
+    "SkipSimplifiedLayerNormalization": lambda at: _tokens(
+        at, "SkipSimplifiedLayerNormalization", at.weight(1, 24, 8), at.weight(8), at.weight(8), epsilon=1e-3
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_what_onnxruntime_has_fused_is_computed(name: str, tmp_path: Path) -> None:
+    at = Writer(17, [1, 3, 8, 8])
+    imported(
+        at.model(FUSED[name](at), {"FusedGemm": 2}.get(name, 3 if "Head" in name or "Skip" in name else 4)), tmp_path
+    )
+
+
+ATTENTION: dict[str, Callable[[Writer], str]] = {
+    "heads in a row": lambda at: at(
+        "Attention",
+        at("Reshape", "x", [1, 24, 8]),
+        *(at.weight(1, 9, 4), at.weight(1, 9, 4), at("Greater", at.weight(24, 9), [-0.1])),
+        q_num_heads=4,
+        kv_num_heads=2,
+    ),
+    "with a mask and a cap": lambda at: at(
+        "Attention", "x", "x", "x", at.weight(8, 8), is_causal=1, scale=0.7, softcap=1.5
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ATTENTION)
+def test_attention_of_new_opsets(name: str, tmp_path: Path) -> None:
+    at = Writer(23, [1, 3, 8, 8])
+    imported(at.model(ATTENTION[name](at), 3 if "row" in name else 4), tmp_path)
 
 
 def test_functions_that_onnxruntime_writes_out_have_known_shapes(tmp_path: Path) -> None:
@@ -379,6 +614,53 @@ def test_an_operator_that_cannot_be_computed_is_named(tmp_path: Path) -> None:
         CompileError, match=r"^TVM cannot compute 'relax.mean' as this model has it: .*replace that part"
     ):
         imported(at.model(at("Cast", whole, to=FLOAT), 4), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("op", "rank", "more", "said"),
+    [
+        ("Unique", 1, {}, r"'Unique' \(node 'Unique0_0'\): how many values it gives depends on the picture"),
+        ("Compress", 1, {}, r"'Compress' \(node 'Compress0_0'\): how many values it gives depends on the picture"),
+        ("Resize", 4, {"mode": "cubic", "keep_aspect_ratio_policy": "not_larger"}, "keeps the proportions has no rule"),
+    ],
+)
+def test_what_cannot_be_is_one_sentence(op: str, rank: int, more: dict[str, Any], said: str, tmp_path: Path) -> None:
+    at = Writer(18, [1, 3, 8, 8])
+    rest = {"Compress": [np.ones(192, bool)], "Resize": ["", "", np.array([1, 3, 9, 20])]}.get(op, [])
+    with pytest.raises(CompileError, match=rf"^TVM cannot import .*{said}.*replace that part of the model and try"):
+        imported(at.model(at(op, "x", *rest, **more), rank), tmp_path)
+
+
+def test_what_onnxruntime_laid_out_for_one_cpu_is_refused(tmp_path: Path) -> None:
+    at = Writer(17, [1, 16, 8, 8])
+    blocks = {"domain": "com.microsoft.nchwc"}
+    x = at("Conv", at("ReorderInput", "x", **blocks), at.weight(16, 16, 1, 1), **blocks)
+    with pytest.raises(CompileError, match="for the vectors of one CPU: give the file that it was made from"):
+        imported(at.model(at("ReorderOutput", x, channels=16, **blocks), 4), tmp_path)
+
+
+def test_inputs_that_have_to_be_of_certain_values_are_one_sentence(tmp_path: Path) -> None:
+    """The number of a picture, say."""
+    inputs = [helper.make_tensor_value_info(name, FLOAT, shape) for name, shape in (("x", [1, 3, 8, 8]), ("y", [9, 5]))]
+    node = helper.make_node("MaxRoiPool", ["x", "y"], ["z"], pooled_shape=[2, 2])
+    graph = helper.make_graph([node], "g", inputs, [helper.make_tensor_value_info("z", FLOAT, [9, 3, 2, 2])])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    with pytest.raises(
+        ModelError, match=r"' does not run on every input \(.*\), so nothing can be compared with it: let"
+    ):
+        imported(model, tmp_path)
+
+
+def test_a_quantized_model_that_rounding_turns_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tvm.relax.frontend.onnx import onnx_frontend
+
+    wrong = classmethod(lambda cls, bb, inputs, attr, params: relax.op.sigmoid(inputs[0]))
+    monkeypatch.setattr(onnx_frontend.Tanh, "_impl_v7", wrong)
+    at = Writer(17, [1, 3, 8, 8])
+    with pytest.raises(
+        ParityError, match=r"Nothing was built: it stores numbers in few bits, .* that was not quantized"
+    ):
+        imported(at.model(at("Tanh", _read(at, _stored(at, "x", 0.1, 9), 0.1, 9)), 4), tmp_path)
 
 
 def test_operators_without_a_rule_are_all_named_with_their_nodes(tmp_path: Path) -> None:

@@ -46,7 +46,8 @@ def check(source: ModelSource, imported: Imported) -> None:
     named = variables(imported.mod, inputs)
     first = next((step for step in imported.steps(inputs) if _differs(named.get(step.variable), step.expected)), None)
     what = "it computes something else" if first is None else f"'{first.operator}' computes something else{first.place}"
-    raise ParityError(f"TVM imports {source.name} wrongly: {what}. Nothing was built: replace that part of the model.")
+    remedy = source.remedy or "replace that part of the model"
+    raise ParityError(f"TVM imports {source.name} wrongly: {what}. Nothing was built: {remedy}.")
 
 
 def _differs(value: Any, expected: np.ndarray) -> bool:

@@ -24,6 +24,7 @@ from saevit_tvm.support.errors import CompileError
 
 OPSET = 17  # the oldest that all is converted to
 STANDARD = ("", "ai.onnx")  # names of ONNX's own operators
+LAID_OUT = "com.microsoft.nchwc"  # that of onnxruntime's, whose channels lie in blocks
 
 if TYPE_CHECKING:
     from saevit_tvm.models.opening import ModelSource
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 def _importer() -> Any:
     """TVM's, with a variable for what every node gives that depends on the input."""
-    from tvm.relax.frontend.onnx.onnx_frontend import ONNXGraphImporter
+    from tvm.relax.frontend.onnx.onnx_frontend import ONNXGraphImporter, onnx_input
 
     class Importer(ONNXGraphImporter):
         @property
@@ -42,12 +43,21 @@ def _importer() -> Any:
             """TVM knows of its own rules only, and names no node."""
 
         def _convert_operator(self, op_name: str, inputs: Any, attrs: Any, opset: int) -> relax.Expr:
+            attrs["tvm_custom"]["operator"] = op_name
             rule = converters().get(op_name)
-            value = None if rule is None else rule(inputs, attrs, Emitter(self))
-            if value is None:
-                value = super()._convert_operator(op_name, inputs, attrs, opset)
+            try:
+                value = None if rule is None else rule(inputs, attrs, Emitter(self))
+                if value is None:
+                    value = super()._convert_operator(op_name, inputs, attrs, opset)
+            except Exception as error:  # a rule raises whatever it happens to raise
+                where = f"'{op_name}' (node '{attrs['tvm_custom']['name']}')"
+                raise ValueError(f"{where}: {reason(error)}") from error
             computed = isinstance(value, relax.Call) and isinstance(value.ty, relax.TensorType)
             return self.bb.emit(value) if computed and any(isinstance(each, relax.Var) for each in inputs) else value
+
+        def by_tvm(self, op_name: str, inputs: Any, attrs: Any) -> relax.Expr:
+            """What TVM's own rule gives: a part of what another operator stands for."""
+            return self.bb.emit(super()._convert_operator(op_name, onnx_input(inputs), attrs, self.opset))
 
     return Importer({}, None, keep_params_in_input=False)
 
@@ -58,6 +68,11 @@ def import_onnx(source: ModelSource) -> Imported:
         node.op_type == "Shape" for node in model.graph.node
     ):  # written out of a function, such as GroupNormalization
         model = _simplified(model)
+    if any(node.domain == LAID_OUT for node in model.graph.node):
+        raise CompileError(
+            f"onnxruntime has optimised {source.name} for the vectors of one CPU: give the file that it was made from, "
+            "or one that is optimised no further than ORT_ENABLE_EXTENDED."
+        )
     if missing := _unsupported(model.graph):
         raise CompileError(
             f"TVM cannot import {source.name}: it uses operators without a rule: {', '.join(missing)}; "
@@ -69,7 +84,9 @@ def import_onnx(source: ModelSource) -> Imported:
         with contextlib.redirect_stdout(io.StringIO()):  # TVM prints what it cannot convert
             mod = relax.transform.FoldConstant()(folded(_with_known_shapes(importer.from_onnx(model.graph, opset))))
     except Exception as error:
-        raise CompileError(f"TVM cannot import {source.name}: {reason(error)}") from error
+        raise CompileError(
+            f"TVM cannot import {source.name}: {reason(error)}; replace that part of the model and try again."
+        ) from error
     return Imported(mod, partial(_steps, model, importer._nodes))
 
 
@@ -115,7 +132,8 @@ def _simplified(model: Any) -> Any:
             found = onnx.load(options.optimized_model_filepath)
         except Exception:  # what it cannot simplify is imported as it is
             return model
-    return found if all(node.domain in STANDARD for node in found.graph.node) else model
+    known = {*STANDARD, *(node.domain for node in model.graph.node)}
+    return found if all(node.domain in known for node in found.graph.node) else model
 
 
 def _with_known_shapes(mod: tvm.IRModule) -> tvm.IRModule:

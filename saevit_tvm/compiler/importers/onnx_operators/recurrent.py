@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,20 @@ USUAL = {"GRU": ["Sigmoid", "Tanh"], "LSTM": ["Sigmoid", "Tanh", "Tanh"], "RNN":
 # By the number of gates, which is what tells these layers apart.
 KINDS = {3: "GRU", 4: "LSTM", 1: "RNN"}
 State = tuple[relax.Expr, ...]
+# By name: the numbers that a function has where the layer gives none, if it has any, and what it is.
+FUNCTIONS: dict[str, tuple[tuple[float | None, ...], Callable[..., relax.Expr]]] = {
+    "Affine": ((None, None), lambda op, x, a, b: op.add(op.multiply(x, a), b)),
+    "Elu": ((1.0,), lambda op, x, a: op.where(_above(op, x), x, op.multiply(a, op.subtract(op.exp(x), _one(x))))),
+    "HardSigmoid": ((0.2, 0.5), lambda op, x, a, b: op.clip(op.add(op.multiply(x, a), b), 0.0, 1.0)),
+    "LeakyRelu": ((0.01,), lambda op, x, a: op.where(_above(op, x), x, op.multiply(x, a))),
+    "Relu": ((), lambda op, x: op.nn.relu(x)),
+    "ScaledTanh": ((None, None), lambda op, x, a, b: op.multiply(a, op.tanh(op.multiply(x, b)))),
+    "Sigmoid": ((), lambda op, x: op.sigmoid(x)),
+    "Softplus": ((), lambda op, x: op.nn.softplus(x)),
+    "Softsign": ((), lambda op, x: op.divide(x, op.add(_one(x), op.abs(x)))),
+    "Tanh": ((), lambda op, x: op.tanh(x)),
+    "ThresholdedRelu": ((None,), lambda op, x, a: op.where(op.greater(x, a), x, relax.const(0.0, dtype(x)))),
+}
 
 
 def convert(inputs: Any, attributes: dict[str, Any], op: Emitter) -> relax.Expr:
@@ -23,8 +37,6 @@ def convert(inputs: Any, attributes: dict[str, Any], op: Emitter) -> relax.Expr:
     x = op.permute_dims(inputs[0], [1, 0, 2]) if batch_first else inputs[0]
     if shape(x)[0] > LONGEST:
         raise ValueError(f"a recurrent layer of {shape(x)[0]} steps is more than the {LONGEST} that are written out")
-    if attributes.get("input_forget") or "activation_alpha" in attributes or "activation_beta" in attributes:
-        raise ValueError("a recurrent layer whose gates are coupled, or whose activations have numbers, has no rule")
     directions = shape(inputs[1])[0]
     ways = [_Way(op, x, inputs, attributes, which, batch_first).run() for which in range(directions)]
     outputs = _side_by_side(op, [steps for steps, _ in ways], 1)  # [steps, directions, batch, hidden]
@@ -33,6 +45,14 @@ def convert(inputs: Any, attributes: dict[str, Any], op: Emitter) -> relax.Expr:
         outputs = op.permute_dims(outputs, [2, 0, 1, 3])
         last = [op.permute_dims(each, [1, 0, 2]) for each in last]
     return op.tuple(outputs, *last)
+
+
+def _one(x: relax.Expr) -> relax.Expr:
+    return relax.const(1.0, dtype(x))
+
+
+def _above(op: Emitter, x: relax.Expr) -> relax.Expr:
+    return op.greater_equal(x, relax.const(0.0, dtype(x)))
 
 
 def _side_by_side(op: Emitter, tensors: list[relax.Expr], axis: int) -> relax.Expr:
@@ -50,11 +70,12 @@ class _Way:
         self.hidden = shape(inputs[2])[2]
         self.gates = shape(inputs[1])[1] // self.hidden
         self.kind = KINDS[self.gates]
-        named = attributes.get("direction", b"forward")
-        self.backward = named == b"reverse" or which == 1
-        functions = [each.decode() for each in attributes.get("activations", [])] or USUAL[self.kind] * 2
+        self.backward = attributes.get("direction", b"forward") == b"reverse" or which == 1
+        named = [each.decode() for each in attributes.get("activations", [])] or USUAL[self.kind] * 2
+        numbers = [iter(attributes.get(f"activation_{name}", ())) for name in ("alpha", "beta")]
+        functions = [self._function(each, *numbers) for each in named]
         count = len(USUAL[self.kind])
-        self.functions = [self._function(name) for name in functions[which * count :][:count]]
+        self.functions = functions[which * count :][:count]
 
         def mine(at: int) -> relax.Expr | None:
             value = inputs[at]
@@ -103,12 +124,20 @@ class _Way:
             return found
         return op.add(found, self._part(self.bias, self.gates + begin, self.gates + end))
 
-    def _function(self, name: str) -> Callable[[relax.Expr], relax.Expr]:
-        op, bound = self.op, self.attributes.get("clip")
-        known = {"Sigmoid": op.sigmoid, "Tanh": op.tanh, "Relu": op.nn.relu, "Softplus": op.nn.softplus}
-        if name not in known:
+    def _function(self, name: str, alphas: Iterator[float], betas: Iterator[float]) -> Callable[..., relax.Expr]:
+        """Each takes of the layer's numbers as many as it has, in their order."""
+        if name not in FUNCTIONS:
             raise ValueError(f"a recurrent layer with {name} has no rule")
-        return known[name] if not bound else lambda x: known[name](op.clip(x, -float(bound), float(bound)))
+        op, bound, (usual, rule) = self.op, self.attributes.get("clip"), FUNCTIONS[name]
+        numbers = [next(given, number) for given, number in zip((alphas, betas), usual, strict=False)]
+        if None in numbers:
+            raise ValueError(f"a recurrent layer with {name} says no numbers for it")
+
+        def function(x: relax.Expr) -> relax.Expr:
+            x = op.clip(x, -float(bound), float(bound)) if bound else x
+            return rule(op, x, *(relax.const(number, dtype(x)) for number in numbers))
+
+        return function
 
     def _rnn(self, x: relax.Expr, hidden: relax.Expr) -> State:
         return (self.functions[0](self.op.add(x, self._remembered(hidden))),)
@@ -135,6 +164,8 @@ class _Way:
                 return gate(value)
             return gate(op.add(value, op.multiply(what, self._part(self.peepholes, at, at + 1))))
 
-        kept = op.multiply(seen(forget, cell, 2), cell)
-        cell = op.add(kept, op.multiply(seen(into, cell, 0), function(new)))
+        share = seen(into, cell, 0)
+        coupled = self.attributes.get("input_forget")
+        left = op.subtract(relax.const(1.0, dtype(x)), share) if coupled else seen(forget, cell, 2)
+        cell = op.add(op.multiply(left, cell), op.multiply(share, function(new)))
         return op.multiply(seen(out, cell, 1), last(cell)), cell
