@@ -16,12 +16,13 @@ from typing import Any
 
 import numpy as np
 import tvm
-from tvm import s_tir, tirx
+from tvm import tirx
 from tvm.ir import Call
 from tvm.ir.expr import Expr, TensorLoad
 
 from saevit_tvm.compiler.passes.kernel_calls import kernels_called
 from saevit_tvm.support.errors import CompileError
+from schedules.gpu.fallback import lowered
 from schedules.gpu.launch import INDICES
 from schedules.gpu.primitives.fragments import product
 from schedules.machines.gpus import Limits
@@ -65,31 +66,11 @@ def usage(row: Row) -> tuple[int, int, int]:
 
 def read(func: tirx.PrimFunc) -> list[Row]:
     """What each launch of a scheduled function does and needs."""
-    func = _lowered(func)
+    func = lowered(func, tvm.target.Target({"kind": "opencl", "host": {"kind": "llvm"}}))
     statements = func.body.seq if isinstance(func.body, tirx.SeqStmt) else [func.body]
     views = {each.buffer: each.data.args[0] for each in statements if isinstance(each, tirx.DeclBuffer)}
     found = [each for each in statements if isinstance(each, tirx.For | tirx.AttrStmt)]
     return [_Reading(func, views, launch).row() for launch in found]
-
-
-def _lowered(func: tirx.PrimFunc) -> tirx.PrimFunc:
-    """A scheduled function with buffers as large as they will be: rules schedule blocks, which allocate whole ones."""
-    if not isinstance(func.body, s_tir.SBlockRealize):
-        return func
-    passes = [
-        s_tir.transform.LowerCrossThreadReduction(),
-        s_tir.transform.LowerInitBlock(),
-        s_tir.transform.PlanAndUpdateBufferAllocationLocation(),
-        s_tir.transform.ConvertBlocksToOpaque(),
-        s_tir.transform.UnifyThreadBinding(),
-        s_tir.transform.CompactBufferAllocation(),
-        s_tir.transform.LowerOpaqueBlock(),
-        # Work-items that sum up together do so in local memory, which appears only here.
-        tirx.transform.BindTarget(tvm.target.Target({"kind": "opencl", "host": {"kind": "llvm"}})),
-        tirx.transform.FlattenBuffer(),
-        s_tir.transform.LowerThreadAllreduce(),
-    ]
-    return tvm.transform.Sequential(passes)(tvm.IRModule({"main": func}))["main"]
 
 
 class _Reading:

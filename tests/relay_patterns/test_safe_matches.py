@@ -186,6 +186,29 @@ def test_products_of_whole_numbers_are_no_kernels_of_fractions(tmp_path: Path) -
     assert made.manifest["verification"]["max_rel_error"] < 2e-5
 
 
+class Squeezed(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.relu().amin(-1, keepdim=True).squeeze(-1)
+
+
+def test_an_axis_that_is_counted_from_the_end_is_found_by_the_change_of_layouts(tmp_path: Path) -> None:
+    source, target = open_model(str(saved(Squeezed(), tmp_path))), targets.native()
+    recipe = street.Recipe(source, target)
+    mod = street.walked(backends.get(target.kind), recipe, street.Found(), street.Dump(), last="layout")
+    assert [int(extent) for extent in mod["main"].ret_ty.shape] == [1, SIZE, SIZE]
+
+
+class Rows(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return (2 * x[:, :4, :6, :6]).sum(-2)
+
+
+def test_sums_of_few_rows_are_scheduled_for_gpus(tmp_path: Path) -> None:
+    """TVM's rule for sums makes of six times six what TVM cannot lower."""
+    compiled = backends.compile_model(open_model(str(saved(Rows(), tmp_path))), targets.get("generic-opencl"))
+    assert compiled.kernels["fallback"] == compiled.kernels["total"] == 2
+
+
 def missing(target: str) -> str | None:
     if target == "generic-opencl":
         return None if opencl.available()[0] else opencl.available()[1]

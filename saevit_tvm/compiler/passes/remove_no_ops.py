@@ -119,6 +119,21 @@ def _moved_constant(op: str, *others: DFPattern) -> Rule:
     return pattern, replace
 
 
+def _squeeze_from_the_end() -> Rule:
+    """TVM's change of layouts takes an axis that is counted from the end for one in front of all, and crashes."""
+    data = wildcard()
+    pattern = is_op("relax.squeeze")(data)
+
+    def replace(expr: relax.Expr, matched: Matched) -> relax.Expr:
+        axes = matched[pattern].attrs.axis
+        if axes is None or all(int(axis) >= 0 for axis in axes):
+            return expr
+        rank = len(shape_of(matched[data]))
+        return relax.op.squeeze(matched[data], sorted(int(axis) % rank for axis in axes))
+
+    return pattern, replace
+
+
 def _widened_and_back() -> Rule:
     data = wildcard()
     pattern = is_op("relax.astype")(is_op("relax.astype")(data))
@@ -149,5 +164,6 @@ class RemoveNoOps:
                 _moved_constant("relax.permute_dims"),
                 _moved_constant("relax.reshape", wildcard()),
                 _widened_and_back(),
+                _squeeze_from_the_end(),
             ],
         )
