@@ -27,6 +27,8 @@ RANDOM = torch.Generator().manual_seed(1)
 WEIGHTS = torch.randn(4, 3, 3, 3, generator=RANDOM)
 GRID = torch.rand(2, 5, 7, 2, generator=RANDOM) * 2.4 - 1.2
 SPACE = torch.rand(2, 3, 5, 7, 3, generator=RANDOM) * 2.4 - 1.2
+VOLUMES = torch.randn(4, 3, 3, 2, 3, generator=RANDOM)
+OFF = 20 * torch.eye(8).roll(3, 0)  # what no singular matrix is near to, and whose diagonal is empty
 WAVES = torch.randn(8, 10, dtype=torch.complex64, generator=RANDOM)
 NORMS = ("backward", "ortho", "forward")
 ROWS, COLUMNS = torch.tensor([0, -3, 7]), torch.tensor([1, 2, 2])
@@ -69,6 +71,7 @@ CASES: dict[str, list[Case]] = {
         lambda x: F.adaptive_max_pool2d(x, (3, 5)),
         lambda x: F.adaptive_max_pool2d(x, (4, 1)),
     ],
+    "adaptive_max_pool3d.default": [lambda x: F.adaptive_max_pool3d(x.unflatten(1, (2, 4)), (3, 5, 4))],
     "amax.default": [lambda x: x.amax((2, 3)), lambda x: x.amax(1, keepdim=True)],
     "amin.default": [lambda x: x.amin((-1, 1))],
     "col2im.default": [
@@ -181,6 +184,17 @@ def _put(x: Tensor, index: object, value: Tensor | float) -> Tensor:
 
 # What is written with other operators of PyTorch first.
 REWRITTEN: dict[str, list[Case]] = {
+    "_linalg_det.default": [
+        lambda x: torch.linalg.det(x[..., :8]),
+        lambda x: torch.linalg.det(x[:, :3, :3, :3] * (x > 9).any()),
+    ],
+    "_linalg_slogdet.default": [lambda x: torch.cat(torch.linalg.slogdet(x[..., :3, :3]))],
+    "_linalg_solve_ex.default": [lambda x: torch.linalg.solve_ex(x[..., :8] + OFF, x)[0]],
+    "linalg_solve.default": [
+        lambda x: torch.linalg.solve(x[..., :8] + OFF, x),
+        lambda x: torch.linalg.solve(x[..., :8] + OFF, x[..., 0]),
+        lambda x: torch.linalg.solve(OFF.flip(0) + x[0, 0, :, :8], x.mT, left=False),
+    ],
     "__lshift__.Scalar": [lambda x: ((9 * x).int() << 3).float()],
     "__rshift__.Scalar": [lambda x: ((9 * x).int() >> 3).float()],
     "_cdist_forward.default": [
@@ -201,6 +215,7 @@ REWRITTEN: dict[str, list[Case]] = {
         lambda x: F.avg_pool2d(x, 3, count_include_pad=False, divisor_override=2),
     ],
     "bilinear.default": [lambda x: F.bilinear(x, x.flip(1), LINE[:5, None, None] * x.new_ones(5, 10, 10), LINE[:5])],
+    "bmm.default": [lambda x: (9 * x).int() @ (9 * x).int().mT],
     "bucketize.Tensor": [lambda x: torch.bucketize(x.log(), LINE, right=True, out_int32=True).float()],
     "cat.default": [
         lambda x: torch.cat(((9 * x).int(), x, x > 0), 1),
@@ -210,6 +225,12 @@ REWRITTEN: dict[str, list[Case]] = {
         lambda x: (9 * x).int().clamp(min=-2).float(),
         lambda x: (9 * x).long().clamp(-2, 3).clamp_max(2).float(),
         lambda x: (9 * x).int().clamp(max=2.5),
+    ],
+    "convolution.default": [
+        lambda x: F.conv_transpose3d(x.unflatten(1, (4, 2)), VOLUMES, stride=2, padding=(1, 2, 0), output_padding=1),
+        lambda x: F.conv_transpose3d(
+            x.unflatten(1, (4, 2)), VOLUMES, LINE[:6], (1, 3, 2), (0, 1, 4), (0, 1, 1), groups=2, dilation=(1, 1, 2)
+        ),
     ],
     "copysign.Tensor": [lambda x: torch.copysign(x, x.flip(1) * (x > 0))],
     "cummax.default": [lambda x: x.cummax(1)[0], lambda x: x.round().cummax(-1)[1].float()],
@@ -236,6 +257,12 @@ REWRITTEN: dict[str, list[Case]] = {
     "fmax.default": [lambda x: torch.fmax(x.sqrt(), x.flip(1).sqrt())],
     "fmin.default": [lambda x: torch.fmin(x.sqrt(), x.flip(1).sqrt())],
     "fmod.Scalar": [lambda x: torch.fmod((9 * x).int(), 2.5)],
+    "histc.default": [
+        lambda x: torch.histc(x, 10, -3, 3),
+        lambda x: torch.histc((2 * x).round().log(), 7, 0, 2),
+        lambda x: torch.histc(x, 9),
+        lambda x: torch.histc(x * 0 + 1, 4),
+    ],
     "hypot.default": [lambda x: torch.hypot(x, x.flip(1))],
     "index_put.default": [
         lambda x: _put(x, (slice(None), ROWS), 7.0),
@@ -252,6 +279,10 @@ REWRITTEN: dict[str, list[Case]] = {
     ],
     "kthvalue.default": [lambda x: x.kthvalue(3, 1)[0], lambda x: x.kthvalue(2, keepdim=True)[1].float()],
     "ldexp.Tensor": [lambda x: torch.ldexp(x, COLUMNS[:1])],
+    "linalg_cholesky.default": [lambda x: torch.linalg.cholesky(x @ x.mT + torch.eye(8))],
+    "linalg_cholesky_ex.default": [lambda x: torch.linalg.cholesky_ex(x @ x.mT + torch.eye(8), upper=True)[0]],
+    "linalg_inv.default": [lambda x: torch.linalg.inv(x[..., :8] + OFF)],
+    "linalg_inv_ex.default": [lambda x: torch.linalg.inv_ex(x[..., :8] + OFF)[0]],
     "linalg_vector_norm.default": [
         lambda x: torch.linalg.vector_norm(x * (x > 0), 0, dim=(1, 3)),
         lambda x: torch.linalg.vector_norm(_complex(x), 3, dim=1, keepdim=True),
@@ -263,6 +294,11 @@ REWRITTEN: dict[str, list[Case]] = {
     "maximum.default": [lambda x: torch.maximum((9 * x).int(), x)],
     "median.default": [lambda x: x.median()[None], lambda x: x.sqrt().median()[None]],
     "median.dim": [lambda x: x.median(1)[0], lambda x: x.sqrt().median(-1, keepdim=True)[1]],
+    "mm.default": [lambda x: (9999 * x[0, 0]).long() @ (9999 * x[1, 0]).long().T],
+    "mode.default": [
+        lambda x: (x / 2).round().mode(1)[0],
+        lambda x: (x / 2).round().mode(-1, keepdim=True)[1],
+    ],
     "mul.Tensor": [
         lambda x: (x > 0).int() * 0.5,
         lambda x: (9 * x).int() * x,

@@ -223,6 +223,13 @@ def _part(args: list[Any], attrs: Any) -> Any:
     return x[tuple(where)]
 
 
+def _product(args: list[Any], attrs: Any) -> Any:
+    """Of the type that is asked for, if any is."""
+    found = torch.matmul(*args)
+    wanted = str(attrs.out_dtype or "").removeprefix("T.")
+    return found.to(getattr(torch, wanted, found.dtype))
+
+
 def _squeeze(args: list[Any], attrs: Any) -> Any:
     return torch.squeeze(args[0]) if attrs.axis is None else torch.squeeze(args[0], _axes(attrs))
 
@@ -272,7 +279,7 @@ RULES: dict[str, Rule] = {
     "clip": _clipped,
     "concat": lambda args, attrs: torch.cat(args[0], int(attrs.axis)),
     "expand_dims": _expand,
-    "matmul": _plain(torch.matmul),
+    "matmul": _product,
     "mean": _reduced(torch.mean),
     "sum": _reduced(torch.sum),
     "max": _reduced(torch.amax),

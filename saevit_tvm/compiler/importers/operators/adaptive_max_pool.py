@@ -8,7 +8,7 @@ from tvm import relax
 
 from saevit_tvm.compiler.importers.node import Emitter, arguments, indices, only_first, shape
 
-OPERATORS = ("adaptive_max_pool2d.default",)
+OPERATORS = ("adaptive_max_pool2d.default", "adaptive_max_pool3d.default")
 
 
 def convert(node: Any, op: Emitter) -> relax.Expr:
@@ -16,8 +16,8 @@ def convert(node: Any, op: Emitter) -> relax.Expr:
     only_first(node, "where the largest values of an adaptive max pool are")
     given = arguments(node, op)
     x = given["self"]
-    for axis, length in ((-2, given["output_size"][0]), (-1, given["output_size"][1])):
-        x = _axis(op, x, axis % len(shape(x)), length)
+    for axis, length in enumerate(given["output_size"], len(shape(x)) - len(given["output_size"])):
+        x = _axis(op, x, axis, length)
     value = x
     return op.tuple(value, value)
 

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from saevit_tvm.compiler.importers.rewrites.places import AT_ONCE
+
 
 def _distances(a: Tensor, b: Tensor, p: float, compute_mode: int | None) -> Tensor:
     apart = (a.unsqueeze(-2) - b.unsqueeze(-3)).abs()
@@ -68,11 +70,20 @@ def _bilinear(a: Tensor, b: Tensor, weight: Tensor, bias: Tensor | None = None) 
     return found if bias is None else found + bias
 
 
+def _whole_product(a: Tensor, b: Tensor) -> Any:
+    """Of whole numbers, which TVM's rule multiplies as fractions."""
+    if a.dtype.is_floating_point or a.dtype.is_complex or a.numel() * b.shape[-1] > AT_ONCE:
+        return NotImplemented
+    return (a.unsqueeze(-1) * b.unsqueeze(-3)).sum(-2).to(a.dtype)
+
+
 REWRITES = {
     "_cdist_forward.default": _distances,
     "any.default": lambda x: x.reshape(-1).any(0),
     "avg_pool2d.default": _means,
     "bilinear.default": _bilinear,
+    "bmm.default": _whole_product,
     "linalg_vector_norm.default": _length,
+    "mm.default": _whole_product,
     "var_mean.correction": _variance_and_mean,
 }
