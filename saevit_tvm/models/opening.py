@@ -340,7 +340,9 @@ def _open_timm(
             weight_files.randomise(module, seed, made_for or native)
             weight_files.calm(module, made_for or native)
     except Exception as error:  # every architecture refuses in its own way
-        raise ModelError(f"timm cannot make '{known}' with {options}: {_brief(error)}.") from error
+        asked = f"with {options}" if size is None else f"at {_show(size)} with {options}"
+        hint = "" if size is None else "; leave out the image size, or choose another"
+        raise ModelError(f"timm cannot make '{known}' {asked}: {_brief(error)}{hint}.") from error
     origin: dict[str, Any] = {"source": "random", "seed": seed}
     if trained is not None:
         origin = {"source": "pretrained", "from": trained.origin}
