@@ -490,7 +490,9 @@ QUANTIZED: dict[str, Callable[[Writer], str]] = {
         ),
         [1, 1, 24, 5],
     ),
-    "QLinearAdd": _of_stored("QLinearAdd", lambda at: _stored(at, "x", 0.1, 9), 0.1, np.uint8(9), **MICROSOFT),
+    "QLinearAdd": _of_stored(
+        "QLinearAdd", lambda at: _stored(at, "x", 0.13, 9), 0.13, np.uint8(9), scale=0.0937, **MICROSOFT
+    ),
     "QLinearConcat": lambda at: _read(
         at,
         at(

@@ -117,19 +117,11 @@ def _dynamic_matmul(op: Emitter, inputs: list[Any], attributes: dict[str, Any]) 
     return _matmul_to_float(op, [stored, weight, scale, weight_scale, zero, weight_zero, bias], attributes)
 
 
-def _sum(op: Emitter, inputs: list[Any], attributes: dict[str, Any]) -> relax.Expr:
+def _of_two(op: Emitter, inputs: list[Any], attributes: dict[str, Any]) -> relax.Expr:
     a, a_scale, a_zero, b, b_scale, b_zero, scale, zero = inputs[:8]
-    parts = [
-        _scaled(op, _number(op, x, x_zero), op.divide(x_scale, scale))
-        for x, x_scale, x_zero in ((a, a_scale, a_zero), (b, b_scale, b_zero))
-    ]
-    return _stored(op, op.add(*parts), zero)
-
-
-def _product(op: Emitter, inputs: list[Any], attributes: dict[str, Any]) -> relax.Expr:
-    a, a_scale, a_zero, b, b_scale, b_zero, scale, zero = inputs[:8]
-    whole = op.multiply(_number(op, a, a_zero), _number(op, b, b_zero))
-    return _stored(op, _scaled(op, whole, _factor(op, a_scale, b_scale, scale)), zero)
+    numbers = _scaled(op, _number(op, a, a_zero), a_scale), _scaled(op, _number(op, b, b_zero), b_scale)
+    combine = op.add if attributes["tvm_custom"]["operator"] == "QLinearAdd" else op.multiply
+    return _stored(op, op.divide(combine(*numbers), _beside(op, scale, 0, None)), zero)
 
 
 def _of_one(function: Callable[..., relax.Expr]) -> Callable[..., relax.Expr]:
@@ -159,12 +151,12 @@ RULES = {
     "MatMulInteger": _matmul_integer,
     "MatMulIntegerToFloat": _matmul_to_float,
     "QGemm": _gemm,
-    "QLinearAdd": _sum,
+    "QLinearAdd": _of_two,
     "QLinearConcat": _joined,
     "QLinearConv": _conv,
     "QLinearGlobalAveragePool": _of_one(_mean),
     "QLinearLeakyRelu": _of_one(lambda op, x, given: op.nn.leakyrelu(x, given.get("alpha", 0.01))),
     "QLinearMatMul": _matmul,
-    "QLinearMul": _product,
+    "QLinearMul": _of_two,
     "QLinearSigmoid": _of_one(lambda op, x, _: op.sigmoid(x)),
 }
