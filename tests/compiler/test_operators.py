@@ -623,7 +623,8 @@ def test_transforms_are_compiled() -> None:
         x = torch.fft.irfft(torch.fft.rfft(x, dim=1, norm="ortho"), dim=1, norm="forward")
         return torch.fft.ifft2(torch.fft.fft2(x) * torch.fft.fft(x, dim=2), dim=(3, 1), norm="ortho").abs()
 
-    check(transformed, torch.randn(2, 8, 8, 10, generator=torch.Generator().manual_seed(0)))
+    # Of a size at which sums of products are of size one: some of them are small differences of large ones.
+    check(transformed, 0.2 * torch.randn(2, 8, 8, 10, generator=torch.Generator().manual_seed(0)))
 
 
 class Waves(nn.Module):
