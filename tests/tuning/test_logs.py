@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import subprocess
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,9 @@ def test_show_tells_who_measured_what(cli: Cli, root: Path, target: Target) -> N
     curve = [point["best_ms"] for point in model["curve"]]
     assert curve == sorted(curve, reverse=True) and curve[-1] == pytest.approx(model["best_ms"])
     assert (kernel["name"], kernel["calls"], kernel["models"]) == ("matmul", 2, ["test"])
-    assert (kernel["trials"], kernel["last_words"]) == (TRIALS + 1, "ouch") and kernel["failures"]["run crashed"] == 1
+    failures = Counter(trial.failure for trial in store.of(key) if trial.failure)  # a busy machine may add its own
+    assert failures["run crashed"] == 1
+    assert (kernel["trials"], kernel["failures"], kernel["last_words"]) == (TRIALS + 1, failures, "ouch")
     best = store.fastest(key)[0]
     assert kernel["best"] == {
         "trace": best.trace,
