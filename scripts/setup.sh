@@ -1,6 +1,8 @@
 # A virtual environment in .venv with this project in it. Sourced by the other scripts, from the checkout's root.
 # EXTRAS is what to install beyond the tool itself: "", "[test]" or "[bench]".
 python=${PYTHON:-python3}
+# Images of containers often set this. Every process would then compile all that it imports: PyTorch and TVM, ten seconds.
+unset PYTHONDONTWRITEBYTECODE
 [ -d .venv ] || "$python" -m venv .venv
 . .venv/bin/activate
 if [ -z "${SAEVIT_TVM_SET_UP:-}" ]; then # else all is there, as CI says
