@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch.export.pt2_archive import _package as archive
 
-from saevit_tvm.models import pinning
+from saevit_tvm.models import inlining, pinning, widening
 from saevit_tvm.support.errors import ModelError, UsageError
 
 NAME = re.compile(r"[A-Za-z0-9_.]*")
@@ -33,6 +33,7 @@ FILES = re.compile(
 )
 CONFIGS = ("data/weights/model_weights_config.json", "data/constants/model_constants_config.json")
 ODD_NUMBERS = ("Infinity", "-Infinity", "NaN")  # as JSON has them
+CHECK = "torch.ops.aten._assert_tensor_metadata.default"  # of a precision, which may not stay
 TRACE = "stack_trace"
 CONTAINERS = (None, "builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict")
 CONTEXT = re.compile(r"null|\[\]|\[\"\w+\"(, \"\w+\")*\]")
@@ -58,7 +59,10 @@ def load_program(
         _check_files(names)
         for config in configs:
             _check_tensors(config)
+        narrow = inlining.inline(program) or any(map(widening.has_narrow_weights, configs))
         _clean(program)
+        if narrow:
+            widening.widen(program)
         pinning.pin(program, choose, alone)
         _check(program)
     except (_Refused, pinning.Unpinnable) as refusal:
@@ -69,7 +73,7 @@ def load_program(
         raise UsageError(f"'{path}' {refusal}: choose another --batch or --image-size.") from refusal
     except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise ModelError(f"'{path}' does not hold a program of this PyTorch: export it again.") from error
-    return _build(path, reader, program)
+    return _build(path, reader, program, narrow)
 
 
 class _Refused(Exception):
@@ -94,6 +98,7 @@ def _clean(program: dict[str, Any]) -> None:
     module = program["graph_module"]
     module["metadata"], module["treespec_namedtuple_fields"] = {}, {}
     module["module_call_graph"] = module["module_call_graph"][:1]
+    module["graph"]["nodes"] = [node for node in module["graph"]["nodes"] if node["target"] != CHECK]
     for node in module["graph"]["nodes"]:
         trace = node["metadata"].get("stack_trace")  # where the operator stands in the source, as text
         node["metadata"] = {TRACE: trace} if isinstance(trace, str) else {}
@@ -140,16 +145,19 @@ def _check_container(spec: dict[str, Any]) -> None:
         _check_container(inner)
 
 
-def _build(path: Path, reader: archive.PT2ArchiveReader, program: dict[str, Any]) -> torch.export.ExportedProgram:
+def _build(
+    path: Path, reader: archive.PT2ArchiveReader, program: dict[str, Any], narrow: bool
+) -> torch.export.ExportedProgram:
     from torch._export.serde import schema
     from torch._export.serde.serialize import ExportedProgramDeserializer, _dict_to_dataclass
 
     try:
         with _quiet():
+            tensors = [archive._load_state_dict(reader, "model"), archive._load_constants(reader, "model")]
+            if narrow:
+                tensors = [{name: widening.widened(tensor) for name, tensor in each.items()} for each in tensors]
             return ExportedProgramDeserializer().deserialize(
-                _dict_to_dataclass(schema.ExportedProgram, program),
-                archive._load_state_dict(reader, "model"),
-                archive._load_constants(reader, "model"),
+                _dict_to_dataclass(schema.ExportedProgram, program), *tensors
             )
     except Exception as error:  # deserialising raises almost anything
         raise ModelError(

@@ -188,6 +188,82 @@ def test_infinity_and_the_lines_of_the_source_are_kept(tmp_path: Path) -> None:
     assert all(f'File "{__file__}", line {line}' in trace for trace in traces)
 
 
+class Regions(torch.nn.Module):
+    """Regions within regions, with values of the same names inside and outside; one hands on what it was given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = torch.nn.Linear(6, 6), torch.nn.Linear(6, 6)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        y = self.first(x).relu()
+        with torch.no_grad():
+            z = self.second(y).relu()
+            with torch.autocast("cpu", enabled=False):
+                a, b = self.first(z).relu().chunk(2, -1)
+            z = z + 1
+        w = self.first(z).relu()
+        with torch.no_grad():
+            kept, same = w.sin(), w.sin()
+        return a * b, kept + same, w
+
+
+@pytest.mark.parametrize("dynamic_width", [False, True])
+def test_regions_within_a_model_are_part_of_it(tmp_path: Path, dynamic_width: bool) -> None:
+    torch.manual_seed(0)
+    module, x = Regions().eval(), torch.randn(2, 5, 6)
+    shapes = ({1: torch.export.Dim("width", min=2, max=9)},) if dynamic_width else None
+    program = torch.export.export(module, (x,), dynamic_shapes=shapes)
+    assert "wrap_with" in str(program.graph)
+    torch.export.save(program, tmp_path / "regions.pt2")
+    found = load_program(tmp_path / "regions.pt2")
+    assert "wrap_with" not in str(found.graph)
+    with torch.no_grad():
+        assert all(map(torch.equal, found.module()(x), module(x)))
+
+
+class Autocast(torch.nn.Module):
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.conv, self.dtype = torch.nn.Conv2d(3, 4, 3), dtype
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", dtype=self.dtype):
+            y = self.conv(x)
+            mask = torch.zeros(4, 1, 1, dtype=self.dtype)
+        return (y + mask).relu().float().mean((2, 3))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_what_asks_for_fewer_bits_gets_as_many_as_others(tmp_path: Path, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    module, x = Autocast(dtype).eval(), torch.randn(1, 3, 8, 8)
+    torch.export.save(torch.export.export(module, (x,)), tmp_path / "autocast.pt2")
+    with torch.no_grad():
+        answer = load_program(tmp_path / "autocast.pt2").module()(x)
+        assert torch.equal(answer, module.conv(x).relu().mean((2, 3))) and not torch.equal(answer, module(x))
+
+
+@pytest.mark.parametrize(("dtype", "outside"), [(torch.float16, torch.float16), (torch.bfloat16, torch.float32)])
+def test_weights_of_sixteen_bits_are_computed_with_in_thirty_two(
+    tmp_path: Path, dtype: torch.dtype, outside: torch.dtype
+) -> None:
+    """What goes in and comes out has the type that it had, where NumPy knows it."""
+    torch.manual_seed(0)
+    module, x = Small().eval().to(dtype), torch.randn(1, 3, 8, 8).to(dtype)
+    module.table = module.table.to(dtype)
+    torch.export.save(torch.export.export(module, (x,)), tmp_path / "narrow.pt2")
+    source = open_model(str(tmp_path / "narrow.pt2"))
+    assert source.inputs[0].dtype == str(outside).removeprefix("torch.")
+    answers = source.original(x.to(outside).numpy())
+    wide = module.float()
+    wide.table = wide.table.float()
+    with torch.no_grad():
+        expected = wide(x.float())
+    for answer, wanted in zip(answers, (expected["map"], *expected["rest"]), strict=True):
+        assert np.array_equal(answer, wanted.to(outside).numpy())
+
+
 class Tokens(torch.nn.Module):
     """Computes shapes of the extents of its input."""
 

@@ -37,6 +37,18 @@ def test_the_worst_of_all_inputs_and_outputs_counts():
     assert parity.deviation([[zeros, zeros], [zeros, ones]], [[zeros, zeros], [zeros, zeros]]).max_abs_error == 1
 
 
+def test_a_half_may_be_the_next_one_and_no_farther():
+    """Two sums that differ in their last bit of float32 are rounded to neighbours now and then."""
+    expected = np.array([1.0, 3.0, 0.001], np.float16)
+    next_ones = np.nextafter(expected, np.float16(9))
+    assert parity.deviation([[next_ones]], [[expected]]).is_none
+    after_next = np.nextafter(next_ones, np.float16(9))
+    found = parity.deviation([[after_next]], [[expected]])
+    assert found.max_abs_error == 2 * 2**-9 and not found.within(1e-4)
+    single = [expected.astype(np.float32)]
+    assert not parity.deviation([[next_ones.astype(np.float32)]], [single]).is_none
+
+
 @pytest.mark.parametrize("wrong", [np.nan, np.inf])
 def test_what_is_not_a_number_never_passes(wrong):
     expected = np.ones(4, np.float32)

@@ -183,6 +183,26 @@ def test_halves_and_five_dimensions_go_in_from_python_and_c(tmp_path: Path) -> N
     assert kit["verification"]["static"]["passed"]
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.uint8])
+def test_a_first_convolution_gets_its_numbers_converted(dtype: torch.dtype, tmp_path: Path) -> None:
+    """It reads the model's input as it lies where that is float32, and only there."""
+
+    class Converted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 8, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.conv(x.float()).relu()
+
+    torch.manual_seed(0)
+    program = torch.export.export(Converted().eval(), (torch.zeros(1, 3, 9, 8, dtype=dtype),))
+    torch.export.save(program, tmp_path / "converted.pt2")
+    made = build(BuildOptions(str(tmp_path / "converted.pt2"), out=tmp_path), lambda _line: None)
+    assert made.manifest["verification"]["passed"]
+    assert made.manifest["inputs"][0]["dtype"] == str(dtype).removeprefix("torch.")
+
+
 def test_onnx_takes_several_inputs_of_several_batches_too(tmp_path: Path) -> None:
     class Two(nn.Module):
         def forward(self, x: torch.Tensor, place: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -45,7 +45,7 @@ def _picture(rewriter: Rewriter, data: relax.Expr, params: list[relax.Var]) -> r
     value = rewriter.lookup_binding(data) if isinstance(data, relax.Var) else None
     if isinstance(value, relax.Call) and value.op == tvm.ir.Op.get("relax.astype"):
         (data,) = value.args
-    given = any(data.same_as(param) for param in params)
+    given = any(data.same_as(param) for param in params) and data.ty.dtype == FLOAT
     return data if given and int(data.ty.shape[1]) <= PICTURE_CHANNELS else None
 
 
