@@ -16,7 +16,8 @@ AUTOCAST = REGION + "autocast"
 ENABLED = 2  # which of autocast's arguments says whether it is one
 VALUES = ("tensor_values", "sym_int_values", "sym_float_values", "sym_bool_values")
 
-Graph = Node = dict[str, Any]
+Graph = dict[str, Any]
+Node = dict[str, Any]
 
 
 def inline(program: dict[str, Any]) -> bool:

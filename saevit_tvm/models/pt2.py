@@ -153,11 +153,11 @@ def _build(
 
     try:
         with _quiet():
-            tensors = [archive._load_state_dict(reader, "model"), archive._load_constants(reader, "model")]
+            tensors: list[Any] = [archive._load_state_dict(reader, "model"), archive._load_constants(reader, "model")]
             if narrow:
                 tensors = [{name: widening.widened(tensor) for name, tensor in each.items()} for each in tensors]
             return ExportedProgramDeserializer().deserialize(
-                _dict_to_dataclass(schema.ExportedProgram, program), *tensors
+                _dict_to_dataclass(schema.ExportedProgram, program), tensors[0], tensors[1]
             )
     except Exception as error:  # deserialising raises almost anything
         raise ModelError(
