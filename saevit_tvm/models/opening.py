@@ -26,6 +26,7 @@ from torch.utils._pytree import tree_leaves
 from saevit_tvm import models
 from saevit_tvm.models import timm_weights
 from saevit_tvm.models import weights as weight_files
+from saevit_tvm.models.onnx_session import exact_session
 from saevit_tvm.runtime.preprocess import normalised
 from saevit_tvm.runtime.tensors import TensorSpec, drawn, layout, pictures, shown
 from saevit_tvm.support.errors import ModelError, UsageError, unknown
@@ -135,7 +136,7 @@ class ModelSource:
 
     @cached_property
     def _session(self) -> Any:
-        return _session_of(self.onnx)
+        return exact_session(self.onnx)
 
 
 def open_model(
@@ -471,17 +472,9 @@ def _check_onnx(model: Any) -> None:
     except onnx.checker.ValidationError:
         have_shapes = all(each.type.tensor_type.HasField("shape") for each in _inputs_of(model))
         with contextlib.suppress(Exception):  # then the checker was right, and says why
-            if have_shapes and _session_of(model):
+            if have_shapes and exact_session(model):
                 return
         raise
-
-
-def _session_of(model: Any) -> Any:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # what it complains of is raised as well
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 def _inputs_of(model: Any) -> list[Any]:

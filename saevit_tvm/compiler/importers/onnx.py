@@ -19,6 +19,7 @@ from saevit_tvm.compiler.importers.folding import folded
 from saevit_tvm.compiler.importers.gate import Imported, Step
 from saevit_tvm.compiler.importers.node import Emitter
 from saevit_tvm.compiler.importers.onnx_operators import converters
+from saevit_tvm.models.onnx_session import exact_session
 from saevit_tvm.runtime.tensors import Inputs
 from saevit_tvm.support.errors import CompileError
 
@@ -155,7 +156,6 @@ def _with_known_shapes(mod: tvm.IRModule) -> tvm.IRModule:
 def _steps(model: Any, nodes: dict[str, Any], inputs: Inputs) -> Iterator[Step]:
     """onnxruntime's values of every node that became a variable."""
     import onnx
-    import onnxruntime
 
     named = {name: node for node in model.graph.node for name in node.output}
     wanted = [name for name in named if isinstance(nodes.get(name), relax.Var)]
@@ -163,7 +163,7 @@ def _steps(model: Any, nodes: dict[str, Any], inputs: Inputs) -> Iterator[Step]:
     whole.CopyFrom(model)
     del whole.graph.output[:]
     whole.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in wanted)
-    session = onnxruntime.InferenceSession(whole.SerializeToString(), providers=["CPUExecutionProvider"])
+    session = exact_session(whole)
     given = dict(zip([each.name for each in session.get_inputs()], inputs, strict=True))
     for name, value in zip(wanted, session.run(None, given), strict=True):
         yield Step(named[name].op_type, f" (node '{named[name].name or name}')", nodes[name].name, np.asarray(value))

@@ -13,6 +13,7 @@ from tvm import relax
 
 from saevit_tvm.compiler.importers.lines import mixed
 from saevit_tvm.compiler.importers.node import Emitter, dtype, known, shape
+from saevit_tvm.models.onnx_session import exact_session
 
 OPERATORS = ("Resize",)
 LEFT_OUT = ("axes", "extrapolation_value", "tvm_custom")  # of the attributes, where one axis is resized
@@ -49,7 +50,6 @@ def convert(inputs: Any, attributes: dict[str, Any], op: Emitter) -> relax.Expr:
 def _shares(length: int, scales: Any, sizes: Any, which: int, cut: Any, how: dict[str, Any], opset: int) -> np.ndarray:
     """[numbers of the result, numbers of a line] along one axis; of `cut` the line's begin and end."""
     import onnx
-    import onnxruntime
 
     helper, kinds = onnx.helper, onnx.TensorProto
     lines = np.eye(length, dtype=np.float32).reshape(1, length, length, 1)
@@ -66,5 +66,4 @@ def _shares(length: int, scales: Any, sizes: Any, which: int, cut: Any, how: dic
         [helper.make_node("Resize", names, ["resized"], **how)], "g", [given], [result], [extent, cuts]
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    return session.run(None, {"lines": lines})[0][0, :, :, 0].T
+    return exact_session(model).run(None, {"lines": lines})[0][0, :, :, 0].T
