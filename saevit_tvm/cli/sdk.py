@@ -27,17 +27,19 @@ from saevit_tvm.cli.options import artifact_argument, common, folder
 )
 @click.option("--weights", help="The file its weights came from, where they came from a file (static).")
 @click.option("--store", type=folder, help="Where the tuned records are that it was built with (static).")
+@click.option("--no-cache", is_flag=True, help="Make it, though the same was made before and is kept.")
 @common
-def command(as_json: bool, **options: Any) -> None:
+def command(as_json: bool, no_cache: bool, **options: Any) -> None:
     console = Console(as_json)
     from saevit_tvm.verbs.sdk import SdkOptions, sdk
 
-    result = sdk(SdkOptions(**options), console.say)
+    result = sdk(SdkOptions(reuse=not no_cache, **options), console.say)
     for warning in result["warnings"]:
         console.say(f"warning: {warning}")
     console.object(result)
     out = Path(result["sdk"])
-    console.line(f"sdk       {out} ({sum((out / file).stat().st_size for file in result['files']) / 1e6:.1f} MB)")
+    how = ", as it was made before: nothing has changed since" if result["reused"] else ""
+    console.line(f"sdk       {out} ({sum((out / file).stat().st_size for file in result['files']) / 1e6:.1f} MB){how}")
     for flavour, proof in result["verification"].items():
         deviation = f"largest deviation {proof['max_abs_error']:.2g}" if proof["passed"] else "not run here"
         how = "; ".join(filter(None, (proof["proof"], proof.get("note"))))

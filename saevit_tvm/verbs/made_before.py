@@ -1,11 +1,13 @@
-"""Artifacts that were built before, kept by all that they depend on: the same is not built again."""
+"""Artifacts and SDKs that were made before, kept by all that they depend on: the same is not made again."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 import json
 import sys
+import tarfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 
     from saevit_tvm.targets import Target
 
-KIND = "artifacts"
+KIND, FOLDERS = "artifacts", "sdks"
 WHERE = ("store", "out", "name", "dump_ir", "reuse")  # options that say where something is, and not what is built
 
 
@@ -36,8 +38,27 @@ def key(options: Mapping[str, Any], target: Target) -> str | None:
     device = backend.machine() if backend.available()[0] else None
     where = [backends.how_to_run(target), backends.why_not(target), device]
     linker = toolchain.linker(target).cc_argv if target.output == "library" else ()
-    parts = [model, chosen, dataclasses.asdict(target), where, linker, _tool(), _packages(), _records(options)]
+    records = _records(options["store"]) if options["use_tuned"] else []
+    return _digest([model, chosen, dataclasses.asdict(target), where, linker, _tool(), _packages(), records])
+
+
+def sdk_key(
+    artifact: Path, seal: bytes, options: Mapping[str, Any], target: Target, compiler: toolchain.Toolchain
+) -> str:
+    """The same for an SDK: of an artifact its seal tells all, and its name stands in the files."""
+    chosen = [options["flavour"], options["weights"] and _content(Path(options["weights"]))]
+    program = Path(compiler.cc_argv[0]).stat()
+    how = [compiler.cc_argv, program.st_size, program.st_mtime_ns, backends.how_to_run(target)]
+    where = [how, _tool(), _packages(), _records(options["store"])]
+    return _digest([artifact.name, seal.hex(), chosen, dataclasses.asdict(target), where])
+
+
+def _digest(parts: list[Any]) -> str:
     return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()
+
+
+def _content(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else str(file)
 
 
 def _tool() -> list[str]:
@@ -51,11 +72,10 @@ def _packages() -> list[str]:
     return sorted({each.name for place in sys.path for each in Path(place).glob("*.dist-info")})
 
 
-def _records(options: Mapping[str, Any]) -> list[str]:
+def _records(store: Path | None) -> list[str]:
     """The user's tuned records, of all targets: some serve others than their own."""
-    root = options["store"] or default_root()
-    files = [root / name / FILE_NAME for name in fingerprints(root)] if options["use_tuned"] else []
-    return [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+    root = store or default_root()
+    return [_content(root / name / FILE_NAME) for name in fingerprints(root)]
 
 
 def find(key: str, artifact: Path) -> dict[str, Any] | None:
@@ -74,3 +94,20 @@ def keep(key: str, artifact: Path, facts: dict[str, Any]) -> None:
     """Keep a finished artifact, its manifest, and what else is told of it."""
     manifest = artifact.with_suffix(".json").read_text()
     cache.keep(KIND, key, json.dumps(facts | {"manifest": manifest}).encode() + b"\n" + artifact.read_bytes())
+
+
+def find_folder(key: str, folder: Path) -> bool:
+    """Put a folder that was kept under a key into `folder`, if there is one."""
+    kept = cache.load(FOLDERS, key)
+    if kept is None:
+        return False
+    with tarfile.open(fileobj=io.BytesIO(kept)) as packed:
+        packed.extractall(folder, filter="data")
+    return True
+
+
+def keep_folder(key: str, folder: Path) -> None:
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as archive:
+        archive.add(folder, ".")
+    cache.keep(FOLDERS, key, packed.getvalue())

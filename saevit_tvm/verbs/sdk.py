@@ -29,6 +29,7 @@ from saevit_tvm.runtime.tensors import Inputs, specs_of
 from saevit_tvm.support import process, toolchain, workspace
 from saevit_tvm.support.errors import ArtifactError, CompileError, ParityError, TargetError, UsageError, unknown
 from saevit_tvm.targets import Target
+from saevit_tvm.verbs import made_before
 from schedules.dtypes import TOLERANCE
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class SdkOptions:
     flavour: str = "static"
     weights: str | None = None
     store: Path | None = None
+    reuse: bool = False  # take what was made before from the cache, if nothing has changed that it depends on
 
 
 @dataclass
@@ -93,28 +95,39 @@ def sdk(options: SdkOptions, say: Say) -> dict[str, Any]:
         workspace.reserve(staged, 3 * manifest["size"])
         folder = staged / "sdk"
         work = _Work(options, FLAVOURS[options.flavour], manifest, target, compiler, folder, scratch, say)
-        _write_sources(work)
-        _try_compiler(work)
-        workspaces = {}
-        if "static" in work.flavours:
-            workspaces = _make_static(work)
-        if "shared" in work.flavours:
-            _make_shared(work)
-        summary = {
-            "format": FORMAT,
-            "artifact": options.artifact.name,
-            "artifact_digest": f"sha256:{_digest(options.artifact).hex()}",
-            "model": manifest["model"],
-            "target": target.name,
-            "flavours": work.flavours,
-            "versions": manifest["versions"],
-            "workspace": workspaces,
-            "verification": {flavour: _prove(work, flavour) for flavour in work.flavours},
-        }
-        (folder / _MARK).write_text(json.dumps(summary, indent=2) + "\n")
+        key = made_before.sdk_key(options.artifact, _digest(options.artifact), vars(options), target, compiler)
+        reused = options.reuse and made_before.find_folder(key, folder)
+        if not reused:
+            _make(work)
+        summary = json.loads((folder / _MARK).read_text())
+        unproven = [each for each in summary["verification"].values() if not each["passed"]]
+        # As far as it can be here: what was in the way of a proof may be gone the next time.
+        if options.reuse and not reused and not work.warnings and not (unproven and backends.how_to_run(target)):
+            made_before.keep_folder(key, folder)
         _place(folder, out, staged)
     files = sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
-    return {"sdk": str(options.out), **summary, "files": files, "warnings": work.warnings}
+    return {"sdk": str(options.out), **summary, "files": files, "warnings": work.warnings, "reused": reused}
+
+
+def _make(work: _Work) -> None:
+    """All of the folder; the summary of it is the last file."""
+    _write_sources(work)
+    _try_compiler(work)
+    workspaces = _make_static(work) if "static" in work.flavours else {}
+    if "shared" in work.flavours:
+        _make_shared(work)
+    summary = {
+        "format": FORMAT,
+        "artifact": work.options.artifact.name,
+        "artifact_digest": f"sha256:{_digest(work.options.artifact).hex()}",
+        "model": work.manifest["model"],
+        "target": work.target.name,
+        "flavours": work.flavours,
+        "versions": work.manifest["versions"],
+        "workspace": workspaces,
+        "verification": {flavour: _prove(work, flavour) for flavour in work.flavours},
+    }
+    (work.folder / _MARK).write_text(json.dumps(summary, indent=2) + "\n")
 
 
 # Before the work ------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,9 @@ from saevit_tvm import backends, targets
 from saevit_tvm.models.identity import identity
 from saevit_tvm.verbs import build as build_verb
 from saevit_tvm.verbs import made_before
+from saevit_tvm.verbs import sdk as sdk_verb
 from saevit_tvm.verbs.build import BuildOptions, build
+from saevit_tvm.verbs.sdk import SdkOptions, sdk
 
 
 def say(_line: str) -> None:
@@ -44,6 +47,31 @@ def test_the_same_is_taken_from_the_cache(tmp_path: Path, monkeypatch: pytest.Mo
     for changed in (options, dataclasses.replace(options, reuse=False)):
         with pytest.raises(pytest.fail.Exception, match="built again"):
             build(changed, say)
+
+
+def test_an_sdk_of_the_same_is_taken_from_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAEVIT_TVM_CACHE", str(tmp_path / "cache"))
+    export(tmp_path / "net.pt2", 0)
+    made = build(BuildOptions(str(tmp_path / "net.pt2"), out=tmp_path / "out", name="net"), say)
+    options = SdkOptions(made.artifact, tmp_path / "first", "both", str(tmp_path / "net.pt2"), reuse=True)
+    first = sdk(options, say)
+    monkeypatch.setattr(sdk_verb, "_make", lambda _work: pytest.fail("it was made again"))
+    again = sdk(dataclasses.replace(options, out=tmp_path / "again"), say)
+    assert again["reused"] and not first["reused"]
+    assert {**again, "sdk": "", "reused": ""} == {**first, "sdk": "", "reused": ""}
+    for file in first["files"]:
+        one, other = (tmp_path / place / file for place in ("first", "again"))
+        assert one.read_bytes() == other.read_bytes() and one.stat().st_mode == other.stat().st_mode
+    export(tmp_path / "net.pt2", 1)
+    renamed = Path(shutil.copy(made.artifact, tmp_path / "other.so"))
+    for changed in (
+        options,  # other weights than before
+        dataclasses.replace(options, flavour="static", weights=None),
+        dataclasses.replace(options, artifact=renamed, weights=None),
+        dataclasses.replace(options, reuse=False),
+    ):
+        with pytest.raises(pytest.fail.Exception, match="made again"):
+            sdk(dataclasses.replace(changed, out=tmp_path / "third"), say)
 
 
 def test_whatever_counts_is_in_the_key(tmp_path: Path) -> None:
