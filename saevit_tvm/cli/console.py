@@ -9,12 +9,16 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from collections.abc import Sequence
 from typing import Any
 
 import click
 
-from saevit_tvm.cli.guard import Guard
+from saevit_tvm.cli.guard import CLEAR, Guard
+from saevit_tvm.support import progress
+
+EVERY_SECONDS = 10.0  # a line of progress where it is not a terminal that is written to
 
 
 class Console:
@@ -32,11 +36,29 @@ class Console:
         noise = guard.stderr if guard.debug else os.open(os.devnull, os.O_WRONLY)
         os.dup2(noise, 1)
         os.dup2(noise, 2)
+        self._live, self._said = "", time.monotonic()
+        progress.watch(self._now)
 
     def say(self, text: str) -> None:
         """Progress: a line on stderr."""
+        self._clear()
         self.err.write(text + "\n")
         self.err.flush()
+
+    def _now(self, text: str) -> None:
+        """A line that the next one overwrites; where none can be, now and then one that stays."""
+        if self.err.isatty():
+            self._live = CLEAR
+            self.err.write(f"{CLEAR}{text}\r")
+            self.err.flush()
+        elif time.monotonic() - self._said >= EVERY_SECONDS:
+            self._said = time.monotonic()
+            self.say(text)
+
+    def _clear(self) -> None:
+        self.err.write(self._live)
+        self.err.flush()
+        self._live = ""
 
     def line(self, text: str = "") -> None:
         """A line of the result."""
@@ -52,6 +74,7 @@ class Console:
         """A table of the result; columns whose cells are numbers are aligned to the right."""
         if self.as_json:
             return
+        self._clear()
         right = [all(_is_number(row[i]) for row in rows) for i in range(len(columns))]
         if self.terminal:
             self._rich_table(columns, rows, right, title)
@@ -81,6 +104,7 @@ class Console:
         self._out.flush()
 
     def _write(self, text: str) -> None:
+        self._clear()
         self._out.write(text + "\n")
         self._out.flush()
 

@@ -20,6 +20,7 @@ from types import FrameType
 from saevit_tvm.support.errors import SaevitError
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+CLEAR = "\x1b[2K"  # a terminal's line, of which progress may have filled any part
 EXIT_BROKEN_PIPE = 128 + signal.SIGPIPE
 
 
@@ -92,7 +93,8 @@ class Guard:
         # Once only: the watching thread and the main one may both get here.
         if self._said.acquire(blocking=False):
             with contextlib.suppress(OSError):
-                os.write(self.stderr, f"saevit-tvm: {' '.join(sentence.split())}\n".encode(errors="replace"))
+                clear = CLEAR if os.isatty(self.stderr) else ""
+                os.write(self.stderr, f"{clear}saevit-tvm: {' '.join(sentence.split())}\n".encode(errors="replace"))
 
     def _explain(self, error: BaseException) -> int:
         """Say what happened; the exit status."""

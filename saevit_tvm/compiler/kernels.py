@@ -17,7 +17,7 @@ import tvm
 from tvm import relax, tirx, transform
 
 from saevit_tvm.compiler import library
-from saevit_tvm.support import cache
+from saevit_tvm.support import cache, progress
 
 if TYPE_CHECKING:
     from saevit_tvm.targets import Target
@@ -38,7 +38,9 @@ def executable(mod: tvm.IRModule, target: Target) -> relax.VMExecutable:
     made.mod.import_module(tirx.build(tvm.IRModule({}), described))
     with tempfile.TemporaryDirectory(prefix="saevit-tvm-kernels-") as folder:
         path = Path(folder) / "kernel.o"
-        for name in sorted(kernels):  # TVM says nothing of the order in a module, and two builds must be alike
+        # TVM says nothing of the order in a module, and two builds must be alike.
+        for number, name in enumerate(sorted(kernels), 1):
+            progress.now(f"kernel {number} of {len(kernels)}: {name}")
             path.write_bytes(_object(name, kernels[name], target, path))
             made.mod.import_module(tvm.runtime.load_static_library(str(path), [name]))
     return made

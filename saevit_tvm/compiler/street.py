@@ -45,6 +45,7 @@ from saevit_tvm.compiler.passes.kernel_calls import kernels_called, read
 from saevit_tvm.compiler.passes.schedule import BY_RULE, SCHEDULE
 from saevit_tvm.compiler.work import Work, multiply_adds
 from saevit_tvm.runtime.manifest import entry
+from saevit_tvm.support import progress
 
 if TYPE_CHECKING:
     from saevit_tvm.models.opening import ModelSource
@@ -183,6 +184,7 @@ def walked(backend: Phases, recipe: Recipe, found: Found, dump: Dump, last: str 
     """The module after a phase."""
     mod = None
     for phase in street(backend, recipe, found):
+        progress.now(f"phase {phase.name}")
         mod = dump(phase.name, phase.run(mod))
         if phase.name == last:
             break

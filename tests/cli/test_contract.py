@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 import saevit_tvm
 from saevit_tvm.runtime.manifest import schema
@@ -119,19 +123,42 @@ def test_a_full_stdout_is_an_error(tmp_path):
     assert done.stderr.startswith("saevit-tvm: ") and "No space left" in done.stderr
 
 
-def test_on_a_terminal_there_is_a_table():
+def on_a_terminal(*words: str, stream: str, **options: Any) -> str:
+    """What a command writes to a terminal."""
     import pty
 
     main, terminal = pty.openpty()
-    subprocess.run([sys.executable, "-m", "saevit_tvm", "models"], stdout=terminal, check=True)
+    process = subprocess.Popen([sys.executable, "-m", "saevit_tvm", *words], **{stream: terminal}, **options)
     os.close(terminal)
     text = b""
-    while True:
-        try:
-            part = os.read(main, 4096)
-        except OSError:
-            break
-        if not part:
-            break
-        text += part
-    assert "saevit_micro" in text.decode() and "─" in text.decode()
+    with contextlib.suppress(OSError):  # the last one who had it has closed it
+        while part := os.read(main, 4096):
+            text += part
+    os.close(main)
+    process.wait()
+    return text.decode()
+
+
+def test_on_a_terminal_there_is_a_table():
+    text = on_a_terminal("models", stream="stdout")
+    assert "saevit_micro" in text and "─" in text
+
+
+@pytest.mark.slow
+def test_a_build_shows_its_progress_by_kernel(tmp_path):
+    """In a line that is overwritten, and is gone when it is done."""
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(144, 5))
+    torch.export.save(torch.export.export(net.eval(), (torch.zeros(1, 3, 8, 8),)), tmp_path / "net.pt2")
+    line = ("build", "--model", "net.pt2", "--no-cache", "--json")
+    text = on_a_terminal(*line, stream="stderr", stdout=subprocess.DEVNULL, cwd=tmp_path)
+    steps = re.findall(r"\x1b\[2K(phase \w+|kernel \d+ of \d+: \w+)\r(?!\n)", text)
+    phases = [step.removeprefix("phase ") for step in steps if step.startswith("phase")]
+    assert phases == ["import", "simplify", "regions", "layout", "kernels", "schedules"]
+    kernels = [re.match(r"kernel (\d+) of (\d+)", step) for step in steps[len(phases) :]]
+    assert [int(each[1]) for each in kernels] == list(range(1, int(kernels[0][2]) + 1)) and len(kernels) > 1
+    shown = [line.rpartition("\x1b[2K")[2] for line in text.split("\r\n")]
+    assert shown[0].startswith("compiling net.pt2") and shown[1].startswith("linking")
+    (tmp_path / "net.pt2").write_bytes(b"nothing")
+    failed = on_a_terminal("build", "--model", "net.pt2", stream="stderr", cwd=tmp_path)
+    assert failed.rpartition("\x1b[2K")[2].startswith("saevit-tvm: 'net.pt2' is not a readable .pt2")
