@@ -67,7 +67,14 @@ def search(
 
 
 def raylets() -> list[psutil.Process]:
-    return [child for child in psutil.Process().children(recursive=True) if child.name() == "raylet"]
+    return [child for child in psutil.Process().children(recursive=True) if is_raylet(child)]
+
+
+def is_raylet(process: psutil.Process) -> bool:
+    try:
+        return process.name() == "raylet"
+    except psutil.NoSuchProcess:  # it ended meanwhile
+        return False
 
 
 def test_four_nodes_measure_what_one_machine_measures(tmp_path: Path, target: Target, matmul: Callable) -> None:
