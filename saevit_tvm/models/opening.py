@@ -6,6 +6,7 @@ Everything after this room sees one `ModelSource`: what to compile, what to comp
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import difflib
 import hashlib
@@ -63,6 +64,7 @@ class ModelSource:
     preprocessing: dict[str, Any]
     labels: tuple[str, ...] | None = None
     regions: dict[str, int] = dataclasses.field(default_factory=dict)
+    program: torch.export.ExportedProgram | None = None  # that the module is of, where it came as one
     onnx: Any = None
 
     @property
@@ -112,6 +114,11 @@ class ModelSource:
 
     def exported(self) -> torch.export.ExportedProgram:
         """The graph that the compiler imports (there is none for .onnx, which is a graph already)."""
+        if self.program is not None:
+            given = self.program  # which whoever takes it apart changes
+            return given._update(
+                given.graph_module, copy.deepcopy(given.graph_signature), constants=dict(given.constants)
+            )
         with torch.no_grad():
             return torch.export.export(self.module, tuple(map(torch.from_numpy, self.zeros())), strict=False)
 
@@ -389,7 +396,7 @@ def open_program(program: torch.export.ExportedProgram, name: str = "program", *
         raise ModelError(f"'{name}' must take tensors and nothing else: export it so.")
     inputs = [(key, value.shape, str(value.dtype).removeprefix("torch.")) for key, value in given.items()]
     digest = weight_files.digest_tensors({**program.state_dict, **program.constants})
-    return _of_file(name, inputs, module=program.module(), weights_digest=digest, **fields)
+    return _of_file(name, inputs, module=program.module(), program=program, weights_digest=digest, **fields)
 
 
 def _open_pt2(path: Path, batch: int, size: Size | None) -> ModelSource:
