@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What one inference executes on an ARM core: ours beside onnxruntime and ncnn, counted under the same emulator.
 
-    python benchmarks/arm64.py [--models saevit_xs] [--target rpi5]
+    python benchmarks/arm64.py [--models saevit_xs,timm:resnet50] [--target rpi5]
 
 A count of instructions is a model of the work, not a time. One thread; float32, but for one row; every answer is
 compared with PyTorch's before it counts; two runs that differ by one inference are subtracted, so starting and loading
@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import rows
-from command_line import parsed
+from command_line import parsed, stand_in
 from foreign import Guest
 from rows import Row, say
 
@@ -33,6 +33,7 @@ from saevit_tvm.models.opening import open_model
 from saevit_tvm.proof import parity
 from saevit_tvm.runtime.artifact import read_manifest
 from saevit_tvm.support.child import import_path
+from saevit_tvm.support.errors import ParityError
 from saevit_tvm.verbs import peers
 from saevit_tvm.verbs.build import BuildOptions, build
 from saevit_tvm.verbs.counted import emulated
@@ -60,6 +61,7 @@ numpy.savez(answer, *outputs)
 
 def main() -> int:
     options = parsed(rows.parser(__doc__, ("saevit_xs",), "rpi5", PEERS), SHORT)
+    sys.path += stand_in()
     rows.gather("arm64", options, counted, table)
     return 0
 
@@ -92,13 +94,22 @@ def counted(model: str, options: argparse.Namespace, scratch: Path) -> Iterator[
 
     torch.save(source.module, scratch / "model.pt")
     for name in options.against:
-        say(f"converting {model} for {name}")
-        folder = scratch / name
-        folder.mkdir()
-        peers.get(name).convert(scratch / "model.pt", scratch / "example.npy", folder)
-        answers, counts = _foreign(guest, name, folder, scratch)
-        row = _row(name, metadata.version(name), _error(answers, expected), counts)
-        yield head | row | {"ratio": library["instructions"] / row["instructions"]}
+        try:
+            row = _peer(name, model, expected, guest, scratch)
+            yield head | row | {"ratio": library["instructions"] / row["instructions"]}
+        except Exception as error:  # every runtime fails in its own way, and costs its own row
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+            say(f"{name}: {reason}")
+            yield head | {"name": name, "version": metadata.version(name), "error": reason}
+
+
+def _peer(name: str, model: str, expected: list[np.ndarray], guest: Guest, scratch: Path) -> Row:
+    say(f"converting {model} for {name}")
+    folder = scratch / name
+    folder.mkdir()
+    peers.get(name).convert(scratch / "model.pt", scratch / "example.npy", folder)
+    answers, counts = _foreign(guest, name, folder, scratch)
+    return _row(name, metadata.version(name), _error(answers, expected), counts)
 
 
 def _built(model: str, options: argparse.Namespace, dtype: str, scratch: Path) -> Path:
@@ -125,7 +136,7 @@ def _error(answers: list[np.ndarray], expected: list[np.ndarray]) -> float:
     """How far an answer is from PyTorch's; a wrong one is not worth counting."""
     deviation = parity.deviation([[a.reshape(e.shape) for a, e in zip(answers, expected, strict=True)]], [expected])
     if not deviation.within(TOLERANCE["float32"]):
-        raise SystemExit(f"the answer deviates by {deviation.max_abs_error:.3g} from PyTorch's: nothing is counted")
+        raise ParityError(f"the answer deviates by {deviation.max_abs_error:.3g} from PyTorch's: nothing is counted")
     return deviation.max_abs_error
 
 
@@ -171,6 +182,9 @@ def table(counted: list[Row]) -> str:
     lines = []
     for row in counted:
         cells = [row["model"], row["machine"], f"{row['name']} {row['version']}"]
+        if "error" in row:
+            lines.append([*cells, f"not counted: {row['error']}", *[""] * (len(columns) - 4)])
+            continue
         cells += [f"{row['instructions'] / 1e6:.1f}", f"{row['ratio']:.2f}" if row["ratio"] else ""]
         cells += [f"{row[part] / 1e6:.1f}" for part in ("fma", "vector", "scalar", "load", "store")]
         cells += [f"{(row['bytes_loaded'] + row['bytes_stored']) / 1e6:.0f}", f"{row['max_abs_error']:.1e}"]

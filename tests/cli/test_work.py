@@ -48,7 +48,9 @@ def test_build_from_start_to_finish(cli, tmp_path):
     assert str(tmp_path) not in json.dumps(manifest)
     assert result["work"]["kernels_left"] == {} and result["left_to_rules"]["time"] == 0
     assert list((tmp_path / "ir").iterdir())
-    assert [line.split()[0] for line in done.stderr.splitlines()] == ["compiling", "linking", "verifying"]
+    steps = [line.split()[0] for line in done.stderr.splitlines()]
+    # Where it takes long, it says now and then where it is.
+    assert [step for step in steps if step not in ("phase", "kernel")] == ["compiling", "linking", "verifying"]
     assert told(cli("verify", "--json", "out/digits.so", cwd=tmp_path), "verify")["reference"] == "pytorch"
 
 
