@@ -230,7 +230,7 @@ class Autocast(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         with torch.autocast("cpu", dtype=self.dtype):
-            y = self.conv(x)
+            y = self.conv(x).to(self.dtype)
             mask = torch.zeros(4, 1, 1, dtype=self.dtype)
         return (y + mask).relu().float().mean((2, 3))
 

@@ -62,11 +62,13 @@ def test_an_sdk_of_the_same_is_taken_from_the_cache(tmp_path: Path, monkeypatch:
     for file in first["files"]:
         one, other = (tmp_path / place / file for place in ("first", "again"))
         assert one.read_bytes() == other.read_bytes() and one.stat().st_mode == other.stat().st_mode
+    with pytest.raises(pytest.fail.Exception, match="made again"):
+        sdk(dataclasses.replace(options, flavour="static", out=tmp_path / "third"), say)
     export(tmp_path / "net.pt2", 1)
     renamed = Path(shutil.copy(made.artifact, tmp_path / "other.so"))
     for changed in (
         options,  # other weights than before
-        dataclasses.replace(options, flavour="static", weights=None),
+        dataclasses.replace(options, weights=None),
         dataclasses.replace(options, artifact=renamed, weights=None),
         dataclasses.replace(options, reuse=False),
     ):
