@@ -25,6 +25,7 @@ from saevit_tvm.compiler import library, street
 from saevit_tvm.compiler.passes import (
     ApplyRecords,
     ExpandKernels,
+    FoldConstants,
     LayOutKernels,
     LowerPrecision,
     RemoveNoOps,
@@ -99,7 +100,7 @@ def layout() -> list[Pass]:
         transform.Normalize(),
         SinkPermutes(),
         RemoveNoOps(),
-        transform.FoldConstant(),
+        FoldConstants(),
         RemoveNoOps(),
         transform.DeadCodeElimination(),
     ]

@@ -10,14 +10,19 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tvm
 from tvm import relax, tirx, transform
 
+import schedules
 from saevit_tvm.compiler import library
-from saevit_tvm.support import cache, progress
+from saevit_tvm.models.identity import code_digest
+from saevit_tvm.support import cache as kept_files
+from saevit_tvm.support import progress
+from schedules.cpu.generator import made_from
 
 if TYPE_CHECKING:
     from saevit_tvm.targets import Target
@@ -52,13 +57,13 @@ def _object(name: str, kernel: tirx.PrimFunc, target: Target, path: Path) -> byt
     settings = library.settings(alone)
     settings["disabled_pass"] += NO_ENTRY
     key = _key(name, kernel, target, settings)
-    kept = cache.load(KIND, key)
+    kept = kept_files.load(KIND, key)
     if kept is not None:
         return kept
     with transform.PassContext(**settings):
         tirx.build(alone, tvm.target.Target(target.tvm)).write_to_file(str(path))
     compiled = path.read_bytes()
-    cache.keep(KIND, key, compiled)
+    kept_files.keep(KIND, key, compiled)
     return compiled
 
 
@@ -66,8 +71,17 @@ def _key(name: str, kernel: tirx.PrimFunc, target: Target, settings: Mapping[str
     """The name of an object file: the same for the same content only, names of variables included.
 
     An object holds these names, in what it says of wrong arguments. TVM's structural hash leaves them out, and takes
-    many loops for the same that are not: `x * 1 + 23` and `x * 4 + 45`.
+    many loops for the same that are not: `x * 1 + 23` and `x * 4 + 45`. To write a large kernel down takes a quarter
+    of a second, so that of loops as a generator made them their origin is told.
     """
     total = hashlib.sha256(json.dumps([name, target.tvm, settings, tvm.__version__]).encode())
-    total.update(tvm.ir.save_json(kernel).encode())
+    origin = made_from(kernel)
+    content = tvm.ir.save_json(kernel) if origin is None else f"{_generators()} {origin}"
+    total.update(content.encode())
     return total.hexdigest()
+
+
+@cache
+def _generators() -> str:
+    """The digest of the code that makes loops."""
+    return code_digest(Path(schedules.__file__).parent)

@@ -35,6 +35,7 @@ from saevit_tvm.compiler.passes import (
     DeclareKernels,
     Deconvolutions,
     FoldBatchNorm,
+    FoldConstants,
     KeepTokens,
     MergeBranches,
     RemoveNoOps,
@@ -287,7 +288,7 @@ def simplify() -> list[Pass]:
     return [
         transform.CanonicalizeBindings(),
         RemoveNoOps(),
-        transform.FoldConstant(),
+        FoldConstants(),
         FoldBatchNorm(),
         RemoveNoOps(),
         MergeBranches(),

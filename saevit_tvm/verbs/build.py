@@ -125,7 +125,9 @@ def _left_to_rules(manifest: dict[str, Any], source: ModelSource, artifact: Path
     work = manifest["work"]
     left: dict[str, Any] = {"multiply_adds": work["left_to_rules"] / max(work["multiply_adds"], 1), "time": None}
     left["kernels"] = {name: {"calls": calls} for name, calls in work["kernels_left"].items()}
-    if manifest["verification"]["proof"] == HERE:
+    if not left["kernels"]:
+        left["time"] = 0.0
+    elif manifest["verification"]["proof"] == HERE:
         (inputs,) = parity.random_inputs(source.library_inputs, 1)
         times = kernel_times(artifact, inputs, scratch)
         total = sum(times.values()) or 1.0  # a model may be no kernel at all

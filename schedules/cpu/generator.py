@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from functools import lru_cache
+from hashlib import sha256
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from tvm import tirx
 
-from schedules.machines.cpus import Core, Isa
+from schedules.machines.cpus import Isa
 from schedules.spec import KernelSpec
 
 Arrays = Mapping[str, np.ndarray]
+MADE_FROM = "saevit.made_from"  # on loops: the digest of all that they follow from, but the code here
+KEPT = 256  # loops that this process keeps: a model calls many kernels of one spec, which differ in weights alone
 
 
 class Loops(Protocol):
@@ -77,7 +79,15 @@ class Generator(ABC):
 
     def generate(self, spec: KernelSpec, isa: Isa, tiling: Any | None = None, threads: int = 1) -> tirx.PrimFunc:
         """The loops."""
-        return _generated(self, spec, isa, isa.core, tiling, threads)
+        # Units of different cores are equal, and their best tilings are not; a repr has the core, too.
+        source = repr((type(self).__qualname__, spec, isa, tiling, threads))
+        digest = sha256(source.encode()).hexdigest()
+        if digest not in _made:
+            func = self.tiled(spec, isa, tiling, threads).function().with_attr(MADE_FROM, digest)
+            while len(_made) >= KEPT:
+                _made.pop(next(iter(_made)))
+            _made[digest] = func
+        return _made[digest]
 
     def lower(
         self, spec: KernelSpec, weights: Arrays, isa: Isa, tiling: Any | None = None, threads: int = 1
@@ -102,15 +112,18 @@ class Generator(ABC):
         return self.loops(problem, unit, tiling or self.default_for(problem, unit, threads), threads)
 
 
-@lru_cache(256)
-def _generated(
-    made_by: Generator, spec: KernelSpec, isa: Isa, _core: Core, tiling: Any | None, threads: int
-) -> tirx.PrimFunc:
-    """A model calls many kernels of one spec, which differ in their weights alone.
+_made: dict[str, tirx.PrimFunc] = {}
 
-    Units of different cores are equal, and their best tilings are not: hence the core.
+
+def made_from(func: tirx.PrimFunc) -> str | None:
+    """The digest of what loops were made from; None where they are not, or no longer, as they were made.
+
+    Nothing changes a body that is kept here: who rewrites loops makes another.
     """
-    return made_by.tiled(spec, isa, tiling, threads).function()
+    digest = func.attrs.get(MADE_FROM) if func.attrs else None
+    made = _made.get(digest) if digest else None
+    same = made is not None and func.body.same_as(made.body) and func.params.same_as(made.params)
+    return digest if same else None
 
 
 def lowered(

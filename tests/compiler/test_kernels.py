@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,10 @@ from tvm_ffi import structural_hash
 from saevit_tvm import backends, targets
 from saevit_tvm.compiler import kernels, street
 from saevit_tvm.models.opening import open_model
+from schedules.cpu import registry
+from schedules.cpu.generator import MADE_FROM, made_from
+from schedules.machines.cpus import AVX2, AVX512, SMALL, Isa
+from schedules.spec import KernelSpec, Tensor
 
 TARGET = targets.native()
 VECTOR = relax.TensorType((8,), "int32")
@@ -76,6 +82,31 @@ def test_other_loops_are_not_taken_for_these(folder: Path) -> None:
     for factor, offset in (first, numbers):
         assert answer(one=loops(factor, offset)) == [factor * x + offset for x in range(8)]
     assert len(names(folder)) == 2
+
+
+def generated(width: int = 8, isa: Isa = AVX2, threads: int = 1) -> tvm.tirx.PrimFunc:
+    spec = KernelSpec.of("linear", [Tensor("x", (1, width))], [Tensor("w", (width, 4))], [Tensor("y", (1, 4))])
+    made_by = registry.generator(spec, isa)
+    assert made_by is not None
+    return made_by.generate(spec, isa, threads=threads)
+
+
+def test_of_loops_as_they_were_made_their_origin_is_told() -> None:
+    key = partial(kernels._key, "linear", target=TARGET, settings={})
+    one = generated()
+    assert made_from(one) and key(kernel=one) == key(kernel=generated())
+    others = [generated(16), generated(threads=2), generated(isa=AVX512), generated(isa=replace(AVX2, core=SMALL))]
+    assert len({key(kernel=each) for each in (one, *others)}) == 5
+    assert key(kernel=one.with_attr("global_symbol", "linear")) == key(kernel=one)
+
+
+def test_of_loops_that_were_changed_every_word_is_told() -> None:
+    one = generated()
+    body = tvm.tirx.SeqStmt([one.body, tvm.tirx.Evaluate(0)])
+    changed = tvm.tirx.PrimFunc(one.params, body, attrs=one.attrs)
+    assert changed.attrs[MADE_FROM] == one.attrs[MADE_FROM] and made_from(changed) is None
+    assert kernels._key("linear", changed, TARGET, {}) != kernels._key("linear", one, TARGET, {})
+    assert made_from(loops(3, 1)) is None
 
 
 def test_what_is_kept_is_not_compiled_again(folder: Path) -> None:

@@ -4,6 +4,7 @@ from saevit_tvm.compiler.passes.declare_kernels import DeclareKernels
 from saevit_tvm.compiler.passes.deconvolutions import Deconvolutions
 from saevit_tvm.compiler.passes.expand_kernels import ExpandKernels
 from saevit_tvm.compiler.passes.fold_batch_norm import FoldBatchNorm
+from saevit_tvm.compiler.passes.fold_constants import FoldConstants
 from saevit_tvm.compiler.passes.keep_tokens import KeepTokens
 from saevit_tvm.compiler.passes.launch_kernels import ExpandLaunches, LaunchKernels
 from saevit_tvm.compiler.passes.lay_out_kernels import LayOutKernels
@@ -23,6 +24,7 @@ __all__ = [
     "ExpandKernels",
     "ExpandLaunches",
     "FoldBatchNorm",
+    "FoldConstants",
     "KeepTokens",
     "LaunchKernels",
     "LayOutKernels",
