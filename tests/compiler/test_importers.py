@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -113,3 +114,42 @@ def test_operators_are_looked_for_again_when_one_is_registered() -> None:
     after = quickly.operators_made_of_others()
     assert after - before == {torch.ops.saevit_test.twice.default} and after == utils._collect_all_valid_cia_ops()
     assert quickly.operators_made_of_others() == after
+
+
+def rules(ways: dict[Any, Any], context: Any) -> tuple[Any, Any, Any]:
+    """What operators have before, within and after: how many rules, and which way of taking them apart."""
+
+    def now() -> list[Any]:
+        return [
+            (each in quickly.fake_rules, {key: is_ours(rule) for key, rule in each.py_kernels.items()}) for each in ways
+        ]
+
+    def is_ours(rule: Any) -> bool:
+        return rule in ways.values()
+
+    before = now()
+    with context(ways):
+        within = now()
+    return before, within, now()
+
+
+def test_rules_that_are_put_back_are_those_that_were_made() -> None:
+    op, other = torch.ops.aten.linear.default, torch.ops.aten.layer_norm.default
+
+    def taken_apart(*_args: Any) -> Any:
+        return NotImplemented
+
+    def otherwise(*_args: Any) -> Any:
+        return NotImplemented
+
+    ways = {op: taken_apart, other: taken_apart}
+    made = rules(ways, quickly._override)
+    assert made[0] == made[2] != made[1]
+    for _ in range(2):
+        assert rules(ways, quickly.overridden) == made
+    kept = dict(quickly._rules[op].then)
+    assert rules({op: otherwise}, quickly.overridden)[1] == made[1][:1]
+    assert quickly._rules[op].taken_apart is otherwise and quickly._rules[op].then != kept
+    with pytest.raises(KeyError), quickly.overridden(ways):
+        raise KeyError
+    assert rules(ways, quickly._override) == made

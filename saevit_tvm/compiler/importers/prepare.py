@@ -6,6 +6,8 @@ Whatever can be computed here can no longer be imported wrongly, and leaves no w
 from __future__ import annotations
 
 import operator
+from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import torch
@@ -23,13 +25,19 @@ quickly.make_quick()
 
 def prepared(exported: Any) -> Any:
     """The program that is imported."""
-    table = {op: how for op, how in torch.export.default_decompositions().items() if _name(op) not in WHOLE}
-    program = exported.run_decompositions(table | decompositions())
+    program = exported.run_decompositions(dict(_table(quickly.registered())))
     _without_checks(program.graph)
     _fold(program)
     complex_numbers.replace(program)
     program.graph.lint()
     return program
+
+
+@cache
+def _table(_registered: tuple[int, int]) -> Mapping[Any, Any]:
+    """How the operators that there are now are taken apart: the same ways each time, which `quickly` knows again."""
+    table = {op: how for op, how in torch.export.default_decompositions().items() if _name(op) not in WHOLE}
+    return table | decompositions()
 
 
 def _name(op: Any) -> str:
