@@ -87,6 +87,7 @@ class _Reading:
         self._main_memory = {buffer: _bytes(buffer) for buffer in func.params}
         self._extents: dict[Any, int] = {}  # of the loops around
         self._conditions: list[Any] = []  # around
+        self._share = 1.0  # of all cases, in which they hold
         self._statement(launch, 1)
 
     def row(self) -> Row:
@@ -139,9 +140,12 @@ class _Reading:
         self._statement(body, times if again else times * extent)
 
     def _case(self, condition: Any, body: Any, times: int) -> None:
+        around = self._share
         self._conditions.append(condition)
+        self._share = _share(self._conditions, self._extents)  # variables of loops within are in none of them
         self._statement(body, times)
         self._conditions.pop()
+        self._share = around
 
     def _expression(self, node: Any, times: int) -> None:
         if isinstance(node, TensorLoad):
@@ -182,7 +186,7 @@ class _Reading:
             self._accessed[whole] += self._count(what, elements * _element(str(buffer.dtype)))
 
     def _count(self, what: str, number: int) -> int:
-        done = round(number * _share(self._conditions, self._extents))
+        done = round(number * self._share)
         self._counts[what] += done
         return done
 
