@@ -31,10 +31,19 @@ def conv(graph: Graph, var: relax.Var) -> Iterator[tuple[relax.Var, Reading]]:
     weight = weight[:, 0].transpose(1, 2, 0) if depthwise else weight.transpose(2, 3, 1, 0)
     how: dict[str, Any] = {name: _numbers(getattr(attrs, name)) for name in ("strides", "padding", "dilation")}
     if not depthwise:
-        how["groups"] = int(attrs.groups)
-    for chain in chains(graph, var, channels, axis=1, folds=("scale",)):
+        how |= {"groups": int(attrs.groups), "exact": _is_whole(weight)}
+    for chain in chains(graph, var, channels, axis=1, folds=_folds(weight)):
         op, own = "depthwise" if depthwise else "conv", {"w": weight * chain.factor}
         yield chain.result, _with(chain, op, call.args[0], own, extents(var), how)
+
+
+def _is_whole(weight: np.ndarray) -> bool:
+    """Sums of whole numbers are exact while they are short, and of a quantized model each decides what is stored."""
+    return all(np.array_equal(part, np.rint(part)) for part in (weight[:1], weight))  # nearly always the first says no
+
+
+def _folds(weight: np.ndarray) -> tuple[str, ...]:
+    return () if _is_whole(weight) else ("scale",)
 
 
 def linear(graph: Graph, var: relax.Var) -> Iterator[tuple[relax.Var, Reading]]:
@@ -45,7 +54,7 @@ def linear(graph: Graph, var: relax.Var) -> Iterator[tuple[relax.Var, Reading]]:
     weight, rank = array(call.args[1]), len(extents(var))
     if weight.ndim != 2 or rank < 2:
         return
-    for chain in chains(graph, var, weight.shape[1], axis=-1, folds=("scale",)):
+    for chain in chains(graph, var, weight.shape[1], axis=-1, folds=_folds(weight)):
         own = {"w": weight * chain.factor}
         yield chain.result, _with(chain, "linear", call.args[0], own, extents(var), {}, layout="")
 

@@ -22,6 +22,7 @@ DEFAULTS: Mapping[str, Any] = {
     "dilation": (1, 1),
     "groups": 1,
     "count_padding": False,
+    "exact": False,
 }
 
 

@@ -92,7 +92,7 @@ def _print(console: Console, result: BuildResult) -> None:
         console.line(
             f"verified  against {proof['reference']} on {proof['machine']}, {proof['inputs']} random inputs: "
             f"largest deviation {proof['max_abs_error']:.2g} "
-            f"(relative {proof['max_rel_error']:.2g}, {proof['tolerance']:g} allowed){flipped(proof)}"
+            f"(relative {proof['max_rel_error']:.2g}, {proof['tolerance']:.2g} allowed){flipped(proof)}"
         )
     else:
         console.line("verified  no: it cannot be run here (proof: none)")
@@ -100,7 +100,7 @@ def _print(console: Console, result: BuildResult) -> None:
         found = proof["arithmetic"]
         console.line(
             f"emulated  its kernels on this CPU, {found['inputs']} random inputs: largest deviation from PyTorch "
-            f"{found['max_abs_error']:.2g} (relative {found['max_rel_error']:.2g}, {proof['tolerance']:g} allowed)"
+            f"{found['max_abs_error']:.2g} (relative {found['max_rel_error']:.2g}, {proof['tolerance']:.2g} allowed)"
             f"{flipped(found)}"
         )
 

@@ -44,14 +44,14 @@ def command(
         raise ParityError(
             f"'{artifact}' deviates from its model by {_figure(result['max_abs_error'])} "
             f"({_figure(result['max_rel_error'])} of the largest value, "
-            f"{result['tolerance']:g} allowed){flipped(result)}: build it again."
+            f"{result['tolerance']:.2g} allowed){flipped(result)}: build it again."
         )
     recorded = result["reference"] == "recorded"
     origin = "the answers recorded when it was built" if recorded else result["reference"]
     console.line(
         f"{artifact}: passed against {origin}, on {result['machine']}, {result['inputs']} random inputs; "
         f"largest deviation {result['max_abs_error']:.2g} (relative {result['max_rel_error']:.2g}, "
-        f"{result['tolerance']:g} allowed){flipped(result)}"
+        f"{result['tolerance']:.2g} allowed){flipped(result)}"
     )
     if result["note"]:
         console.line(f"not against the model itself: {result['note']}")

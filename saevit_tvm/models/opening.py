@@ -29,7 +29,7 @@ from saevit_tvm.models import timm_weights
 from saevit_tvm.models import weights as weight_files
 from saevit_tvm.models.onnx_session import exact_session
 from saevit_tvm.runtime.preprocess import normalised
-from saevit_tvm.runtime.tensors import TensorSpec, drawn, layout, pictures, shown
+from saevit_tvm.runtime.tensors import Inputs, TensorSpec, drawn, layout, pictures, shown
 from saevit_tvm.support.errors import ModelError, UsageError, unknown
 
 IMAGE_SIZE = 224
@@ -43,6 +43,7 @@ BOUNDS = (256, 64, 16, 4, 2, 1)
 INPUT_DTYPES = ("float32", "float16", "uint8", *INDICES, "bool")
 OUTPUT_DTYPES = (*INPUT_DTYPES, "int8")
 ALIKE, MOSTLY = 1e-4, 0.99  # of the largest value; a decision may turn
+MOST_MOVES = 0.1  # of an answer, beyond which a comparison with it would prove nothing
 STORING = ("DynamicQuantizeLinear", "QuantizeLinear")  # operators of ONNX that round to a few bits
 FLOAT, FRAMES = "float32", "uint8"  # what a library may take for a picture
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
@@ -135,6 +136,22 @@ class ModelSource:
             "it stores numbers in few bits, and those that rounding turns add up; give the model that was not quantized"
         )
 
+    def moves(self, inputs: Inputs, share: float) -> float:
+        """By which share the answer moves when what is given moves by a share; 0 where that says nothing.
+
+        It does of a model that stores numbers in few bits: what is on the border between two of them is stored as
+        rounding has it, and turns others. No library can be nearer to the original than the original is to itself.
+        """
+        if self.remedy is None:
+            return 0.0
+        stream, moved = np.random.RandomState(0), []
+        for each in inputs:
+            near = each + share * np.abs(each).max(initial=0) * stream.uniform(-1, 1, each.shape)
+            moved.append(near.astype(each.dtype) if each.dtype.kind == "f" else each)
+        answers = zip(self.original(*moved), self.original(*inputs), strict=True)
+        found = max(_apart(a, e) if e.dtype.kind == "f" else float(np.mean(a != e)) for a, e in answers)
+        return found if found <= MOST_MOVES else 0.0
+
     @property
     def weight_bytes(self) -> int:
         if self.onnx is not None:
@@ -144,6 +161,10 @@ class ModelSource:
     @cached_property
     def _session(self) -> Any:
         return exact_session(self.onnx)
+
+
+def _apart(a: np.ndarray, e: np.ndarray) -> float:
+    return float(np.abs(a.astype(np.float64) - e).max(initial=0) / (np.abs(e).max(initial=0) or 1.0))
 
 
 def open_model(

@@ -10,6 +10,7 @@ import numpy as np
 
 from saevit_tvm.runtime.tensors import Inputs, TensorSpec, drawn
 from saevit_tvm.support.errors import ParityError
+from schedules.dtypes import TOLERANCE
 
 INPUTS = 3
 SEED = 20240229
@@ -50,6 +51,14 @@ class Deviation:
     def __str__(self) -> str:
         flipped = f", and {self.flipped} of {self.decisions} decisions are others" if self.decisions else ""
         return f"{self.max_abs_error:.3g} ({self.max_rel_error:.3g} of the largest value{flipped})"
+
+
+def allowed(manifest: Mapping[str, Any], dtype: str | None = None) -> float:
+    """How far an answer computed in a type, the artifact's or another, may deviate from the original's.
+
+    An original that stores numbers in few bits moves by more when its input moves by as little.
+    """
+    return max(TOLERANCE[dtype or manifest["dtype"]], manifest["verification"].get("original_moves", 0.0))
 
 
 def random_inputs(specs: Sequence[TensorSpec], count: int = INPUTS, seed: int = SEED) -> list[Inputs]:

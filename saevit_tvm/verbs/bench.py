@@ -26,7 +26,6 @@ from saevit_tvm.verbs.peers.base import write_example
 from saevit_tvm.verbs.peers.process import PeerError, PeerProcess, serving
 from saevit_tvm.verbs.roundtrip import RoundTrip
 from saevit_tvm.verbs.verify import reference
-from schedules.dtypes import TOLERANCE
 
 if TYPE_CHECKING:
     from saevit_tvm.models.opening import ModelSource
@@ -239,8 +238,8 @@ def _start(
     start = serving(runtime.peer.name, runtime.folder, example, threads, scratch / runtime.peer.name)
     runtime.process, reply, answer = processes.enter_context(start)
     runtime.first_ms, runtime.version = reply["first_ms"], reply["version"]
-    dtype = comparison.manifest["dtype"] if ours else PEERS_DTYPE
-    runtime.max_abs_error = _judged(answer, comparison.expected, TOLERANCE[dtype])
+    allowed = parity.allowed(comparison.manifest, None if ours else PEERS_DTYPE)
+    runtime.max_abs_error = _judged(answer, comparison.expected, allowed)
     runtime.process.ask(warm=WARM_UP, runs=1, seconds=0.0)
 
 

@@ -10,7 +10,7 @@ import json
 import platform
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -281,8 +281,8 @@ def _prove(
     seal(library, manifest, trial)
     answers = proof.answers(trial, inputs, library.parent, how)
     deviation = parity.deviation(answers, expected)
-    if not deviation.within(TOLERANCE[dtype]):
-        raise _parity_miss("the library deviates", dtype, deviation, oracle(source), source.remedy)
+    if not deviation.within(parity.allowed(manifest)):
+        raise _parity_miss("the library deviates", manifest, deviation, oracle(source), source.remedy)
     manifest["verification"] |= {
         "passed": True,
         **deviation.entries,
@@ -331,16 +331,17 @@ def _arithmetic(
     seal(library, manifest, trial)
     answers = proof.answers(trial, inputs, library.parent, environment=gpu)
     deviation = parity.deviation(answers, expected)
-    if not deviation.within(TOLERANCE[manifest["dtype"]]):
-        raise _parity_miss("the kernels, run on this CPU, deviate", manifest["dtype"], deviation, "PyTorch")
+    if not deviation.within(parity.allowed(manifest)):
+        raise _parity_miss("the kernels, run on this CPU, deviate", manifest, deviation, "PyTorch")
     return {"arithmetic": deviation.entries | {"inputs": len(inputs)}}
 
 
 def _parity_miss(
-    what: str, dtype: str, deviation: parity.Deviation, reference: str, remedy: str | None = None
+    what: str, manifest: Mapping[str, Any], deviation: parity.Deviation, reference: str, remedy: str | None = None
 ) -> ParityError:
     return ParityError(
-        f"{what} from {reference} by {deviation}, where {TOLERANCE[dtype]:g} is allowed, so nothing was built: "
+        f"{what} from {reference} by {deviation}, where {manifest['verification']['tolerance']:.2g} is allowed, so "
+        f"nothing was built: "
         f"{remedy or 'please report the model'}."
     )
 
@@ -380,6 +381,7 @@ def _manifest(
     from saevit_tvm.runtime.artifact import installed_versions
 
     outputs = zip(source.output_names, expected[0], strict=True)
+    moves = max(source.moves(source.prepared(*each), TOLERANCE[dtype]) for each in inputs[: parity.INPUTS])
     code = {"device_code": compiled.code.report} if compiled.code else {}
     return (
         code
@@ -406,9 +408,10 @@ def _manifest(
                 "max_abs_error": None,
                 "max_rel_error": None,
                 "proof": "none",
-                "tolerance": TOLERANCE[dtype],
+                "tolerance": max(TOLERANCE[dtype], moves),
                 "inputs": len(inputs),
                 "seed": parity.SEED,
+                **({"original_moves": moves} if moves else {}),
             },
             "reference": parity.record(expected),
         }

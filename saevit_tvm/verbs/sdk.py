@@ -30,7 +30,6 @@ from saevit_tvm.support import process, toolchain, workspace
 from saevit_tvm.support.errors import ArtifactError, CompileError, ParityError, TargetError, UsageError, unknown
 from saevit_tvm.targets import Target
 from saevit_tvm.verbs import made_before
-from schedules.dtypes import TOLERANCE
 
 if TYPE_CHECKING:
     from saevit_tvm.sdk.plan import Plan
@@ -335,7 +334,7 @@ def _prove(work: _Work, flavour: str) -> dict[str, Any]:
     deviation = parity.deviation([parity.sample(outputs) for outputs in answers], parity.recorded(work.manifest))
     fewer, expected = parity.with_smaller(inputs, answers, batches(work.manifest)[:-1])
     again = parity.deviation([_answer(work, program, how, each) for each in fewer], expected)
-    tolerance = TOLERANCE[work.manifest["dtype"]]
+    tolerance = parity.allowed(work.manifest)
     if not (deviation.within(tolerance) and again.within(tolerance)):
         raise ParityError(
             f"the {flavour} flavour deviates from PyTorch by {deviation}, where {tolerance:g} is allowed, so no SDK "

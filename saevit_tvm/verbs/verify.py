@@ -22,7 +22,6 @@ from saevit_tvm.support import workspace
 from saevit_tvm.support.errors import ArtifactError, SaevitError, TargetError, UsageError
 from saevit_tvm.verbs import accuracy
 from saevit_tvm.verbs.run import classes
-from schedules.dtypes import TOLERANCE
 
 
 def verify(
@@ -48,7 +47,7 @@ def verify(
         "passed": False,
         "max_abs_error": None,
         "max_rel_error": None,
-        "tolerance": TOLERANCE[manifest["dtype"]],
+        "tolerance": parity.allowed(manifest),
         "proof": "none",
         "machine": None,
         "reference": None,

@@ -15,11 +15,13 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 from tvm import relax
 
-from saevit_tvm.compiler.importers import import_model
+from saevit_tvm.compiler.importers import gate, import_model
 from saevit_tvm.compiler.importers.evaluate import evaluate
 from saevit_tvm.models.opening import open_model
+from saevit_tvm.runtime.tensors import drawn
 from saevit_tvm.support.errors import CompileError, ModelError, ParityError
 from saevit_tvm.verbs.build import BuildOptions, build
+from saevit_tvm.verbs.verify import verify
 
 OPSETS = [9, pytest.param(11, marks=pytest.mark.slow), 13, pytest.param(17, marks=pytest.mark.slow), 21]
 FLOAT, INT32, INT64 = TensorProto.FLOAT, TensorProto.INT32, TensorProto.INT64
@@ -536,6 +538,51 @@ def test_quantized_layers_are_built(tmp_path: Path) -> None:
     onnx.save(at.model(at("Relu", _dynamically(at, "MatMulInteger", _bytes(at, 8, 5))), 4), tmp_path / "few.onnx")
     made = build(BuildOptions(str(tmp_path / "few.onnx"), out=tmp_path / "out"), lambda _line: None)
     assert made.manifest["verification"]["max_rel_error"] < 1e-6
+
+
+def _of_bytes(at: Writer, layers: int, beside: bool) -> str:
+    """Convolutions that see so much that some of their results lie on the border between two bytes."""
+    x = _read(at, _stored(at, "x", 0.05, 128), 0.05, 128)
+    for _ in range(layers):
+        scales, values = (np.abs(at.weight(64)) + 0.2) / 2500, at.random.randint(-127, 128, (64, 64, 3, 3))
+        weight = at("DequantizeLinear", values.astype("int8"), scales, np.zeros(64, "int8"), axis=0)
+        seen = _read(at, _stored(at, at("Conv", x, weight, pads=[1, 1, 1, 1]), 0.02, 128), 0.02, 128)
+        x = _read(at, _stored(at, at("Add", seen, x), 0.03, 128), 0.03, 128) if beside else seen
+    return x
+
+
+def test_sums_of_whole_numbers_are_exact(tmp_path: Path) -> None:
+    """A number that is stored otherwise turns others: after three layers all answers are the same, or many are not."""
+    at = Writer(17, [1, 64, 24, 24])
+    onnx.save(at.model(_of_bytes(at, 3, beside=False), 4), tmp_path / "bytes.onnx")
+    made = build(BuildOptions(str(tmp_path / "bytes.onnx"), out=tmp_path), lambda _line: None)
+    proof = made.manifest["verification"]
+    assert proof["max_abs_error"] == 0 < 0.001 < proof["original_moves"] == proof["tolerance"]
+    assert verify(made.artifact)["tolerance"] == proof["tolerance"]
+
+
+def test_a_model_of_bytes_may_move_as_far_as_its_original_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    at = Writer(17, [1, 64, 24, 24])
+    onnx.save(at.model(_of_bytes(at, 4, beside=True), 4), tmp_path / "bytes.onnx")
+    source = open_model(str(tmp_path / "bytes.onnx"))
+    inputs = drawn(source.inputs, np.random.RandomState(0))
+    moves = source.moves(inputs, 1e-4)
+    assert 0.001 < moves < 0.1 and moves == source.moves(inputs, 1e-4)
+    assert source.moves(inputs, 0.0) == 0 and source.moves(inputs, 1.0) == 0  # as far as that proves nothing
+
+    def imports(by: float) -> None:
+        monkeypatch.setenv("SAEVIT_TVM_CACHE", str(tmp_path / str(by)))
+        monkeypatch.setattr(gate, "evaluate", lambda _mod, given: [y * (1 + by) for y in source.original(*given)])
+        import_model(open_model(str(tmp_path / "bytes.onnx")))
+
+    imports(0.9 * moves)
+    with pytest.raises(ParityError, match="it stores numbers in few bits"):
+        imports(1.1 * moves)
+
+
+def test_what_stores_nothing_in_few_bits_does_not_move() -> None:
+    source = open_model("saevit_micro", image_size=32)
+    assert source.moves(source.zeros(), 1e-4) == source.moves((np.ones(source.input_shape, "float32"),), 0.1) == 0
 
 
 def _tokens(at: Writer, op: str, *rest: Any, outputs: int = 1, **how: Any) -> Any:

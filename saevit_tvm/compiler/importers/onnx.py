@@ -119,22 +119,35 @@ def _in_new_operators(model: Any) -> Any:
 
 
 def _simplified(model: Any) -> Any:
-    """With constants computed, shapes known and what does nothing left out, as onnxruntime does it before it runs."""
+    """With constants computed, shapes known and what does nothing left out, as onnxruntime does it before it runs.
+
+    What is stored in few bits between layers it then computes in whole numbers, and is to be computed so here, too: a
+    sum of fractions that is rounded otherwise is now and then stored otherwise, and one such number turns others.
+    """
+    known = {*STANDARD, *(node.domain for node in model.graph.node)}
+    if any(node.op_type == "DequantizeLinear" for node in model.graph.node):
+        whole = _optimized(model, "ORT_ENABLE_EXTENDED")
+        if whole is not None and not _unsupported(whole.graph):
+            return whole
+    found = _optimized(model, "ORT_ENABLE_BASIC")
+    return model if found is None or any(node.domain not in known for node in found.graph.node) else found
+
+
+def _optimized(model: Any, level: str) -> Any | None:
+    """As onnxruntime would run it; None where it cannot."""
     import onnx
     import onnxruntime
 
     with tempfile.TemporaryDirectory(prefix="saevit-tvm-onnx-") as folder:
         options = onnxruntime.SessionOptions()
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
         options.optimized_model_filepath = str(Path(folder) / "model.onnx")
         options.log_severity_level = 4
         try:
             onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-            found = onnx.load(options.optimized_model_filepath)
+            return onnx.load(options.optimized_model_filepath)
         except Exception:  # what it cannot simplify is imported as it is
-            return model
-    known = {*STANDARD, *(node.domain for node in model.graph.node)}
-    return found if all(node.domain in known for node in found.graph.node) else model
+            return None
 
 
 def _with_known_shapes(mod: tvm.IRModule) -> tvm.IRModule:

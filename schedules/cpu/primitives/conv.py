@@ -221,6 +221,7 @@ class Conv(Generator):
             epilogue=spec.epilogue,
             gates=operands.gates(spec),
             parts=parts,
+            exact=spec["exact"],
             channels_first=picture,
         )
 

@@ -17,6 +17,7 @@ class ConvShape(Windows):
     epilogue: Epilogue = field(default=BIAS)
     gates: tuple[str, ...] = ()
     parts: int = 1  # groups of channels, each of which sees its own channels of the input
+    exact: bool = False  # the weights are whole numbers, and so are to be the sums
     channels_first: bool = False  # the input is a picture, as it comes from outside: of float32 in any case
 
     @property

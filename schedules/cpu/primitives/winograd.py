@@ -71,10 +71,10 @@ PAYS = 0.85  # of the direct sum's cycles: it takes more memory, too
 
 
 def can(shape: ConvShape, isa: Isa) -> bool:
-    """In float32 alone, whose rounding it triples."""
+    """In float32 alone, whose rounding it triples, and where sums may round at all."""
     plain = shape.kernel == (3, 3) and shape.strides == shape.dilation == (1, 1) and shape.parts == 1
     wide = min(shape.c, shape.k) >= isa.lanes
-    return plain and wide and not shape.channels_first and isa.dtype == isa.stored == "float32"
+    return plain and wide and not (shape.channels_first or shape.exact) and isa.dtype == isa.stored == "float32"
 
 
 def pays(shape: ConvShape, isa: Isa, threads: int) -> Tiling | None:
