@@ -79,6 +79,7 @@ class Generator(ABC):
 
     def generate(self, spec: KernelSpec, isa: Isa, tiling: Any | None = None, threads: int = 1) -> tirx.PrimFunc:
         """The loops."""
+        tiling = tiling or self.default(spec, isa, threads)
         # Units of different cores are equal, and their best tilings are not; a repr has the core, too.
         source = repr((type(self).__qualname__, spec, isa, tiling, threads))
         digest = sha256(source.encode()).hexdigest()
@@ -93,6 +94,7 @@ class Generator(ABC):
         self, spec: KernelSpec, weights: Arrays, isa: Isa, tiling: Any | None = None, threads: int = 1
     ) -> tuple[tirx.PrimFunc, list[np.ndarray]]:
         """The loops, and the weights packed as they read them."""
+        tiling = tiling or self.default(spec, isa, threads)
         func = self.generate(spec, isa, tiling, threads)
         return lowered(self.tiled(spec, isa, tiling, threads), weights, len(spec.inputs), func)
 
@@ -107,9 +109,8 @@ class Generator(ABC):
         unit = isa.storing(spec.out.dtype)
         return unit.wide() if self.WIDE else unit
 
-    def tiled(self, spec: KernelSpec, isa: Isa, tiling: Any | None, threads: int) -> Loops:
-        problem, unit = self.problem(spec), self.unit(spec, isa)
-        return self.loops(problem, unit, tiling or self.default_for(problem, unit, threads), threads)
+    def tiled(self, spec: KernelSpec, isa: Isa, tiling: Any, threads: int) -> Loops:
+        return self.loops(self.problem(spec), self.unit(spec, isa), tiling, threads)
 
 
 _made: dict[str, tirx.PrimFunc] = {}
