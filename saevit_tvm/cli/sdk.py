@@ -39,7 +39,9 @@ def command(as_json: bool, no_cache: bool, **options: Any) -> None:
     console.object(result)
     out = Path(result["sdk"])
     again = ", as it was made before: nothing has changed since" if result["reused"] else ""
-    console.line(f"sdk       {out} ({sum((out / file).stat().st_size for file in result['files']) / 1e6:.1f} MB){again}")
+    console.line(
+        f"sdk       {out} ({sum((out / file).stat().st_size for file in result['files']) / 1e6:.1f} MB){again}"
+    )
     for flavour, proof in result["verification"].items():
         deviation = f"largest deviation {proof['max_abs_error']:.2g}" if proof["passed"] else "not run here"
         how = "; ".join(filter(None, (proof["proof"], proof.get("note"))))

@@ -23,25 +23,6 @@ TARGET = "generic-opencl"
 pytestmark = pytest.mark.skipif(not opencl.available()[0], reason=opencl.available()[1])
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    before = os.environ.get("SAEVIT_TVM_CACHE")
-    os.environ["SAEVIT_TVM_CACHE"] = str(tmp_path_factory.mktemp("cache"))
-    yield
-    os.environ.pop("SAEVIT_TVM_CACHE")
-    if before is not None:
-        os.environ["SAEVIT_TVM_CACHE"] = before
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from saevit_tvm.verbs.build import BuildOptions, build
-
-    folder = tmp_path_factory.mktemp("opencl")
-    options = BuildOptions(model="saevit_micro", image_size=32, target=TARGET, out=folder)
-    return build(options, say=lambda _line: None).artifact
-
-
 def test_the_target_is_data() -> None:
     target = targets.get(TARGET)
     assert target.tvm["kind"] == target.kind == "opencl"
@@ -82,8 +63,8 @@ def test_mobile_gpus_get_an_arm_library(name: str, dtype: str, tmp_path: Path) -
     assert not proof["passed"] and proof["proof"] == "none"
 
 
-def test_it_computes_what_pytorch_computes(built: Path) -> None:
-    manifest = artifact.read_manifest(built)
+def test_it_computes_what_pytorch_computes(opencl_artifact: Path) -> None:
+    manifest = artifact.read_manifest(opencl_artifact)
     proof = manifest["verification"]
     assert proof["passed"] and proof["proof"] == opencl.devices()[0].proof
     assert proof["max_rel_error"] < 2e-5
@@ -123,8 +104,8 @@ def test_adrenos_images_in_a_whole_model(tmp_path: Path) -> None:
         assert np.abs(found - expected).max() / max(1.0, np.abs(expected).max()) < 2e-5
 
 
-def test_engines_agree_from_any_thread(built: Path) -> None:
-    engine, other = saevit_tvm.load(built), saevit_tvm.load(built, threads=1)
+def test_engines_agree_from_any_thread(opencl_artifact: Path) -> None:
+    engine, other = saevit_tvm.load(opencl_artifact), saevit_tvm.load(opencl_artifact, threads=1)
     shape = engine.inputs[0].shape
     inputs = [np.random.RandomState(seed).standard_normal(shape).astype("float32") for seed in range(4)]
     expected = [engine(x) for x in inputs]
@@ -136,8 +117,8 @@ def test_engines_agree_from_any_thread(built: Path) -> None:
     np.testing.assert_array_equal(engine(strided), expected[0])
 
 
-def test_the_command_line(built: Path, cli: Callable[..., Any], tmp_path: Path) -> None:
-    verified = cli("verify", built, "--json")
+def test_the_command_line(opencl_artifact: Path, cli: Callable[..., Any], tmp_path: Path) -> None:
+    verified = cli("verify", opencl_artifact, "--json")
     assert verified.returncode == 0, verified.stderr
     result = json.loads(verified.stdout)
     assert result["passed"] and result["proof"] == opencl.devices()[0].proof
@@ -145,38 +126,38 @@ def test_the_command_line(built: Path, cli: Callable[..., Any], tmp_path: Path) 
 
     picture = tmp_path / "noise.png"
     Image.fromarray(np.random.RandomState(0).randint(0, 255, (80, 100, 3), np.uint8)).save(picture)
-    ran = cli("run", built, picture, "--json")
+    ran = cli("run", opencl_artifact, picture, "--json")
     assert ran.returncode == 0, ran.stderr
     assert len(json.loads(ran.stdout)["results"][0]["top"]) == 5
 
 
 @pytest.mark.slow
-def test_it_is_measured_like_any_artifact(built: Path, cli: Callable[..., Any]) -> None:
-    done = cli("bench", built, "--against", "none", "--runs", "3", "--threads", "1", "--json")
+def test_it_is_measured_like_any_artifact(opencl_artifact: Path, cli: Callable[..., Any]) -> None:
+    done = cli("bench", opencl_artifact, "--against", "none", "--runs", "3", "--threads", "1", "--json")
     assert done.returncode == 0, done.stderr
     (row,) = json.loads(done.stdout)["results"]
     assert row["median_ms"] > 0 and row["max_abs_error"] < 1e-4
 
 
-def test_without_opencl_it_says_so(built: Path, cli: Callable[..., Any], tmp_path: Path) -> None:
+def test_without_opencl_it_says_so(opencl_artifact: Path, cli: Callable[..., Any], tmp_path: Path) -> None:
     nowhere = tmp_path / "vendors"
     nowhere.mkdir()
     blind = os.environ | {"OCL_ICD_VENDORS": str(nowhere)}
-    done = cli("run", built, tmp_path / "x.png", env=blind)
+    done = cli("run", opencl_artifact, tmp_path / "x.png", env=blind)
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
     assert "needs an OpenCL device" in done.stderr and "install the GPU's driver" in done.stderr
-    result = json.loads(cli("verify", built, "--json", env=blind).stdout)
+    result = json.loads(cli("verify", opencl_artifact, "--json", env=blind).stdout)
     assert not result["passed"] and result["proof"] == "none" and "needs an OpenCL device" in result["note"]
     listed = json.loads(cli("targets", "--json", env=blind).stdout)["targets"]
     (row,) = [row for row in listed if row["name"] == TARGET]
     assert not row["runs_here"] and row["proof"] == "none"
 
 
-def test_damaged_kernels_are_a_sentence(built: Path, tmp_path: Path) -> None:
+def test_damaged_kernels_are_a_sentence(opencl_artifact: Path, tmp_path: Path) -> None:
     """An artifact whose kernels are not what was compiled, by the letter of the file format."""
-    data = bytearray(built.read_bytes())
+    data = bytearray(opencl_artifact.read_bytes())
     start = data.index(b"// Function: ")
-    manifest = artifact.read_manifest(built)
+    manifest = artifact.read_manifest(opencl_artifact)
     data[start - 8 : start] = (1 << 40).to_bytes(8, "little")  # the length of the source
     library, forged = tmp_path / "library.so", tmp_path / "forged.so"
     library.write_bytes(data[: manifest["size"]])

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +15,6 @@ from saevit_tvm.tuning.store import Store
 from schedules.registry import chosen_tiling
 
 TARGET = "generic-opencl"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    before = os.environ.get("SAEVIT_TVM_CACHE")
-    os.environ["SAEVIT_TVM_CACHE"] = str(tmp_path_factory.mktemp("cache"))
-    yield
-    os.environ.pop("SAEVIT_TVM_CACHE")
-    if before is not None:
-        os.environ["SAEVIT_TVM_CACHE"] = before
 
 
 @pytest.mark.slow
