@@ -29,6 +29,7 @@ DTYPES = {
     )
 }
 TOLERANCE = {name: dtype.tolerance for name, dtype in DTYPES.items()}
+MOST_MOVES = 0.1  # of an original's answer by itself, beyond which a comparison with it would prove nothing
 
 _DLPACK = {"int": 0, "uint": 1, "float": 2, "bfloat": 4, "bool": 6}
 

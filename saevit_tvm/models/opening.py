@@ -31,6 +31,7 @@ from saevit_tvm.models.onnx_session import exact_session
 from saevit_tvm.runtime.preprocess import normalised
 from saevit_tvm.runtime.tensors import Inputs, TensorSpec, drawn, layout, pictures, shown
 from saevit_tvm.support.errors import ModelError, UsageError, unknown
+from schedules.dtypes import MOST_MOVES
 
 IMAGE_SIZE = 224
 CHANNELS = 3  # of a picture
@@ -43,7 +44,6 @@ BOUNDS = (256, 64, 16, 4, 2, 1)
 INPUT_DTYPES = ("float32", "float16", "uint8", *INDICES, "bool")
 OUTPUT_DTYPES = (*INPUT_DTYPES, "int8")
 ALIKE, MOSTLY = 1e-4, 0.99  # of the largest value; a decision may turn
-MOST_MOVES = 0.1  # of an answer, beyond which a comparison with it would prove nothing
 STORING = ("DynamicQuantizeLinear", "QuantizeLinear")  # operators of ONNX that round to a few bits
 FLOAT, FRAMES = "float32", "uint8"  # what a library may take for a picture
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}

@@ -91,3 +91,14 @@ def test_recorded_answers_come_back_to_the_bit():
     (back,) = parity.recorded({"reference": kept, "outputs": [{"dtype": "float32"}] * 2})
     assert all(np.array_equal(a, b) for a, b in zip(back, parity.sample(outputs), strict=True))
     assert np.array_equal(back[1], outputs[1].reshape(-1))
+
+
+def test_only_what_an_original_may_move_by_is_allowed_beyond_the_tolerance() -> None:
+    def allowed(dtype: str | None = None, **said: object) -> float:
+        return parity.allowed({"dtype": "float32", "verification": {"passed": True, **said}}, dtype)
+
+    assert allowed() == 1e-4 and allowed("float16") == 5e-3
+    assert allowed(original_moves=0.02) == allowed("float16", original_moves=0.02) == 0.02
+    assert allowed(original_moves=1e-6) == 1e-4
+    for forged in (1e9, float("nan"), -1.0, "0.05", None, [0.05], True):
+        assert allowed(original_moves=forged) == 1e-4
