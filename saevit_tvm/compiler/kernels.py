@@ -10,7 +10,7 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Mapping
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +20,7 @@ from tvm import relax, tirx, transform
 import schedules
 from saevit_tvm.compiler import library
 from saevit_tvm.models.identity import code_digest
-from saevit_tvm.support import cache as kept_files
-from saevit_tvm.support import progress
+from saevit_tvm.support import cache, progress
 from schedules.cpu.generator import made_from
 
 if TYPE_CHECKING:
@@ -57,13 +56,13 @@ def _object(name: str, kernel: tirx.PrimFunc, target: Target, path: Path) -> byt
     settings = library.settings(alone)
     settings["disabled_pass"] += NO_ENTRY
     key = _key(name, kernel, target, settings)
-    kept = kept_files.load(KIND, key)
+    kept = cache.load(KIND, key)
     if kept is not None:
         return kept
     with transform.PassContext(**settings):
         tirx.build(alone, tvm.target.Target(target.tvm)).write_to_file(str(path))
     compiled = path.read_bytes()
-    kept_files.keep(KIND, key, compiled)
+    cache.keep(KIND, key, compiled)
     return compiled
 
 
@@ -81,7 +80,7 @@ def _key(name: str, kernel: tirx.PrimFunc, target: Target, settings: Mapping[str
     return total.hexdigest()
 
 
-@cache
+@lru_cache
 def _generators() -> str:
     """The digest of the code that makes loops."""
     return code_digest(Path(schedules.__file__).parent)

@@ -123,6 +123,13 @@ def test_scales_and_offsets_go_into_weights() -> None:
     np.testing.assert_allclose(norm.weights["b"], 2 * (B * S + B) + 1)
 
 
+def test_behind_sums_of_whole_numbers_they_stay_steps() -> None:
+    """Scaled weights would be none: of a quantized model the last bit of a sum decides what is stored."""
+    linear = found(AFFINE, w=3 * np.eye(4))
+    assert "scale" in linear.spec.epilogue.steps
+    np.testing.assert_array_equal(linear.weights["w"], 3 * np.eye(4))
+
+
 def test_behind_an_activation_they_are_steps() -> None:
     nodes = [("Relu", "a", "b"), ("Mul", "b", S, "c"), ("Add", "c", B, "y")]
     linear = found(nodes, w=np.eye(4))
