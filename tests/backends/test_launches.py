@@ -10,7 +10,7 @@ from tvm import relax, tirx
 from tvm.relax import transform
 from tvm.s_tir import dlight
 
-from saevit_tvm.backends.launches import check_launches
+from saevit_tvm.backends.launches import check_launches, read
 from saevit_tvm.support.errors import CompileError
 from schedules.gpu.fallback import fallback_rules
 from schedules.gpu.primitives.conv import Conv
@@ -63,3 +63,20 @@ def test_kernels_of_rules_are_counted_too(by_rule: tvm.IRModule) -> None:
         check_launches(by_rule, Limits(16, 16384), "a small device")
     with pytest.raises(CompileError, match="bytes of local memory, of 16"):
         check_launches(by_rule, Limits(256, 16), "a small device")
+
+
+def test_what_a_condition_excludes_is_not_counted() -> None:
+    """Of 64 work-items 48 store once, 12 of these once more, and all of them behind that."""
+    source = """
+@T.prim_func(s_tir=True)
+def some(x: T.Buffer((64,), "float32"), y: T.Buffer((64,), "float32")):
+    for block in T.thread_binding(1, thread="blockIdx.x"):
+        for i in T.thread_binding(64, thread="threadIdx.x"):
+            if i < 48:
+                y[i] = x[i]
+                if i < 12:
+                    y[i] = x[i]
+            y[i] = x[i]
+"""
+    (row,) = read(tvm.script.from_source(source, extra_vars={"T": tvm.script.tirx}))
+    assert row["bytes_stored"] == row["bytes_loaded"] == 4 * (48 + 12 + 64)
