@@ -10,9 +10,9 @@ said=$(mktemp)
 trap 'rm -f "$said"' EXIT
 mypy >"$said" 2>&1 &
 types=$!
-# Three at a time, on the two cores that CI has, as tests wait now and then; whoever is done takes over from others, and
-# what tests share is made once for all.
+# Two at a time, for the two cores that CI has; whoever is done takes over from others, and what tests share is made
+# once for all.
 tests=0
-python -m pytest -n 3 --dist worksteal --durations 10 "$@" || tests=$?
+python -m pytest -n 2 --dist worksteal --durations 10 "$@" || tests=$?
 wait "$types" || { cat "$said"; exit 1; }
 exit "$tests"
