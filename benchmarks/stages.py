@@ -16,7 +16,7 @@ import tvm
 from relay_patterns import find_blocks, find_primitives
 from saevit_tvm import backends
 from saevit_tvm.backends import cpu
-from saevit_tvm.compiler import library, street
+from saevit_tvm.compiler import kernels, street
 from saevit_tvm.compiler.importers import import_model
 from saevit_tvm.compiler.passes import DeclareKernels
 from saevit_tvm.compiler.passes.declare_kernels import Find
@@ -47,8 +47,7 @@ def compiled(
     schedules = cpu.schedules(database, isa_of(target.tvm), threads_of(target.tvm))
     for passes in (cpu.layout(), cpu.kernels(), schedules, street.virtual_machine()):
         mod = street.run(mod, passes, tvm_target)
-    with library.generating_code():
-        return tvm.relax.build(mod, tvm_target, relax_pipeline=None)
+    return kernels.executable(mod, target)
 
 
 def _shipped(source: Any, target: Any) -> Any:

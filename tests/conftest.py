@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Generator, Iterator
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -203,11 +204,17 @@ def held_out() -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.fixture(scope="session")
-def cli() -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
-    """Runs the command line in a process of its own."""
+def forks() -> Iterator[Any]:
+    """Programs in processes of their own that need not import what this one has."""
     sys.path.insert(0, str(ROOT / "tests"))
-    from forks import CommandLine
+    from forks import Forks
 
-    line = CommandLine()
-    yield line.run
-    line.end()
+    started = Forks()
+    yield started
+    started.end()
+
+
+@pytest.fixture(scope="session")
+def cli(forks: Any) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs the command line in a process of its own."""
+    return forks.command

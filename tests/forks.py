@@ -1,4 +1,4 @@
-"""The command line in processes of its own that need not import TVM and PyTorch first, which is most of what they do.
+"""Programs in processes of their own that need not import TVM and PyTorch first, which is most of what they do.
 
 Started as a program, it imports them once, and none of our modules. Then it reads what to run, a line of JSON each,
 does so in a fork of itself, and says how that ended.
@@ -6,10 +6,12 @@ does so in a fork of itself, and says how that ended.
 
 from __future__ import annotations
 
+import atexit
 import gc
 import importlib
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -41,9 +43,15 @@ def serve() -> None:
 
 
 def _become(
-    arguments: list[str], seconds: int, folder: str, environment: dict[str, str], out: str, err: str
+    program: str | None,
+    arguments: list[str],
+    seconds: int,
+    folder: str,
+    environment: dict[str, str],
+    out: str,
+    err: str,
 ) -> NoReturn:
-    """What Python does before it runs `python -m saevit_tvm ARGUMENTS`, and then that."""
+    """What Python does before it runs `python PROGRAM ARGUMENTS` or `python -m saevit_tvm ARGUMENTS`, and then that."""
     signal.alarm(seconds)
     for descriptor, path in enumerate((os.devnull, out, err)):
         opened = os.open(path, os.O_RDWR | os.O_APPEND)
@@ -52,34 +60,50 @@ def _become(
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
-    sys.argv = ["saevit-tvm", *arguments]
-    sys.path.insert(0, folder)
-    from saevit_tvm.cli import main
-
+    sys.argv = [program or "saevit-tvm", *arguments]
+    sys.path.insert(0, folder if program is None else str(Path(program).parent))
+    status = None
     try:
-        main()
+        if program is None:
+            importlib.import_module("saevit_tvm.cli").main()
+        else:
+            runpy.run_path(program, run_name="__main__")
     except SystemExit as end:
-        sys.stdout.flush()
-        # What was imported is shared: to take it apart would be most of what a fork does.
-        os._exit(end.code)
+        status = end.code
+    if isinstance(status, str):
+        print(status, file=sys.stderr)
+    if program is not None:
+        atexit._run_exitfuncs()
+    sys.stdout.flush()
+    # What was imported is shared: to take it apart would be most of what a fork does.
+    os._exit(1 if isinstance(status, str) else status or 0)
 
 
-class CommandLine:
+class Forks:
     """The other side. The program is started when it is first needed."""
 
     def __init__(self) -> None:
         self._server: subprocess.Popen[str] | None = None
 
-    def run(self, *arguments: str | Path, timeout: int = 600, **options: Any) -> subprocess.CompletedProcess[str]:
+    def command(self, *arguments: str | Path, timeout: int = 600, **options: Any) -> subprocess.CompletedProcess[str]:
         """A command's status and words. What has an environment of its own is no fork: the loader may read it, too."""
         words = [str(argument) for argument in arguments]
         if options.keys() - {"cwd"}:
             command = [sys.executable, "-m", "saevit_tvm", *words]
             return subprocess.run(command, capture_output=True, text=True, timeout=timeout, **options)
-        folder = options.get("cwd") or Path.cwd()
+        return self._fork(None, words, timeout, options.get("cwd"))
+
+    def script(self, path: Path, *arguments: str, timeout: int, cwd: Path) -> subprocess.CompletedProcess[str]:
+        """A script's status and words."""
+        return self._fork(str(path), list(arguments), timeout, cwd)
+
+    def _fork(
+        self, program: str | None, words: list[str], timeout: int, cwd: Path | None
+    ) -> subprocess.CompletedProcess[str]:
         with tempfile.NamedTemporaryFile("r") as out, tempfile.NamedTemporaryFile("r") as err:
-            asked = {"arguments": words, "seconds": timeout, "folder": str(folder), "environment": dict(os.environ)}
-            status = self._ask(json.dumps(asked | {"out": out.name, "err": err.name}))
+            asked = {"program": program, "arguments": words, "seconds": timeout, "folder": str(cwd or Path.cwd())}
+            asked |= {"environment": dict(os.environ), "out": out.name, "err": err.name}
+            status = self._ask(json.dumps(asked))
             if status == -signal.SIGALRM:
                 raise subprocess.TimeoutExpired(words, timeout, err.read())
             return subprocess.CompletedProcess(words, status, out.read(), err.read())

@@ -14,10 +14,7 @@ from typing import Any
 import pytest
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-
-
-def started(script: Path, *args: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, str(script), *args], capture_output=True, text=True, timeout=1800, **options)
+SECONDS = 1800  # the longest that a script may take
 
 
 @pytest.fixture
@@ -27,20 +24,26 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+def run(forks: Any, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs a script in a process of its own, its results in the test's folder, or in a file there."""
-    return lambda name, *args, out=".": started(BENCHMARKS / name, *args, "--out", str(tmp_path / out), cwd=tmp_path)
+
+    def started(name: str, *args: str, out: str = ".") -> subprocess.CompletedProcess[str]:
+        told = ("--out", str(tmp_path / out))
+        return forks.script(BENCHMARKS / name, *args, *told, timeout=SECONDS, cwd=tmp_path)
+
+    return started
 
 
 @pytest.fixture(scope="session")
-def short(made_once: Callable[..., Path]) -> Callable[[str], tuple[subprocess.CompletedProcess[str], Path]]:
+def short(made_once: Callable[..., Path], forks: Any) -> Callable[[str], tuple[subprocess.CompletedProcess[str], Path]]:
     """A script's short form, run once: its process, and the folder of its results."""
 
     def run(name: str) -> tuple[subprocess.CompletedProcess[str], Path]:
         def make(folder: Path) -> None:
             out = folder / "out"
             out.mkdir()
-            done = started(BENCHMARKS / f"{name}.py", "--short", "--out", str(out), cwd=out)
+            script = BENCHMARKS / f"{name}.py"
+            done = forks.script(script, "--short", "--out", str(out), timeout=SECONDS, cwd=out)
             said = {"args": name, "returncode": done.returncode, "stdout": done.stdout, "stderr": done.stderr}
             (folder / "done.json").write_text(json.dumps(said))
 
@@ -54,4 +57,7 @@ def short(made_once: Callable[..., Path]) -> Callable[[str], tuple[subprocess.Co
 def packed_script() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs what `cuda.py prepare` packed by itself, without this package on the way."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    return lambda folder, *args: started(folder / "bench.py", *args, cwd=folder, env=environment)
+    options = {"capture_output": True, "text": True, "timeout": SECONDS, "env": environment}
+    return lambda folder, *args: subprocess.run(
+        [sys.executable, str(folder / "bench.py"), *args], cwd=folder, **options
+    )

@@ -5,6 +5,11 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from saevit_tvm.support.tvm_first import load_tvm_first
+
+if __name__ == "__main__":
+    load_tvm_first()  # as the command line does it
+
 from saevit_tvm import targets
 from saevit_tvm.compiler.street import TunableKernel
 from saevit_tvm.tuning.session import Session, Snapshot
