@@ -146,6 +146,20 @@ def opencl_artifact(built_once: Callable[..., Path]) -> Path:
 
 
 @pytest.fixture(scope="session")
+def give_plugin() -> Callable[[Path], None]:
+    """give_plugin(cache) puts the OpenCL plugin there, which takes a core seven seconds to compile."""
+    from saevit_tvm.runtime.opencl import plugin
+
+    compiled = plugin.library()
+
+    def give(cache: Path) -> None:
+        (cache / "plugins").mkdir()
+        shutil.copy2(compiled, cache / "plugins")
+
+    return give
+
+
+@pytest.fixture(scope="session")
 def failing_opencl(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The environment in which the machine's own OpenCL library can be made to fail: see runtime/failing_opencl.c."""
     folder = tmp_path_factory.mktemp("failing")

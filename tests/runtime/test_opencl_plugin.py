@@ -17,7 +17,6 @@ import pytest
 
 from saevit_tvm.runtime import opencl
 from saevit_tvm.runtime.opencl.plugin import cache_folder
-from saevit_tvm.runtime.opencl.plugin import library as compiled_plugin
 
 pytestmark = pytest.mark.skipif(not opencl.available()[0], reason=opencl.available()[1])
 
@@ -47,14 +46,14 @@ except SaevitError as error:
 
 
 @pytest.fixture(scope="module")
-def plugins(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def plugins(give_plugin: Callable[[Path], None], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache folder with nothing in it but the plugin."""
     folder = tmp_path_factory.mktemp("opencl")
+    give_plugin(folder)
     before = os.environ.get("SAEVIT_TVM_CACHE")
     os.environ["SAEVIT_TVM_CACHE"] = str(folder)
     opencl.activate.cache_clear()
     opencl.activate()
-    compiled_plugin()  # also where another test has brought one into this process before
     yield folder
     os.environ.pop("SAEVIT_TVM_CACHE")
     if before is not None:

@@ -57,9 +57,10 @@ def assembly() -> Callable[..., str]:
 
 
 @pytest.fixture(scope="package")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def folder(give_plugin: Callable[[Path], None], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Where libraries for OpenCL and compiled kernels go."""
     folder = tmp_path_factory.mktemp("gpu")
+    give_plugin(folder)
     before = os.environ.get("SAEVIT_TVM_CACHE")
     os.environ["SAEVIT_TVM_CACHE"] = str(folder)
     yield folder

@@ -47,8 +47,10 @@ out.fetch()
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(tmp_path_factory.mktemp("cache"))
+def cache(give_plugin: Callable[[Path], None], tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("cache")
+    give_plugin(folder)
+    return str(folder)
 
 
 @pytest.fixture
