@@ -108,7 +108,7 @@ def test_a_bug_says_that_it_is_one(tmp_path):
 
 
 def test_a_reader_that_goes_away_is_no_drama(tmp_path):
-    shell = f"'{sys.executable}' -m saevit_tvm models --json | true; echo ${{PIPESTATUS[0]}}"
+    shell = f"'{sys.executable}' -m saevit_tvm targets --json | true; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True)
     assert done.stderr == "" and done.stdout.strip() == "141"
 
@@ -117,7 +117,7 @@ def test_a_reader_that_goes_away_is_no_drama(tmp_path):
 def test_a_full_stdout_is_an_error(tmp_path):
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
-            [sys.executable, "-m", "saevit_tvm", "models"], stdout=full, stderr=subprocess.PIPE, text=True
+            [sys.executable, "-m", "saevit_tvm", "targets"], stdout=full, stderr=subprocess.PIPE, text=True
         )
     assert done.returncode == 1
     assert done.stderr.startswith("saevit-tvm: ") and "No space left" in done.stderr
@@ -140,8 +140,8 @@ def on_a_terminal(*words: str, stream: str, **options: Any) -> str:
 
 
 def test_on_a_terminal_there_is_a_table():
-    text = on_a_terminal("models", stream="stdout")
-    assert "saevit_micro" in text and "─" in text
+    text = on_a_terminal("targets", stream="stdout")
+    assert "rpi5" in text and "─" in text
 
 
 @pytest.mark.slow
