@@ -187,21 +187,21 @@ def calm(module: nn.Module, image_size: tuple[int, int]) -> None:
     With such weights no two computations agree, be they both right; trained ones are never like that.
     """
     stream = np.random.RandomState(0)
-    images, picture = (
+    images, pictures = (
         stream.uniform(-(3**0.5), 3**0.5, (4, 3, *image_size)),
-        stream.standard_normal((1, 3, *image_size)),
+        stream.standard_normal((4, 3, *image_size)),  # some models do so for one and not for another
     )
     norms = [layer for layer in module.modules() if isinstance(layer, _BatchNorm) and layer.affine]
     with torch.no_grad():
-        while norms and _amplifies(module, torch.from_numpy(picture)) and norms[0].weight.abs().max() > 2.0**-6:
+        while norms and _amplifies(module, torch.from_numpy(pictures)) and norms[0].weight.abs().max() > 2.0**-6:
             for norm in norms:
                 norm.weight.mul_(0.5)
             _measure_statistics(module, images)
 
 
-def _amplifies(module: nn.Module, image: Tensor) -> bool:
+def _amplifies(module: nn.Module, images: Tensor) -> bool:
     """Does what is computed in float32 differ from what is computed in float64 by much more than its rounding?"""
-    single, double = (tree_leaves(each) for each in (module(image.float()), copy.deepcopy(module).double()(image)))
+    single, double = (tree_leaves(each) for each in (module(images.float()), copy.deepcopy(module).double()(images)))
     pairs = zip(single, double, strict=True)
     return any((a - b).abs().max() > AMPLIFIED * b.abs().max() for a, b in pairs)
 

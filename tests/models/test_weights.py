@@ -293,3 +293,17 @@ def test_weights_with_which_no_two_computations_agree_are_made_smaller() -> None
     calm(net, (16, 16))
     calm(quiet, (16, 16))
     assert amplified(net) < 3e-5 and digest(quiet) == before
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_pictures_of_one_kind_that_are_amplified_are_enough(sign: int) -> None:
+    class Moody(Wild):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.where(sign * x.mean((1, 2, 3), keepdim=True) > 0, super().forward(x), x)
+
+    net = Moody().eval()
+    randomise(net, seed=1)
+    calm(net, (16, 16))
+    x = torch.randn(16, 3, 16, 16, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        assert (net(x) - copy.deepcopy(net).double()(x.double())).abs().max() < 3e-5
