@@ -1,19 +1,25 @@
 """A decent schedule for any kernel that has neither a record nor a generator of its own.
 
-Three rules, first match wins for each block: a reduction along a vectorisable axis gets a register tile, another
-reduction runs serially inside parallel spatial loops, and element-wise work is parallel outside and vectorised inside.
+Four rules, first match wins for each block: a reduction along a vectorisable axis gets a register tile, another
+reduction runs serially inside parallel spatial loops; what reads rows as they lie, if not all of them in the same
+places (concatenations, slices, factors by channel), goes by rows, and other element-wise work by numbers in order.
 """
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from tvm import s_tir, tirx
+from tvm.ir.expr import TensorLoad
 from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import LoopRV, SBlockRV
 from tvm.target import Target
+from tvm_ffi import structural_equal, structural_walk
 
 VECTOR = 16
 ROWS = 4
 UNROLL = 16
+LONGEST_ROW = 2048  # it is written out
 
 
 class Fallback(s_tir.dlight.ScheduleRule):
@@ -56,6 +62,8 @@ def _schedule_block(schedule: Schedule, block: SBlockRV) -> None:
         _register_tile(schedule, block, outer, inner)
     elif inner:
         _serial_reduction(schedule, block, outer, inner)
+    elif len(outer) > 1 and (bounds := _bounds_in_rows(schedule.get(block))) is not None:
+        _by_rows(schedule, outer, bounds)
     else:
         _elementwise(schedule, outer)
 
@@ -90,3 +98,69 @@ def _elementwise(schedule: Schedule, loops: list[LoopRV]) -> None:
     task, vector = schedule.split(fused, [None, VECTOR])
     schedule.vectorize(vector)
     schedule.parallel(task)
+
+
+def _bounds_in_rows(block: s_tir.SBlock) -> list[int] | None:
+    """Where in a row it is decided otherwise what is read; None where whole rows gain nothing."""
+    *_, last = (var.var for var in block.iter_vars)
+    row = int(block.iter_vars[-1].dom.extent)
+    bounds = {0, row}
+    by_rows, alike = row >= VECTOR // 2, True
+
+    def visit(node: object) -> None:
+        nonlocal by_rows, alike
+        if isinstance(node, TensorLoad):
+            *before, inner = node.indices or [last]
+            by_rows &= not any(_reads(index, last) for index in before) and _is_in_order(inner, last)
+            alike &= structural_equal(node.indices, block.body.indices)
+        elif isinstance(node, (tirx.LT, tirx.LE, tirx.GT, tirx.GE)) and (_reads(node.a, last) or _reads(node.b, last)):
+            alike = False
+            bound = _bound(node, last)
+            by_rows &= bound is not None
+            bounds.add(min(max(bound or 0, 0), row))
+
+    if not isinstance(block.body, tirx.BufferStore) or not block.body.indices[-1].same_as(last):
+        return None
+    structural_walk(block.body.value, visit)
+    return sorted(bounds) if by_rows and not alike and row + len(bounds) * VECTOR <= LONGEST_ROW else None
+
+
+def _reads(expr: tirx.PrimExpr, var: tirx.Var) -> bool:
+    found: list[tirx.Var] = []
+    structural_walk(expr, (tirx.Var, lambda each: found.append(each)))
+    return any(each.same_as(var) for each in found)
+
+
+def _is_in_order(index: tirx.PrimExpr, last: tirx.Var) -> bool:
+    """Whether neighbours along a row are neighbours where they are read, or all the same."""
+    while isinstance(index, (tirx.Add, tirx.Sub)) and not _reads(index.b, last):
+        index = index.a
+    return index.same_as(last) or not _reads(index, last)
+
+
+def _bound(node: tirx.LT | tirx.LE | tirx.GT | tirx.GE, last: tirx.Var) -> int | None:
+    """The first place in a row at which a comparison of places with a number changes, if it is one."""
+    if node.a.same_as(last) and isinstance(node.b, tirx.IntImm):
+        return int(node.b) + isinstance(node, (tirx.LE, tirx.GT))
+    if node.b.same_as(last) and isinstance(node.a, tirx.IntImm):
+        return int(node.a) + isinstance(node, (tirx.LT, tirx.GE))
+    return None
+
+
+def _by_rows(schedule: Schedule, loops: list[LoopRV], bounds: list[int]) -> None:
+    *outer, row = loops
+    task = schedule.fuse(*outer)
+    if _extent(schedule, task) > 1:
+        schedule.parallel(task)
+    cuts = {at for low, high in pairwise(bounds) for at in _in_vectors(low, high)} | {bounds[-1]}
+    lengths = [high - low for low, high in pairwise(sorted(cuts))]
+    parts = schedule.loop_partition(row, [*lengths[:-1], None], preserve_unit_iters=True) if lengths[1:] else [row]
+    for part in parts:
+        schedule.vectorize(part)
+
+
+def _in_vectors(low: int, high: int) -> list[int]:
+    """Where each begins: a few vectors at a time, then one, then what is left."""
+    rest = high - (high - low) % VECTOR
+    many = rest - (rest - low) % (ROWS * VECTOR)
+    return [*range(low, many, ROWS * VECTOR), *range(many, rest, VECTOR), rest]

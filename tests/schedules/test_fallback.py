@@ -1,0 +1,84 @@
+"""What has no generator: element-wise work goes by rows where rows are read as they lie, and computes the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import tvm
+from tvm import te, topi
+from tvm.s_tir import dlight
+
+from saevit_tvm.targets import native
+from schedules.cpu.fallback import Fallback
+
+A, B, ROW = ((2, 3, 5, 40), (2, 3, 5, 27), (1, 1, 1, 40))
+
+
+def sliced(x: Any, low: int, high: int) -> Any:
+    return topi.strided_slice(x, [0, 0, 0, low], [2, 3, 5, high], [1, 1, 1, 1])
+
+
+# What is computed with TVM's operators, and by numpy; of what shapes; whether by rows, and in how many parts.
+CASES: dict[str, tuple[Callable[..., Any], Callable[..., np.ndarray], tuple[tuple[int, ...], ...], int]] = {
+    "concatenation": (lambda a, b: topi.concatenate([a, b], 3), lambda a, b: np.concatenate([a, b], 3), (A, B), 5),
+    "and a sum": (
+        lambda a, b, c: topi.add(topi.concatenate([a, b], 3), c),
+        lambda a, b, c: np.concatenate([a, b], 3) + c,
+        (A, B, (1, 1, 5, 67)),
+        5,
+    ),
+    "of other rows": (lambda a, b: topi.concatenate([a, b], 2), lambda a, b: np.concatenate([a, b], 2), (A, A), 3),
+    "a part that is changed": (
+        lambda a, b: topi.concatenate([topi.add(sliced(a, 0, 27), b), sliced(a, 27, 40)], 3),
+        lambda a, b: np.concatenate([a[..., :27] + b, a[..., 27:]], 3),
+        (A, B),
+        3,
+    ),
+    "factors by channel": (topi.multiply, np.multiply, (A, ROW), 3),
+    "one factor": (topi.multiply, np.multiply, (A, ()), 3),
+    "one row": (topi.multiply, np.multiply, ((1, 40), (40,)), 3),
+    "a border": (
+        lambda a: topi.nn.pad(a, (0, 1, 0, 0), (0, 0, 2, 0), 7.0),
+        lambda a: np.pad(a, ((0, 0), (1, 0), (0, 2), (0, 0)), constant_values=7.0),
+        (A,),
+        3,
+    ),
+    "a slice": (lambda a: sliced(a, 3, 20), lambda a: a[..., 3:20], (A,), 2),
+    "in the same places": (lambda a, b: topi.nn.relu(topi.add(a, b)), lambda a, b: np.maximum(a + b, 0), (A, A), 0),
+    "rows that are turned": (
+        lambda a: topi.transpose(a, (0, 3, 1, 2)),
+        lambda a: a.transpose(0, 3, 1, 2),
+        ((2, 3, 20, 40),),
+        0,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_it_computes_what_numpy_does(name: str, call: Callable[..., np.ndarray]) -> None:
+    by_tvm, by_numpy, shapes, parts = CASES[name]
+    given = [te.placeholder(shape, name=f"x{at}") for at, shape in enumerate(shapes)]
+    func = te.create_prim_func([*given, by_tvm(*given)]).with_attr("global_symbol", "kernel")
+    with tvm.target.Target(native().tvm):
+        func = dlight.ApplyDefaultSchedule(Fallback())(tvm.IRModule({"kernel": func}))["kernel"]
+    random = np.random.default_rng(0)
+    values = [random.standard_normal(shape, "float32") for shape in shapes]
+    expected = by_numpy(*values)
+    np.testing.assert_array_equal(call(func, values, expected.shape), expected)
+    assert func.script().count("T.vectorized") == (parts or 1)
+    assert ("fused" in func.script()) and (("_fused_0" in func.script()) == (not parts))
+
+
+def test_what_reads_beyond_its_row_is_not_cut(call: Callable[..., np.ndarray]) -> None:
+    """A bound that is no number, and one that lies outside."""
+    x = te.placeholder((4, 24), name="x")
+    y = te.compute((4, 24), lambda i, j: te.if_then_else(j < i, x[i, j], te.if_then_else(j < 99, -x[i, j], x[0, 0])))
+    func = te.create_prim_func([x, y]).with_attr("global_symbol", "kernel")
+    with tvm.target.Target(native().tvm):
+        func = dlight.ApplyDefaultSchedule(Fallback())(tvm.IRModule({"kernel": func}))["kernel"]
+    value = np.arange(96, dtype="float32").reshape(4, 24)
+    expected = np.where(np.arange(24) < np.arange(4)[:, None], value, -value)
+    np.testing.assert_array_equal(call(func, [value], (4, 24)), expected)
