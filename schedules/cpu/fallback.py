@@ -7,7 +7,9 @@ places (concatenations, slices, factors by channel), goes by rows, and other ele
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 from tvm import s_tir, tirx
 from tvm.ir.expr import TensorLoad
@@ -20,6 +22,7 @@ VECTOR = 16
 ROWS = 4
 UNROLL = 16
 LONGEST_ROW = 2048  # it is written out
+COMPARISONS = (tirx.LT, tirx.LE, tirx.GT, tirx.GE)
 
 
 class Fallback(s_tir.dlight.ScheduleRule):
@@ -102,40 +105,37 @@ def _elementwise(schedule: Schedule, loops: list[LoopRV]) -> None:
 
 def _bounds_in_rows(block: s_tir.SBlock) -> list[int] | None:
     """Where in a row it is decided otherwise what is read; None where whole rows gain nothing."""
-    *_, last = (var.var for var in block.iter_vars)
-    row = int(block.iter_vars[-1].dom.extent)
-    bounds = {0, row}
-    by_rows, alike = row >= VECTOR // 2, True
-
-    def visit(node: object) -> None:
-        nonlocal by_rows, alike
-        if isinstance(node, TensorLoad):
-            *before, inner = node.indices or [last]
-            by_rows &= not any(_reads(index, last) for index in before) and _is_in_order(inner, last)
-            alike &= structural_equal(node.indices, block.body.indices)
-        elif isinstance(node, (tirx.LT, tirx.LE, tirx.GT, tirx.GE)) and (_reads(node.a, last) or _reads(node.b, last)):
-            alike = False
-            bound = _bound(node, last)
-            by_rows &= bound is not None
-            bounds.add(min(max(bound or 0, 0), row))
-
-    if not isinstance(block.body, tirx.BufferStore) or not block.body.indices[-1].same_as(last):
+    last, row = block.iter_vars[-1].var, int(block.iter_vars[-1].dom.extent)
+    places = getattr(block.body, "indices", None)  # a block that ends with no store has none
+    if not places or not places[-1].same_as(last):
         return None
-    structural_walk(block.body.value, visit)
-    return sorted(bounds) if by_rows and not alike and row + len(bounds) * VECTOR <= LONGEST_ROW else None
+    loads = _all_of(TensorLoad, block.body.value)
+    # Of places, not of what is read there.
+    compared = [each for each in _all_of(COMPARISONS, block.body.value) if not _all_of(TensorLoad, each)]
+    bounds = [_bound(each, last) for each in compared if _reads(each, last)]
+    in_order = all(_reads_in_order(load.indices, last) for load in loads) and None not in bounds
+    alike = not bounds and all(structural_equal(load.indices, places) for load in loads)
+    cuts = sorted({0, row, *(bound for bound in bounds if bound and 0 < bound < row)})
+    long_enough = row >= VECTOR // 2 and row + len(cuts) * VECTOR <= LONGEST_ROW
+    return cuts if in_order and not alike and long_enough else None
+
+
+def _all_of(kind: Any, expr: tirx.PrimExpr) -> list[Any]:
+    found: list[Any] = []
+    structural_walk(expr, (kind, found.append))
+    return found
 
 
 def _reads(expr: tirx.PrimExpr, var: tirx.Var) -> bool:
-    found: list[tirx.Var] = []
-    structural_walk(expr, (tirx.Var, lambda each: found.append(each)))
-    return any(each.same_as(var) for each in found)
+    return any(each.same_as(var) for each in _all_of(tirx.Var, expr))
 
 
-def _is_in_order(index: tirx.PrimExpr, last: tirx.Var) -> bool:
+def _reads_in_order(places: Sequence[tirx.PrimExpr], last: tirx.Var) -> bool:
     """Whether neighbours along a row are neighbours where they are read, or all the same."""
+    *before, index = places or [last]
     while isinstance(index, (tirx.Add, tirx.Sub)) and not _reads(index.b, last):
         index = index.a
-    return index.same_as(last) or not _reads(index, last)
+    return not any(_reads(each, last) for each in before) and (index.same_as(last) or not _reads(index, last))
 
 
 def _bound(node: tirx.LT | tirx.LE | tirx.GT | tirx.GE, last: tirx.Var) -> int | None:

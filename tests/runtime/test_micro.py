@@ -48,10 +48,13 @@ def test_many_threads_agree_with_pytorch(micro_artifact: Path, source: Any, thre
 
 @pytest.mark.slow
 def test_ten_thousand_inferences_leak_nothing(micro_artifact: Path) -> None:
-    engine, x, process = saevit_tvm.load(micro_artifact, threads=1), picture(0), psutil.Process()
-    for _ in range(500):
-        engine(x)
+    x, process = picture(0), psutil.Process()
+    engines = [saevit_tvm.load(micro_artifact, threads=threads) for threads in (1, 2)]
+    for engine in engines:
+        for _ in range(500):
+            engine(x)
     before = process.memory_info().rss
-    for _ in range(10_000):
-        engine(x)
+    for engine, times in zip(engines, (8_000, 2_000), strict=True):
+        for _ in range(times):
+            engine(x)
     assert process.memory_info().rss - before < 2 << 20

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import tvm
-from tvm import te, topi
+from tvm import te, tirx, topi
 from tvm.s_tir import dlight
 
 from saevit_tvm.targets import native
@@ -21,13 +22,25 @@ def sliced(x: Any, low: int, high: int) -> Any:
     return topi.strided_slice(x, [0, 0, 0, low], [2, 3, 5, high], [1, 1, 1, 1])
 
 
-# What is computed with TVM's operators, and by numpy; of what shapes; whether by rows, and in how many parts.
+def scheduled(*stages: Any) -> tvm.tirx.PrimFunc:
+    func = te.create_prim_func(list(stages)).with_attr("global_symbol", "kernel")
+    with tvm.target.Target(native().tvm):
+        return dlight.ApplyDefaultSchedule(Fallback())(tvm.IRModule({"kernel": func}))["kernel"]
+
+
+# What is computed with TVM's operators, and by numpy; of what shapes; in how many parts a row is, 0: rows are joined.
 CASES: dict[str, tuple[Callable[..., Any], Callable[..., np.ndarray], tuple[tuple[int, ...], ...], int]] = {
     "concatenation": (lambda a, b: topi.concatenate([a, b], 3), lambda a, b: np.concatenate([a, b], 3), (A, B), 5),
     "and a sum": (
         lambda a, b, c: topi.add(topi.concatenate([a, b], 3), c),
         lambda a, b, c: np.concatenate([a, b], 3) + c,
         (A, B, (1, 1, 5, 67)),
+        5,
+    ),
+    "and an activation": (
+        lambda a, b: topi.nn.leaky_relu(topi.concatenate([a, b], 3), 0.5),
+        lambda a, b: (lambda x: np.where(x > 0, x, x * np.float32(0.5)))(np.concatenate([a, b], 3)),
+        (A, B),
         5,
     ),
     "of other rows": (lambda a, b: topi.concatenate([a, b], 2), lambda a, b: np.concatenate([a, b], 2), (A, A), 3),
@@ -61,24 +74,50 @@ CASES: dict[str, tuple[Callable[..., Any], Callable[..., np.ndarray], tuple[tupl
 def test_it_computes_what_numpy_does(name: str, call: Callable[..., np.ndarray]) -> None:
     by_tvm, by_numpy, shapes, parts = CASES[name]
     given = [te.placeholder(shape, name=f"x{at}") for at, shape in enumerate(shapes)]
-    func = te.create_prim_func([*given, by_tvm(*given)]).with_attr("global_symbol", "kernel")
-    with tvm.target.Target(native().tvm):
-        func = dlight.ApplyDefaultSchedule(Fallback())(tvm.IRModule({"kernel": func}))["kernel"]
+    func = scheduled(*given, by_tvm(*given))
     random = np.random.default_rng(0)
     values = [random.standard_normal(shape, "float32") for shape in shapes]
     expected = by_numpy(*values)
     np.testing.assert_array_equal(call(func, values, expected.shape), expected)
     assert func.script().count("T.vectorized") == (parts or 1)
-    assert ("fused" in func.script()) and (("_fused_0" in func.script()) == (not parts))
+    assert ("_fused_0" in func.script()) == (not parts)  # all loops in one, which is cut
 
 
-def test_what_reads_beyond_its_row_is_not_cut(call: Callable[..., np.ndarray]) -> None:
-    """A bound that is no number, and one that lies outside."""
+def decided(by: Callable[[Any, Any], Any]) -> tuple[Any, Any]:
+    """What is a number or its negative, as is decided by its row and its place in the row."""
     x = te.placeholder((4, 24), name="x")
-    y = te.compute((4, 24), lambda i, j: te.if_then_else(j < i, x[i, j], te.if_then_else(j < 99, -x[i, j], x[0, 0])))
-    func = te.create_prim_func([x, y]).with_attr("global_symbol", "kernel")
-    with tvm.target.Target(native().tvm):
-        func = dlight.ApplyDefaultSchedule(Fallback())(tvm.IRModule({"kernel": func}))["kernel"]
+    return x, te.compute((4, 24), lambda i, j: te.if_then_else(by(i, j), x[i, j], -x[i, j]))
+
+
+NINE = {
+    "j < 9": lambda _i, j: j < 9,
+    "j <= 8": lambda _i, j: j <= 8,
+    "j > 8": lambda _i, j: j > 8,
+    "j >= 9": lambda _i, j: j >= 9,
+    "9 <= j": lambda _i, j: tirx.LE(tirx.const(9), j),
+    "8 < j": lambda _i, j: tirx.LT(tirx.const(8), j),
+    "9 > j": lambda _i, j: tirx.GT(tirx.const(9), j),
+    "8 >= j": lambda _i, j: tirx.GE(tirx.const(8), j),
+}
+
+
+@pytest.mark.parametrize("name", NINE)
+def test_a_row_is_cut_where_it_is_decided(name: str, call: Callable[..., np.ndarray]) -> None:
+    func = scheduled(*decided(NINE[name]))
+    assert re.findall(r"T.vectorized\((.*)\)", func.script()) == ["9", "9, 24"]
+    value = np.arange(96, dtype="float32").reshape(4, 24)
+    expected = np.where([eval(name, {"j": j}) for j in range(24)], value, -value)
+    np.testing.assert_array_equal(call(func, [value], (4, 24)), expected)
+
+
+def test_where_no_number_decides_rows_are_joined(call: Callable[..., np.ndarray]) -> None:
+    func = scheduled(*decided(lambda i, j: j < i))
+    assert "_fused_0" in func.script()
     value = np.arange(96, dtype="float32").reshape(4, 24)
     expected = np.where(np.arange(24) < np.arange(4)[:, None], value, -value)
     np.testing.assert_array_equal(call(func, [value], (4, 24)), expected)
+
+
+def test_bounds_outside_a_row_are_none() -> None:
+    func = scheduled(*decided(lambda _i, j: tirx.And(j < 99, j >= -3)))
+    assert re.findall(r"T.vectorized\((.*)\)", func.script()) == ["16", "16, 24"]

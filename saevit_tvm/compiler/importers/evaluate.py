@@ -147,7 +147,7 @@ def _compiled(call: relax.Call, args: list[Any], tensors: list[int], mod: tvm.IR
             value = builder.emit_output(builder.emit(relax.Call(call.op, given, call.attrs, call.ty_args)))
         builder.emit_func_output(value)
     alone = relax.transform.LegalizeOps(OPERATORS)(relax.transform.DecomposeOpsForInference()(builder.get()))
-    # Run once: to make it fast would take longer than it runs.
+    # It runs for a few inputs: to make it fast would take longer.
     target = tvm.target.Target(targets.native().tvm | {"opt-level": 1})
     with tvm.transform.PassContext(opt_level=1):
         return relax.VirtualMachine(relax.build(alone, target), tvm.cpu())["main"]
