@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results"
+STAND_IN = Path(__file__).parent / "stand_in"
 
 
 def parsed(parser: argparse.ArgumentParser, short: str, *, kept: bool = True) -> argparse.Namespace:
@@ -29,7 +30,9 @@ def parsed(parser: argparse.ArgumentParser, short: str, *, kept: bool = True) ->
 
 def stand_in() -> list[str]:
     """A folder for Python's path: timm wants torchvision; where it is not installed, names are enough."""
-    return [] if importlib.util.find_spec("torchvision") else [str(Path(__file__).parent / "stand_in")]
+    found = importlib.util.find_spec("torchvision")
+    is_real = found is not None and STAND_IN not in Path(found.origin or "").parents
+    return [] if is_real else [str(STAND_IN)]
 
 
 def _nowhere() -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.util
 import json
 import re
@@ -182,6 +183,15 @@ def test_it_stands_for_options_and_keeps_no_results(script, monkeypatch, tmp_pat
     assert (options.models, options.seconds) == ("saevit_micro", 3.0)
     assert BENCHMARKS not in options.out.parents and not list(options.out.iterdir())
     assert given("--short", "--out", str(tmp_path / "new")).out == tmp_path / "new" and (tmp_path / "new").is_dir()
+
+
+def test_a_stand_in_is_not_taken_for_what_it_stands_for(script, monkeypatch) -> None:
+    """Where this process has it on its path, too, those that it starts need it all the same."""
+    stand_in = script("command_line").stand_in
+    needed = stand_in()
+    monkeypatch.setattr(sys, "path", [*sys.path, *needed])
+    importlib.invalidate_caches()
+    assert stand_in() == needed
 
 
 # What comes after -----------------------------------------------------
