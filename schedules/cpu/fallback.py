@@ -1,8 +1,9 @@
 """A decent schedule for any kernel that has neither a record nor a generator of its own.
 
 Four rules, first match wins for each block: a reduction along a vectorisable axis gets a register tile, another
-reduction runs serially inside parallel spatial loops; what reads rows as they lie, if not all of them in the same
-places (concatenations, slices, factors by channel), goes by rows, and other element-wise work by numbers in order.
+reduction runs serially inside parallel spatial loops; what reads rows in even steps, if not all of them in the same
+places (concatenations, slices, transposes, factors by channel), goes by rows, and other element-wise work by numbers
+in order.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from tvm import s_tir, tirx
 from tvm.ir.expr import TensorLoad
 from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import LoopRV, SBlockRV
+from tvm.sym import Analyzer
 from tvm.target import Target
 from tvm_ffi import structural_equal, structural_walk
 
@@ -109,12 +111,15 @@ def _bounds_in_rows(block: s_tir.SBlock) -> list[int] | None:
     places = getattr(block.body, "indices", None)  # a block that ends with no store has none
     if not places or not places[-1].same_as(last):
         return None
-    loads = _all_of(TensorLoad, block.body.value)
+    within = Analyzer()
+    for each in block.iter_vars:
+        within.bind(each.var, each.dom)
+    loads = [[within.simplify(index) for index in load.indices] for load in _all_of(TensorLoad, block.body.value)]
     # Of places, not of what is read there.
     compared = [each for each in _all_of(COMPARISONS, block.body.value) if not _all_of(TensorLoad, each)]
     bounds = [_bound(each, last) for each in compared if _reads(each, last)]
-    in_order = all(_reads_in_order(load.indices, last) for load in loads) and None not in bounds
-    alike = not bounds and all(structural_equal(load.indices, places) for load in loads)
+    in_order = all(_reads_in_steps(load, last) for load in loads) and None not in bounds
+    alike = not bounds and all(structural_equal(load, list(places)) for load in loads)
     cuts = sorted({0, row, *(bound for bound in bounds if bound and 0 < bound < row)})
     long_enough = row >= VECTOR // 2 and row + len(cuts) * VECTOR <= LONGEST_ROW
     return cuts if in_order and not alike and long_enough else None
@@ -130,12 +135,15 @@ def _reads(expr: tirx.PrimExpr, var: tirx.Var) -> bool:
     return any(each.same_as(var) for each in _all_of(tirx.Var, expr))
 
 
-def _reads_in_order(places: Sequence[tirx.PrimExpr], last: tirx.Var) -> bool:
-    """Whether neighbours along a row are neighbours where they are read, or all the same."""
-    *before, index = places or [last]
+def _reads_in_steps(places: Sequence[tirx.PrimExpr], last: tirx.Var) -> bool:
+    """Whether neighbours along a row are the same step apart where they are read, or all the same."""
+    return all(_moves_with(index, last) for index in places if _reads(index, last))
+
+
+def _moves_with(index: tirx.PrimExpr, last: tirx.Var) -> bool:
     while isinstance(index, (tirx.Add, tirx.Sub)) and not _reads(index.b, last):
         index = index.a
-    return not any(_reads(each, last) for each in before) and (index.same_as(last) or not _reads(index, last))
+    return index.same_as(last)
 
 
 def _bound(node: tirx.LT | tirx.LE | tirx.GT | tirx.GE, last: tirx.Var) -> int | None:

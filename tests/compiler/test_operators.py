@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -288,6 +289,12 @@ REWRITTEN: dict[str, list[Case]] = {
     "linalg_vector_norm.default": [
         lambda x: torch.linalg.vector_norm(x * (x > 0), 0, dim=(1, 3)),
         lambda x: torch.linalg.vector_norm(_complex(x), 3, dim=1, keepdim=True),
+        lambda x: torch.linalg.vector_norm(x, dim=1, keepdim=True),
+        lambda x: torch.linalg.vector_norm(x, 1, dim=(2, 3)),
+        lambda x: torch.linalg.vector_norm(x, math.inf, dim=2),
+        lambda x: torch.linalg.vector_norm(x, -math.inf, dim=(1, 2), keepdim=True),
+        lambda x: torch.linalg.vector_norm(x, 2.5, dim=3),
+        lambda x: torch.linalg.vector_norm(x)[None],
     ],
     "log.default": [lambda x: _parts(_complex(x).log())],
     "logcumsumexp.default": [lambda x: (20 * x).logcumsumexp(2)],
@@ -311,6 +318,8 @@ REWRITTEN: dict[str, list[Case]] = {
     "pow.Scalar": [lambda x: 2.5 ** (3 * x).int(), lambda x: _parts(2.0 ** _complex(x))],
     "pow.Tensor_Scalar": [
         lambda x: (9 * x).abs().int() ** 0.5,
+        lambda x: (9 * x).int() ** 2,
+        *(lambda x, power=power: (x.abs() + 0.5) ** power for power in (3, 2, 0.5, -0.5, -1, -2, 1.5, 0)),
         lambda x: _parts(_complex(x) ** 5),
         lambda x: _parts(_complex(x * (x > 0)) ** 1.5),
         lambda x: _parts(_complex(x) ** (1 + 1j)),

@@ -1,4 +1,4 @@
-"""What has no generator: element-wise work goes by rows where rows are read as they lie, and computes the same."""
+"""What has no generator: element-wise work goes by rows where these are read in even steps, and computes the same."""
 
 from __future__ import annotations
 
@@ -61,10 +61,40 @@ CASES: dict[str, tuple[Callable[..., Any], Callable[..., np.ndarray], tuple[tupl
     ),
     "a slice": (lambda a: sliced(a, 3, 20), lambda a: a[..., 3:20], (A,), 2),
     "in the same places": (lambda a, b: topi.nn.relu(topi.add(a, b)), lambda a, b: np.maximum(a + b, 0), (A, A), 0),
-    "rows that are turned": (
+    "rows that were columns": (
         lambda a: topi.transpose(a, (0, 3, 1, 2)),
         lambda a: a.transpose(0, 3, 1, 2),
         ((2, 3, 20, 40),),
+        2,
+    ),
+    "short rows that were columns": (
+        lambda a: topi.transpose(topi.reshape(a, (6, 5, 40)), (0, 2, 1)),
+        lambda a: a.reshape(6, 5, 40).transpose(0, 2, 1),
+        ((2, 3, 5, 40),),
+        0,
+    ),
+    "rows of a view that were columns": (
+        lambda a: topi.transpose(topi.reshape(a, (6, 20, 40)), (0, 2, 1)),
+        lambda a: a.reshape(6, 20, 40).transpose(0, 2, 1),
+        ((2, 3, 20, 40),),
+        2,
+    ),
+    "diagonals": (
+        lambda a: te.compute((2, 40), lambda i, j: a[i, j, j]),
+        lambda a: a[:, range(40), range(40)],
+        ((2, 40, 40),),
+        3,
+    ),
+    "each three times": (
+        lambda a: te.compute((40, 40), lambda i, j: a[j, i, j // 3]),
+        lambda a: np.array([[a[j, i, j // 3] for j in range(40)] for i in range(40)]),
+        ((40, 40, 14),),
+        0,
+    ),
+    "rows of parts of rows": (
+        lambda a: topi.reshape(topi.transpose(a, (0, 2, 1, 3)), (2, 5, 120)),
+        lambda a: a.transpose(0, 2, 1, 3).reshape(2, 5, 120),
+        (A,),
         0,
     ),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -56,6 +57,23 @@ def _leaky(
     return torch.nn.functional.leaky_relu(x, (lower + upper) / 2), noise
 
 
+# Powers that PyTorch computes without the general one, which takes many times as long: there are no vectors of it.
+POWERS: dict[float, Callable[[Tensor], Tensor]] = {
+    3: lambda x: x * x * x,
+    2: lambda x: x * x,
+    0.5: torch.sqrt,
+    -0.5: torch.rsqrt,
+    -1: torch.reciprocal,
+    -2: lambda x: 1 / (x * x),
+}
+
+
+def _power(x: Tensor, power: Any) -> Any:
+    if not x.dtype.is_floating_point or isinstance(power, complex) or power not in POWERS:
+        return NotImplemented
+    return POWERS[power](x)
+
+
 REWRITES = {
     "copysign.Tensor": _with_sign,
     "erfc.default": lambda x: 1 - torch.erf(x),
@@ -64,6 +82,7 @@ REWRITES = {
     "fmin.default": _number_of(torch.minimum),
     "hypot.default": lambda a, b: (a * a + b * b).sqrt(),
     "ldexp.Tensor": lambda x, power: x * torch.exp2(power.to(torch.float32)),
+    "pow.Tensor_Scalar": _power,
     "rrelu_with_noise_functional.default": _leaky,
     "signbit.default": _is_negative,
 }
