@@ -1,9 +1,9 @@
 """A decent schedule for any kernel that has neither a record nor a generator of its own.
 
 Four rules, first match wins for each block: a reduction along a vectorisable axis gets a register tile, another
-reduction runs serially inside parallel spatial loops; what reads rows in even steps, if not all of them in the same
-places (concatenations, slices, transposes, factors by channel), goes by rows, and other element-wise work by numbers
-in order.
+reduction runs inside parallel spatial loops, by vectors where its length allows; what reads rows in even steps, if not
+all of them in the same places (concatenations, slices, transposes, factors by channel), goes by rows, and other
+element-wise work by numbers in order.
 """
 
 from __future__ import annotations
@@ -93,9 +93,33 @@ def _register_tile(schedule: Schedule, block: SBlockRV, outer: list[LoopRV], inn
 
 
 def _serial_reduction(schedule: Schedule, block: SBlockRV, outer: list[LoopRV], inner: list[LoopRV]) -> None:
-    if outer:
-        schedule.reorder(*outer, *inner)
-        schedule.parallel(schedule.fuse(*outer))
+    if not outer:
+        return
+    schedule.reorder(*outer, *inner)
+    partial = _partial_results(schedule, block, inner[-1])
+    # There are other loops once the block takes what another has reduced.
+    task = schedule.fuse(*schedule.get_loops(block)[: len(outer)])
+    schedule.parallel(task)
+    if partial is not None:
+        schedule.compute_at(partial, task)
+        lanes, *serial = schedule.get_loops(partial)[1:]
+        schedule.reorder(*serial, lanes)
+        schedule.vectorize(lanes)
+        start = schedule.decompose_reduction(partial, serial[0])
+        schedule.vectorize(schedule.get_loops(start)[-1])
+
+
+def _partial_results(schedule: Schedule, block: SBlockRV, loop: LoopRV) -> SBlockRV | None:
+    """A few vectors of results, each of every so many numbers: one after the other, each would wait for the last."""
+    extent = _extent(schedule, loop)
+    most = min(ROWS * VECTOR, extent // 2)
+    lanes = next((count for count in range(most - most % 4, 0, -4) if extent % count == 0), None)
+    if lanes is None or len(schedule.get(block).writes) > 1:
+        return None
+    try:
+        return schedule.rfactor(schedule.split(loop, [None, lanes])[1], -1)
+    except s_tir.ScheduleError:  # no reduction that TVM knows
+        return None
 
 
 def _elementwise(schedule: Schedule, loops: list[LoopRV]) -> None:

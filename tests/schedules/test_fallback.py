@@ -151,3 +151,37 @@ def test_where_no_number_decides_rows_are_joined(call: Callable[..., np.ndarray]
 def test_bounds_outside_a_row_are_none() -> None:
     func = scheduled(*decided(lambda _i, j: tirx.And(j < 99, j >= -3)))
     assert re.findall(r"T.vectorized\((.*)\)", func.script()) == ["16", "16, 24"]
+
+
+# What is reduced with TVM's operators, and by numpy; of what shape; how many results there are before the last.
+REDUCTIONS: dict[str, tuple[Callable[..., Any], Callable[..., np.ndarray], tuple[int, ...], int]] = {
+    "a sum": (lambda a: topi.sum(a, 2), lambda a: a.sum(2), (3, 5, 196), 28),
+    "of squares": (
+        lambda a: topi.sum(topi.multiply(a, a), 2, True),
+        lambda a: (a * a).sum(2, keepdims=True),
+        (3, 5, 64),
+        32,
+    ),
+    "a long one": (lambda a: topi.sum(a, 1), lambda a: a.sum(1), (7, 1024), 64),
+    "of two axes": (lambda a: topi.sum(a, (1, 2)), lambda a: a.sum((1, 2)), (3, 5, 48), 24),
+    "the greatest": (lambda a: topi.max(a, 1), lambda a: a.max(1), (7, 24), 12),
+    "the least": (lambda a: topi.min(a, 1), lambda a: a.min(1), (7, 8), 4),
+    "and a root": (lambda a: topi.sqrt(topi.sum(topi.abs(a), 1)), lambda a: np.sqrt(abs(a).sum(1)), (7, 200), 40),
+    "of a prime number": (lambda a: topi.sum(a, 1), lambda a: a.sum(1), (7, 199), 0),
+    "of few": (lambda a: topi.sum(a, 1), lambda a: a.sum(1), (7, 4), 0),
+    "the greatest's place": (lambda a: topi.argmax(a, 1), lambda a: a.argmax(1).astype("int32"), (7, 64), 0),
+    "of all": (lambda a: topi.sum(a, (0, 1)), lambda a: a.sum(), (7, 64), 0),
+}
+
+
+@pytest.mark.parametrize("name", REDUCTIONS)
+def test_it_reduces_as_numpy_does(name: str, call: Callable[..., np.ndarray]) -> None:
+    by_tvm, by_numpy, shape, lanes = REDUCTIONS[name]
+    given = te.placeholder(shape, name="x")
+    func = scheduled(given, by_tvm(given))
+    value = np.random.default_rng(0).standard_normal(shape, "float32")
+    expected = np.asarray(by_numpy(value.astype("float64")))
+    found = call(func, [value], expected.shape)
+    np.testing.assert_allclose(found, expected, 1e-5, 1e-5)
+    assert ("_rf" in func.script()) == bool(lanes)
+    assert not lanes or re.findall(r"T.vectorized\((\d+)\)", func.script())[:2] == [str(lanes)] * 2
