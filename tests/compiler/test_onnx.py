@@ -420,6 +420,30 @@ def test_other_operators_compute_what_onnxruntime_does(name: str, tmp_path: Path
     imported(at.model(OTHERS[name](at), 4), tmp_path)
 
 
+MOVED: dict[str, Callable[[Writer], str]] = {
+    "as it is": lambda at: at("DeformConv", "x", at.weight(6, 4, 3, 3), 3 * at.weight(2, 18, 5, 6)),
+    "in groups": lambda at: at(
+        "DeformConv",
+        "x",
+        at.weight(6, 2, 3, 2),
+        at("Conv", "x", 3 * at.weight(24, 4, 3, 3), strides=[2, 3], pads=[1, 0, 1, 1]),
+        at.weight(6),
+        at("Sigmoid", at("Conv", "x", at.weight(12, 4, 3, 3), strides=[2, 3], pads=[1, 0, 1, 1])),
+        group=2,
+        offset_group=2,
+        strides=[2, 3],
+        dilations=[1, 2],
+        pads=[2, 0, 1, 1],
+    ),
+}
+
+
+@pytest.mark.parametrize("how", MOVED)
+def test_a_convolution_whose_taps_are_moved(how: str, tmp_path: Path) -> None:
+    at = Writer(19, [2, 4, 7, 8])
+    imported(at.model(MOVED[how](at), 4), tmp_path)
+
+
 def _stored(at: Writer, x: str, scale: float, zero: int) -> str:
     return at("QuantizeLinear", x, np.float32(scale), np.uint8(zero))
 
