@@ -24,10 +24,10 @@ def packed(run: Callable[..., Any], tmp_path: Path) -> Callable[..., Path]:
     """What `prepare` makes, unpacked."""
 
     def make(*arguments: str) -> Path:
-        done = run("cuda.py", "prepare", *arguments, out="there.tar.xz")
+        done = run("cuda.py", "prepare", *arguments, out="there.tar")
         assert done.returncode == 0, done.stderr
-        assert "there: tar xf there.tar.xz && python3 there/bench.py measure" in done.stdout
-        with tarfile.open(tmp_path / "there.tar.xz") as tar:
+        assert "there: tar xf there.tar && python3 there/bench.py measure" in done.stdout
+        with tarfile.open(tmp_path / "there.tar") as tar:
             tar.extractall(tmp_path)
         return tmp_path / "there"
 
