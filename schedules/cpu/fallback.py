@@ -21,6 +21,7 @@ from tvm.target import Target
 from tvm_ffi import structural_equal, structural_walk
 
 VECTOR = 16
+NARROW = 4  # numbers in the smallest vector
 ROWS = 4
 UNROLL = 16
 LONGEST_ROW = 2048  # it is written out
@@ -66,7 +67,7 @@ def _schedule_block(schedule: Schedule, block: SBlockRV) -> None:
     if inner and outer and _extent(schedule, outer[-1]) >= 8:
         _register_tile(schedule, block, outer, inner)
     elif inner:
-        _serial_reduction(schedule, block, outer, inner)
+        _reduction(schedule, block, outer, inner)
     elif len(outer) > 1 and (bounds := _bounds_in_rows(schedule.get(block))) is not None:
         _by_rows(schedule, outer, bounds)
     else:
@@ -92,7 +93,7 @@ def _register_tile(schedule: Schedule, block: SBlockRV, outer: list[LoopRV], inn
     schedule.vectorize(schedule.get_loops(start)[-1])
 
 
-def _serial_reduction(schedule: Schedule, block: SBlockRV, outer: list[LoopRV], inner: list[LoopRV]) -> None:
+def _reduction(schedule: Schedule, block: SBlockRV, outer: list[LoopRV], inner: list[LoopRV]) -> None:
     if not outer:
         return
     schedule.reorder(*outer, *inner)
@@ -113,12 +114,12 @@ def _partial_results(schedule: Schedule, block: SBlockRV, loop: LoopRV) -> SBloc
     """A few vectors of results, each of every so many numbers: one after the other, each would wait for the last."""
     extent = _extent(schedule, loop)
     most = min(ROWS * VECTOR, extent // 2)
-    lanes = next((count for count in range(most - most % 4, 0, -4) if extent % count == 0), None)
+    lanes = next((count for count in range(most - most % NARROW, 0, -NARROW) if extent % count == 0), None)
     if lanes is None or len(schedule.get(block).writes) > 1:
         return None
     try:
         return schedule.rfactor(schedule.split(loop, [None, lanes])[1], -1)
-    except s_tir.ScheduleError:  # no reduction that TVM knows
+    except s_tir.ScheduleError:  # TVM knows no such reduction: the greatest as PyTorch finds it, for one
         return None
 
 

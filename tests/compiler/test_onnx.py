@@ -322,8 +322,8 @@ OTHERS: dict[str, Callable[[Writer], str]] = {
         mode="bicubic",
         align_corners=1,
     ),
-    "Pow": lambda at: at("Add", at("Pow", "x", [2.0]), at("Mul", at("Pow", "x", np.float32(3)), at("Pow", [1.5], "x"))),
     "LpNormalization": lambda at: at("Add", at("LpNormalization", "x", axis=1, p=1), at("LpNormalization", "x")),
+    "Pow": lambda at: at("Add", at("Pow", "x", [2.0]), at("Mul", at("Pow", "x", np.float32(3)), at("Pow", [1.5], "x"))),
 }
 
 

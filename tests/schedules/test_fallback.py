@@ -153,6 +153,13 @@ def test_bounds_outside_a_row_are_none() -> None:
     assert re.findall(r"T.vectorized\((.*)\)", func.script()) == ["16", "16, 24"]
 
 
+def greatest(x: Any) -> Any:
+    """With what is not a number above all, which is no reduction that TVM knows."""
+    over = te.reduce_axis((0, x.shape[1]))
+    above = te.comm_reducer(lambda a, b: tirx.if_then_else(tirx.Or(a > b, a != a), a, b), tirx.min_value)
+    return te.compute(x.shape[:1], lambda i: above(x[i, over], axis=over))
+
+
 # What is reduced with TVM's operators, and by numpy; of what shape; how many results there are before the last.
 REDUCTIONS: dict[str, tuple[Callable[..., Any], Callable[..., np.ndarray], tuple[int, ...], int]] = {
     "a sum": (lambda a: topi.sum(a, 2), lambda a: a.sum(2), (3, 5, 196), 28),
@@ -165,6 +172,7 @@ REDUCTIONS: dict[str, tuple[Callable[..., Any], Callable[..., np.ndarray], tuple
     "a long one": (lambda a: topi.sum(a, 1), lambda a: a.sum(1), (7, 1024), 64),
     "of two axes": (lambda a: topi.sum(a, (1, 2)), lambda a: a.sum((1, 2)), (3, 5, 48), 24),
     "the greatest": (lambda a: topi.max(a, 1), lambda a: a.max(1), (7, 24), 12),
+    "the greatest of others": (greatest, lambda a: a.max(1), (7, 24), 0),
     "the least": (lambda a: topi.min(a, 1), lambda a: a.min(1), (7, 8), 4),
     "and a root": (lambda a: topi.sqrt(topi.sum(topi.abs(a), 1)), lambda a: np.sqrt(abs(a).sum(1)), (7, 200), 40),
     "of a prime number": (lambda a: topi.sum(a, 1), lambda a: a.sum(1), (7, 199), 0),

@@ -25,19 +25,11 @@ def _distances(a: Tensor, b: Tensor, p: float, compute_mode: int | None) -> Tens
 def _length(x: Tensor, ord: float = 2, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Any:
     if x.is_complex():
         return torch.linalg.vector_norm(x.abs(), ord, dim, keepdim)
+    if ord not in (0, 2):
+        return NotImplemented
     axes = list(range(x.dim())) if dim is None else dim
     x = x if dtype is None else x.to(dtype)
-    if ord == 0:
-        return (x != 0).sum(axes, keepdim).to(x.dtype)
-    if ord == 1:
-        return x.abs().sum(axes, keepdim)
-    if ord == 2:
-        return (x * x).sum(axes, keepdim).sqrt()
-    if ord == math.inf:
-        return x.abs().amax(axes, keepdim)
-    if ord == -math.inf:
-        return x.abs().amin(axes, keepdim)
-    return NotImplemented
+    return (x * x).sum(axes, keepdim).sqrt() if ord else (x != 0).sum(axes, keepdim).to(x.dtype)
 
 
 def _variance_and_mean(x: Tensor, dim: Any = None, *, correction: Any = None, keepdim: bool = False) -> Any:
