@@ -52,7 +52,7 @@ def kernels(source: str, library: Path) -> Path:
     program, names = library.with_suffix(".cpp"), kernels_in(source)
     parts = ['#include "kernels.hpp"', source, *(f"KERNEL({name})" for name in names)]
     program.write_text("\n".join(parts) + "\n")
-    _compile([CXX, "-std=c++17", "-O2", "-march=native", "-w", f"-I{SOURCES}", program, "-o", library])
+    _compile([CXX, "-std=c++17", "-O1", "-march=native", "-w", f"-I{SOURCES}", program, "-o", library])
     return library
 
 
