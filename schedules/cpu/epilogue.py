@@ -42,7 +42,8 @@ class Vectors(Arithmetic):
 
     def _exp(self, x: Any) -> Any:
         """In float32 in any case: the bits of its exponent are put together."""
-        return cast(math.exp(Builder32(self.b), cast(x, "float32")), self.b.dtype)
+        b = self.b if self.b.dtype == "float32" else Builder32(self.b)
+        return cast(math.exp(b, cast(x, "float32")), self.b.dtype)
 
     def _tanh(self, x: Any) -> Any:
         one, two = (self.number(value, x) for value in (1.0, 2.0))

@@ -20,6 +20,8 @@ from tvm.sym import Analyzer
 from tvm.target import Target
 from tvm_ffi import structural_equal, structural_walk
 
+from schedules.cpu.expressions import quick
+
 VECTOR = 16
 NARROW = 4  # numbers in the smallest vector
 ROWS = 4
@@ -38,7 +40,7 @@ class Fallback(s_tir.dlight.ScheduleRule):
             _try_inline(schedule, block)
         for block in schedule.get_child_blocks(root):
             _schedule_block(schedule, block)
-        return schedule
+        return Schedule(quick(schedule.mod["main"]))
 
 
 def _try_inline(schedule: Schedule, block: SBlockRV) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import tvm
 from tvm import te, tirx, topi
 from tvm.s_tir import dlight
@@ -100,6 +101,7 @@ CASES: dict[str, tuple[Callable[..., Any], Callable[..., np.ndarray], tuple[tupl
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_it_computes_what_numpy_does(name: str, call: Callable[..., np.ndarray]) -> None:
     by_tvm, by_numpy, shapes, parts = CASES[name]
@@ -193,3 +195,36 @@ def test_it_reduces_as_numpy_does(name: str, call: Callable[..., np.ndarray]) ->
     np.testing.assert_allclose(found, expected, 1e-5, 1e-5)
     assert ("_rf" in func.script()) == bool(lanes)
     assert not lanes or re.findall(r"T.vectorized\((\d+)\)", func.script())[:2] == [str(lanes)] * 2
+
+
+# What LLVM would call the C library for; by PyTorch, as numpy has not all of them.
+FUNCTIONS: dict[str, tuple[Callable[[Any], Any], Callable[[torch.Tensor], torch.Tensor]]] = {
+    "exp": (tirx.exp, torch.exp),
+    "sigmoid": (tirx.sigmoid, torch.sigmoid),
+    "tanh": (tirx.tanh, torch.tanh),
+    "erf": (tirx.erf, torch.erf),
+    "silu": (lambda x: x * tirx.sigmoid(x), torch.nn.functional.silu),
+    "one of another": (lambda x: tirx.exp(tirx.tanh(x)), lambda x: torch.exp(torch.tanh(x))),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_functions_of_numbers_go_by_vectors(name: str, call: Callable[..., np.ndarray], assembly: Any) -> None:
+    """Within rounding of what is right, and at the ends of what there is exactly that."""
+    ours, by_torch = FUNCTIONS[name]
+    x = te.placeholder((4, 64), name="x")
+    func = scheduled(x, te.compute(x.shape, lambda i, j: ours(x[i, j])))
+    ends = [0.0, -0.0, np.inf, -np.inf, np.nan, 1e30, -1e30, 88.8, -200.0, 1e-30]
+    value = np.concatenate([ends, np.linspace(-12, 12, 200), np.linspace(-1e-3, 1e-3, 46)]).astype("float32")
+    expected = by_torch(torch.from_numpy(value).double()).float().numpy()
+    found = call(func, [value.reshape(4, 64)], (4, 64)).ravel()
+    assert np.array_equal(found[2:9], expected[2:9], equal_nan=True)
+    np.testing.assert_allclose(found, expected, 5e-7, 4e-7)
+    assert not re.search(r"call\w*\s+(expf|tanhf|erff)", assembly(func, native().tvm))
+
+
+def test_functions_of_other_numbers_are_left(call: Callable[..., np.ndarray]) -> None:
+    x = te.placeholder((4, 8), "float64", name="x")
+    func = scheduled(x, te.compute(x.shape, lambda i, j: tirx.exp(x[i, j])))
+    value = np.linspace(-700, 700, 32).reshape(4, 8)
+    np.testing.assert_allclose(call(func, [value], (4, 8)), np.exp(value), 1e-14)
