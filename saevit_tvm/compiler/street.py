@@ -32,6 +32,7 @@ from saevit_tvm.compiler.importers import import_model
 from saevit_tvm.compiler.join import joined
 from saevit_tvm.compiler.legalize import OPERATORS
 from saevit_tvm.compiler.passes import (
+    ComputeBeforeConcatenating,
     DeclareKernels,
     Deconvolutions,
     FoldBatchNorm,
@@ -289,6 +290,7 @@ def simplify() -> list[Pass]:
         transform.CanonicalizeBindings(),
         RemoveNoOps(),
         FoldConstants(),
+        ComputeBeforeConcatenating(),
         FoldBatchNorm(),
         RemoveNoOps(),
         MergeBranches(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable
 from functools import reduce
@@ -69,6 +70,7 @@ def outputs(mod: tvm.IRModule, x: np.ndarray) -> np.ndarray:
     return machine["main"](tvm.runtime.tensor(x)).numpy()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, size", [("saevit_micro", 64), ("saevit_micro", 57), ("saevit_xs", 96)])
 def test_no_batch_norm_and_no_inverse_permutes_are_left(name: str, size: int) -> None:
     imported = import_model(open_model(name, image_size=size))
@@ -128,6 +130,7 @@ NETS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETS)
 def test_folding_keeps_the_result(name: str) -> None:
     net = NETS[name].eval()
@@ -178,6 +181,17 @@ def twice(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return (x + y) * y
 
 
+def randomised(net: nn.Module) -> torch.Generator:
+    """Weights and statistics as the generator gives them, from which there is more."""
+    random = torch.Generator().manual_seed(3)
+    for key, value in net.eval().state_dict().items():
+        if value.is_floating_point():
+            value.normal_(0.0, 0.5, generator=random)
+            if key.endswith("running_var"):
+                value.abs_().add_(0.5)
+    return random
+
+
 # The branches, and how many convolutions, scales and sums are left.
 BRANCHES: dict[str, tuple[nn.Module, tuple[int, int, int]]] = {
     "three": (Branches(total, a=branch(3), b=branch(1), n=nn.BatchNorm2d(8)), (1, 0, 1)),
@@ -202,19 +216,77 @@ BRANCHES: dict[str, tuple[nn.Module, tuple[int, int, int]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BRANCHES)
 def test_branches_that_are_added_up_are_one_convolution_where_they_can_be(name: str) -> None:
     net, left = BRANCHES[name]
-    random = torch.Generator().manual_seed(3)
-    for key, value in net.eval().state_dict().items():
-        if value.is_floating_point():
-            value.normal_(0.0, 0.5, generator=random)
-            if key.endswith("running_var"):
-                value.abs_().add_(0.5)
+    random = randomised(net)
     mod = simplified(module_of(net, size=9, channels=8))
     found = operators(mod)
     assert tuple(found[f"relax.{each}"] for each in ("nn.conv2d", "multiply", "add")) == left
     assert found["relax.subtract"] == 0
+    x = torch.randn(1, 8, 9, 9, generator=random)
+    expected = net(x).detach().numpy()
+    assert np.abs(outputs(mod, x.numpy()) - expected).max() < 2e-6 * np.abs(expected).max()
+
+
+# What is computed of several convolutions side by side ---------------------------------
+
+
+class SideBySide(nn.Module):
+    """Three convolutions side by side, and what is made of them."""
+
+    def __init__(self, made: Callable[..., torch.Tensor], first: nn.Module | None = None, channels: int = 16) -> None:
+        super().__init__()
+        first = first or nn.Conv2d(8, 6, 1, bias=False)
+        convs = (first, nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False), nn.Conv2d(8, 2, 5, padding=2))
+        self.made, self.convs, self.norm = made, nn.ModuleList(convs), nn.BatchNorm2d(channels)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.made(torch.cat([conv(x) for conv in self.convs], 1), self.norm)
+
+
+def gated(y: torch.Tensor) -> torch.Tensor:
+    return y * torch.sigmoid(y.mean((2, 3), keepdim=True))
+
+
+SILU = nn.functional.silu
+
+
+def read_twice(x: torch.Tensor, a: nn.Module, b: nn.Module, norm: nn.Module) -> torch.Tensor:
+    y = a(x)
+    return torch.cat([SILU(norm(torch.cat([y, b(x)], 1))), y], 1)
+
+
+NORMED = nn.Sequential(nn.Conv2d(8, 6, 1), nn.BatchNorm2d(6), nn.ReLU())
+# How many norms' scales are left, and functions before and behind the concatenation.
+SIDE_BY_SIDE: dict[str, tuple[nn.Module, tuple[int, int, int]]] = {
+    "norm, SiLU": (SideBySide(lambda y, norm: SILU(norm(y))), (0, 3, 0)),
+    "norm, SiLU, gate": (SideBySide(lambda y, norm: gated(SILU(norm(y)))), (0, 3, 1)),
+    "ReLU, norm": (SideBySide(lambda y, norm: SILU(norm(torch.relu(y)))), (3, 3, 0)),
+    "numbers": (SideBySide(lambda y, norm: SILU(norm(y).clamp(-0.5, 0.7) - y.new_tensor(2.0))), (0, 3, 0)),
+    "one has a norm": (SideBySide(lambda y, _: SILU(y), NORMED), (0, 3, 0)),
+    "added to itself": (SideBySide(lambda y, norm: SILU(norm(y)) + y), (0, 3, 0)),
+    "used elsewhere": (SideBySide(lambda y, norm: SILU(norm(y)) + y.flip(1)), (1, 0, 1)),
+    "one is no convolution": (SideBySide(lambda y, norm: SILU(norm(y)), nn.AvgPool2d(3, 1, 1), 18), (1, 0, 1)),
+    "one is read elsewhere": (
+        Branches(read_twice, a=nn.Conv2d(8, 6, 1), b=nn.Conv2d(8, 2, 3, padding=1), norm=nn.BatchNorm2d(8)),
+        (1, 0, 1),
+    ),
+    "other factors at other places": (SideBySide(lambda y, _: SILU(y * torch.linspace(1, 2, 9))), (1, 0, 1)),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SIDE_BY_SIDE)
+def test_what_convolutions_can_do_themselves_comes_before_their_concatenation(name: str) -> None:
+    net, left = SIDE_BY_SIDE[name]
+    random = randomised(net)
+    mod = simplified(module_of(net, size=9, channels=8))
+    before, _, behind = mod["main"].script().partition("R.concat")
+    scales = re.findall(r"R.multiply\(\w+, metadata", before + behind)
+    assert (len(scales), before.count("R.sigmoid"), behind.count("R.sigmoid")) == left
+    assert operators(mod)["relax.nn.batch_norm"] == 0
     x = torch.randn(1, 8, 9, 9, generator=random)
     expected = net(x).detach().numpy()
     assert np.abs(outputs(mod, x.numpy()) - expected).max() < 2e-6 * np.abs(expected).max()
@@ -258,6 +330,7 @@ BETWEEN: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 MOVED = {"a turned half": 1}  # what really changes places
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BETWEEN)
 def test_between_kernels_nothing_is_moved_back_and_forth(name: str) -> None:
     torch.manual_seed(2)

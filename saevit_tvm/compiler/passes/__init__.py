@@ -1,5 +1,6 @@
 """Passes of our own, one file a concern. Each turns an IRModule into an equivalent one."""
 
+from saevit_tvm.compiler.passes.compute_before_concatenating import ComputeBeforeConcatenating
 from saevit_tvm.compiler.passes.declare_kernels import DeclareKernels
 from saevit_tvm.compiler.passes.deconvolutions import Deconvolutions
 from saevit_tvm.compiler.passes.expand_kernels import ExpandKernels
@@ -19,6 +20,7 @@ from saevit_tvm.compiler.passes.take_frames import TakeFrames
 __all__ = [
     "ApplyRecords",
     "BindTheRest",
+    "ComputeBeforeConcatenating",
     "DeclareKernels",
     "Deconvolutions",
     "ExpandKernels",

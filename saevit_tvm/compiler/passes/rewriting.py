@@ -14,6 +14,18 @@ from tvm.relax.dpl import CallPattern, DFPattern, rewrite_call
 Matched = dict[DFPattern, relax.Expr]
 Rule = tuple[DFPattern, Callable[[relax.Expr, Matched], relax.Expr]]
 
+# Operators of one or several tensors, number by number.
+ELEMENTWISE = tuple(
+    f"relax.{name}"
+    for name in (
+        *("add", "subtract", "multiply", "divide", "maximum", "minimum", "power", "where", "clip", "astype"),
+        *("less", "less_equal", "greater", "greater_equal", "equal", "not_equal", "logical_and", "logical_or"),
+        *("logical_not", "negative", "abs", "exp", "log", "sqrt", "rsqrt", "square", "sigmoid", "tanh", "erf"),
+        *("floor", "ceil", "round", "sign", "sin", "cos", "isnan", "isinf", "floor_divide", "mod"),
+        *("nn.relu", "nn.relu6", "nn.leakyrelu", "nn.gelu", "nn.gelu_tanh", "nn.silu", "nn.softplus"),
+    )
+)
+
 
 def array(constant: relax.Expr) -> np.ndarray:
     """The value of a constant."""

@@ -13,7 +13,7 @@ import tvm
 import tvm_ffi
 from tvm import relax
 
-from saevit_tvm.compiler.passes.rewriting import array, constant, shape_of
+from saevit_tvm.compiler.passes.rewriting import ELEMENTWISE, array, constant, shape_of
 
 Axes = list[int]
 
@@ -289,17 +289,5 @@ _RULES: dict[str, Callable[[_Rewriter, relax.Call], relax.Expr | None]] = {
     **dict.fromkeys([f"relax.nn.{name}" for name in ("max_pool2d", "avg_pool2d", "adaptive_avg_pool2d")], _image),
     **dict.fromkeys([f"relax.{name}" for name in ("mean", "sum", "max", "min", "prod", "variance", "std")], _reduction),
     **dict.fromkeys([f"relax.{name}" for name in ("reshape", "expand_dims", "squeeze", "flatten")], _reshape),
-    **dict.fromkeys(
-        [
-            f"relax.{name}"
-            for name in (
-                *("add", "subtract", "multiply", "divide", "maximum", "minimum", "power", "where", "clip", "astype"),
-                *("less", "less_equal", "greater", "greater_equal", "equal", "not_equal", "logical_and", "logical_or"),
-                *("logical_not", "negative", "abs", "exp", "log", "sqrt", "rsqrt", "square", "sigmoid", "tanh", "erf"),
-                *("floor", "ceil", "round", "sign", "sin", "cos", "isnan", "isinf", "floor_divide", "mod"),
-                *("nn.relu", "nn.relu6", "nn.leakyrelu", "nn.gelu", "nn.gelu_tanh", "nn.silu", "nn.softplus"),
-            )
-        ],
-        _elements,
-    ),
+    **dict.fromkeys(ELEMENTWISE, _elements),
 }
