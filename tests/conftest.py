@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from importlib import metadata
 from pathlib import Path
@@ -54,6 +55,20 @@ def _no_tool_lacks(report):
         if not MAY_BE_LACKING.fullmatch(reason.removeprefix("Skipped: ")):
             report.outcome, report.longrepr = "failed", f"{reason} (and SAEVIT_TVM_ALL_TOOLS is set)"
     return report
+
+
+SLOW = 3.0  # seconds
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What is not marked as slow and was: told, as it depends on the machine, and no failure."""
+    took: Counter[str] = Counter()
+    for report in (each for kind in terminalreporter.stats.values() for each in kind):
+        if isinstance(report, pytest.TestReport) and report.when != "teardown" and "slow" not in report.keywords:
+            took[report.nodeid.partition("[")[0]] += report.duration
+    for name, seconds in took.most_common():
+        if seconds > SLOW:
+            terminalreporter.write_line(f"{seconds:.1f} s, and not marked as slow: {name}")
 
 
 @pytest.fixture(scope="session", autouse=True)

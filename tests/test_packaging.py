@@ -33,6 +33,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_every_room_and_no_test(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     for needed in (

@@ -31,6 +31,7 @@ def names(folder: Path) -> list[str]:
 # What to build ----------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("args", "status", "words"),
     [
@@ -167,6 +168,7 @@ def test_dump_folder_that_is_a_file(cli, tmp_path, refused):
     assert names(tmp_path) == ["ir"]
 
 
+@pytest.mark.slow
 def test_no_c_compiler_is_found_before_compiling(cli, tmp_path, refused):
     done = cli(*MICRO, cwd=tmp_path, env=os.environ | {"PATH": str(tmp_path)})
     refused(done, 1, "needs a C compiler", "apt install gcc")
@@ -217,6 +219,7 @@ KINDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_artifact_that_cannot_be_used(cli, micro_artifact, tmp_path, picture, kind, refused, damaged):
     bad = damaged(kind, micro_artifact, tmp_path / "bad.so")

@@ -69,6 +69,7 @@ def test_wrong_usage_is_one_sentence(cli, args, words, refused):
     refused(cli(*args), 2, *words)
 
 
+@pytest.mark.slow
 def test_models_and_targets_for_scripts(cli):
     for name in ("models", "targets"):
         done = cli(name, "--json")
@@ -76,6 +77,7 @@ def test_models_and_targets_for_scripts(cli):
         jsonschema.validate(json.loads(done.stdout), schema(name))
 
 
+@pytest.mark.slow
 def test_models_and_targets_for_people(cli):
     assert [line.split()[0] for line in cli("models").stdout.splitlines()][1:4] == [
         "saevit_micro",
@@ -107,12 +109,14 @@ def test_a_bug_says_that_it_is_one(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_reader_that_goes_away_is_no_drama(tmp_path):
     shell = f"'{sys.executable}' -m saevit_tvm targets --json | true; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True)
     assert done.stderr == "" and done.stdout.strip() == "141"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_stdout_is_an_error(tmp_path):
     with Path("/dev/full").open("w") as full:
@@ -139,6 +143,7 @@ def on_a_terminal(*words: str, stream: str, **options: Any) -> str:
     return text.decode()
 
 
+@pytest.mark.slow
 def test_on_a_terminal_there_is_a_table():
     text = on_a_terminal("targets", stream="stdout")
     assert "rpi5" in text and "─" in text

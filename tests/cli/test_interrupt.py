@@ -32,12 +32,14 @@ def _own_temporary_files(tmp_path, monkeypatch):
     assert names(tmp_path / "tmp") == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "delay"), [(signal.SIGINT, 0.4), (signal.SIGTERM, 1.5)])
 def test_while_libraries_load(tmp_path, number, delay, interrupted):
     done = interrupted(number, None, delay, *BUILD, cwd=tmp_path / "work")
     stopped_cleanly(done, number, tmp_path / "work")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("delay", [0.0, pytest.param(2.0, marks=pytest.mark.slow), 4.0])
 def test_while_compiling(tmp_path, delay, interrupted, monkeypatch):
     monkeypatch.setenv("SAEVIT_TVM_CACHE", str(tmp_path / "cache"))  # an import of its own lasts for seconds
@@ -52,6 +54,7 @@ def test_late_in_a_build(tmp_path, stage, interrupted):
     stopped_cleanly(done, signal.SIGINT, tmp_path / "work")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["converting", pytest.param("measuring", marks=pytest.mark.slow)])
 def test_while_benching(tmp_path, micro_artifact, stage, interrupted):
     command = ("bench", micro_artifact, "--against", "torch")
@@ -68,6 +71,7 @@ def test_while_benching_two(tmp_path, micro_artifact, interrupted):
     assert not survivors(tmp_path)
 
 
+@pytest.mark.slow
 def test_while_verifying(tmp_path, micro_artifact, interrupted):
     done = interrupted(signal.SIGINT, None, 2.5, "verify", micro_artifact, cwd=tmp_path / "work")
     if done.returncode != 0:  # a fast machine is done by then

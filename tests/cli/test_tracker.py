@@ -23,6 +23,7 @@ def test_doctor_and_no_tracker(cli, refused):
     refused(cli("doctor", "--rpc", "no.such.host.invalid:9190"), 1, "no.such.host.invalid:9190", "check the address")
 
 
+@pytest.mark.slow
 def test_tune_wants_places_that_exist(cli, refused, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]

@@ -124,6 +124,7 @@ def test_verify_against_what_was_recorded(cli, micro_artifact, tmp_path, parts, 
     assert not result["passed"] and result["max_abs_error"] == pytest.approx(0.01, rel=0.01)
 
 
+@pytest.mark.slow
 def test_verify_finds_the_wrong_weights_in_a_library(cli, micro_artifact, tmp_path, parts, forge, refused):
     library, manifest = parts(micro_artifact)
     other = open_model("saevit_micro", image_size=64, seed=1)
@@ -213,6 +214,7 @@ def without_onnxruntime(tmp_path):
     return os.environ | {"PYTHONPATH": str(tmp_path)}
 
 
+@pytest.mark.slow
 def test_bench_says_what_to_install_and_goes_on(cli, micro_artifact, without_onnxruntime):
     command = ("bench", micro_artifact, "--against", "onnxruntime", "--runs", "2", "--json")
     result = told(cli(*command, env=without_onnxruntime), "bench")
@@ -221,6 +223,7 @@ def test_bench_says_what_to_install_and_goes_on(cli, micro_artifact, without_onn
     assert row["name"] == "onnxruntime" and "pip install onnxruntime" in row["error"]
 
 
+@pytest.mark.slow
 def test_bench_finds_a_runtime_in_another_environment(cli, micro_artifact, without_onnxruntime, tmp_path):
     other = tmp_path / "python"
     other.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
@@ -230,6 +233,7 @@ def test_bench_finds_a_runtime_in_another_environment(cli, micro_artifact, witho
     assert [row["name"] for row in told(done, "bench")["results"]] == ["saevit-tvm", "onnxruntime"]
 
 
+@pytest.mark.slow
 def test_bench_of_what_was_never_verified_says_so(cli, micro_artifact, tmp_path, parts, forge):
     library, manifest = parts(micro_artifact)
     manifest["verification"] |= {"passed": False, "proof": "none"}
@@ -237,6 +241,7 @@ def test_bench_of_what_was_never_verified_says_so(cli, micro_artifact, tmp_path,
     assert "never verified" in cli("bench", artifact, "--against", "none", "--runs", "2").stdout
 
 
+@pytest.mark.slow
 def test_bench_without_the_weights(cli, micro_artifact, tmp_path, parts, forge, refused):
     library, manifest = parts(micro_artifact)
     manifest["weights"] = {"source": "file", "file": "lost.safetensors"}
@@ -269,6 +274,7 @@ def test_bench_of_two_builds(cli, micro_artifact, tmp_path):
     assert len(result["core_round_trip_ns"]) == (3 if measured else 0)
 
 
+@pytest.mark.slow
 def test_bench_of_a_file_beside_itself(cli, micro_artifact):
     command = ("bench", micro_artifact, micro_artifact, "--threads", "1", "--pairs", "2", "--seconds", "0.1")
     result = told(cli(*command, "--json"), "bench-pair")
@@ -309,6 +315,7 @@ def test_doctor_on_a_machine_that_is_ready(cli, tmp_path):
     assert not (tmp_path / "store").exists()
 
 
+@pytest.mark.slow
 def test_doctor_finds_what_is_broken(cli, tmp_path):
     """No C compiler, a TVM that crashes, and a store that cannot be written."""
     (tmp_path / "tvm").mkdir()
@@ -324,6 +331,7 @@ def test_doctor_finds_what_is_broken(cli, tmp_path):
     assert done.stderr.startswith("saevit-tvm: this machine is not ready")
 
 
+@pytest.mark.slow
 def test_a_library_of_another_number_of_channels_computes_and_classifies_no_picture(tmp_path, cli) -> None:
     """And `build` says what it leaves to TVM's rules: convolutions along one axis."""
     layers = (torch.nn.Conv2d(1, 4, 3, stride=2), torch.nn.Flatten(2), torch.nn.Conv1d(4, 3, 9), torch.nn.Flatten())

@@ -14,6 +14,7 @@ from saevit_tvm.compiler.passes import Deconvolutions
 from saevit_tvm.models.opening import open_program
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "how",
     [

@@ -72,6 +72,7 @@ def test_names_of_arguments_are_part_of_a_kernel(folder: Path) -> None:
     assert len(names(folder)) == 2
 
 
+@pytest.mark.slow
 def test_other_loops_are_not_taken_for_these(folder: Path) -> None:
     """For TVM's structural hash some of them are the same."""
     seen: dict[int, tuple[int, int]] = {}

@@ -85,12 +85,14 @@ def check(name: str, answer: np.ndarray) -> None:
     np.testing.assert_allclose(answer, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_on_a_cpu(name: str) -> None:
     machine = relax.VirtualMachine(relax.build(graph(CASES[name][0]), tvm.target.Target("llvm")), tvm.cpu())
     check(name, machine["main"](tvm.runtime.tensor(picture())).numpy())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_on_opencl(name: str, tmp_path: Path) -> None:
     if not opencl.available()[0]:

@@ -267,6 +267,7 @@ def operators_of(mod: tvm.IRModule) -> set[str]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("opset", OPSETS)
 @pytest.mark.parametrize("graph", GRAPHS, ids=lambda graph: graph.__name__)
 def test_no_shape_is_computed_at_an_inference(graph: Callable[[int], Any], opset: int, tmp_path: Path) -> None:
@@ -302,6 +303,7 @@ WAYS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", WAYS, ids=lambda how: "-".join(map(str, how.values())))
 def test_every_way_of_resizing(how: dict[str, Any], tmp_path: Path) -> None:
     at = Writer(18, [1, 3, 8, 10])
@@ -414,6 +416,7 @@ OTHERS |= {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_operators_compute_what_onnxruntime_does(name: str, tmp_path: Path) -> None:
     at = Writer(17, [1, 3, 8, 8])
@@ -546,6 +549,7 @@ QUANTIZED: dict[str, Callable[[Writer], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", QUANTIZED)
 def test_whole_numbers_of_few_bits_stand_for_the_same(name: str, tmp_path: Path) -> None:
     at = Writer(17, [1, 3, 8, 8])
@@ -558,6 +562,7 @@ def test_whole_numbers_of_few_bits_stand_for_the_same(name: str, tmp_path: Path)
     np.testing.assert_allclose(evaluate(import_model(source), inputs)[0], expected, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_quantized_layers_are_built(tmp_path: Path) -> None:
     at = Writer(17, [1, 3, 8, 8])
     onnx.save(at.model(at("Relu", _dynamically(at, "MatMulInteger", _bytes(at, 8, 5))), 4), tmp_path / "few.onnx")
@@ -576,6 +581,7 @@ def _of_bytes(at: Writer, layers: int, beside: bool) -> str:
     return x
 
 
+@pytest.mark.slow
 def test_sums_of_whole_numbers_are_exact(tmp_path: Path) -> None:
     """A number that is stored otherwise turns others: after three layers all answers are the same, or many are not."""
     at = Writer(17, [1, 64, 24, 24])
@@ -586,6 +592,7 @@ def test_sums_of_whole_numbers_are_exact(tmp_path: Path) -> None:
     assert verify(made.artifact)["tolerance"] == proof["tolerance"]
 
 
+@pytest.mark.slow
 def test_a_model_of_bytes_may_move_as_far_as_its_original_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     at = Writer(17, [1, 64, 24, 24])
     onnx.save(at.model(_of_bytes(at, 4, beside=True), 4), tmp_path / "bytes.onnx")
@@ -762,6 +769,7 @@ class Tokens(nn.Module):
         return self.block(x)[:, 0]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_what_the_older_exporter_of_pytorch_writes_is_built(tmp_path: Path) -> None:
     path = tmp_path / "tokens.onnx"
@@ -777,6 +785,7 @@ def test_what_the_older_exporter_of_pytorch_writes_is_built(tmp_path: Path) -> N
     assert 0 < made.manifest["verification"]["max_rel_error"] < 2e-5
 
 
+@pytest.mark.slow
 def test_recurrent_layers_and_orders_are_built(tmp_path: Path) -> None:
     """Through all phases: TVM's change of layouts has no place for some of what an import may write."""
     at = Writer(17, [1, 3, 8, 8])

@@ -574,6 +574,7 @@ def names_of(program: torch.export.ExportedProgram) -> set[str]:
     return {str(node.target).removeprefix("aten.") for node in program.graph.nodes}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "case"), [(name, i) for name, cases in CASES.items() for i in range(len(cases))])
 def test_it_computes_what_pytorch_computes(name: str, case: int) -> None:
     x = 3 * torch.randn(2, 8, 8, 10, generator=torch.Generator().manual_seed(0))
@@ -585,6 +586,7 @@ def test_it_is_lowered_as_pytorch_computes(case: int) -> None:
     check(LOWERED[case], torch.randn(2, 8, 8, 10, generator=torch.Generator().manual_seed(0)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REWRITTEN)
 def test_what_is_written_with_other_operators(name: str) -> None:
     """All cases at once, and not compiled: what is left are operators like any others."""
@@ -630,6 +632,7 @@ def check_complex(net: nn.Module, x: Tensor, monkeypatch: pytest.MonkeyPatch) ->
     return read
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COMPLEX)
 def test_complex_numbers_are_computed_as_pytorch_does(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """All cases at once, and not compiled: what is left are operators like any others."""

@@ -35,6 +35,7 @@ def right(source: ModelSource, compiled: Compiled) -> bool:
     return deviation(source, compiled) < 2e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -62,6 +63,7 @@ def micro(dumped: tuple[Compiled, Path]) -> Compiled:
     return dumped[0]
 
 
+@pytest.mark.slow
 def test_one_picture_gives_what_pytorch_gives(micro: Compiled) -> None:
     assert right(open_model("saevit_micro", image_size=64), micro)
 
@@ -83,6 +85,7 @@ def test_an_inference_uses_memory_that_was_planned_and_copies_nothing(micro: Com
     assert called.count("vm.builtin.alloc_storage") <= 4
 
 
+@pytest.mark.slow
 def test_blocks_of_one_shape_share_one_kernel() -> None:
     kernels = kernels_to_tune(open_model("saevit_xs", image_size=64), targets.native())
     blocks = [kernel.weight for kernel in kernels if kernel.name.startswith(("saa", "ciffn", "dwsconv"))]
@@ -98,6 +101,7 @@ def test_every_phase_can_be_dumped(dumped: tuple[Compiled, Path]) -> None:
     assert "batch_norm" not in (folder / "1-simplify.py").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["x86-64-v3", "x86-64-v4"])
 def test_portable_targets_use_the_vectors_they_promise(name: str, tmp_path: Path) -> None:
     compiled = compile_model(open_model("saevit_micro", image_size=64), targets.get(name))

@@ -28,6 +28,7 @@ def test_every_kernel_of_the_library_has_a_row(opencl_artifact: Path, rows: list
     assert {row["kernel"] for row in rows} == sources
 
 
+@pytest.mark.slow
 def test_the_driver_is_asked_for_as_many_launches(
     opencl_artifact: Path, rows: list[dict[str, Any]], failing_opencl: dict[str, str], cli: Callable[..., Any]
 ) -> None:
@@ -52,6 +53,7 @@ def test_the_work_is_that_of_the_model(rows: list[dict[str, Any]]) -> None:
     assert all(row["bytes"] <= row["bytes_loaded"] + row["bytes_stored"] for row in rows)
 
 
+@pytest.mark.slow
 def test_bench_emulated_models_gpus(opencl_artifact: Path, cli: Callable[..., Any]) -> None:
     done = cli("bench", "--emulated", "--json", opencl_artifact)
     assert done.returncode == 0, done.stderr
@@ -69,6 +71,7 @@ def test_bench_emulated_models_gpus(opencl_artifact: Path, cli: Callable[..., An
     assert "not a time" in table and "mali-g610" in table and "lanes busy" in table
 
 
+@pytest.mark.slow
 def test_bench_emulated_of_two(opencl_artifact: Path, cli: Callable[..., Any]) -> None:
     command = ("bench", "--emulated", opencl_artifact, opencl_artifact)
     result = json.loads(cli(*command, "--json").stdout)

@@ -32,6 +32,7 @@ def answer(net: nn.Module, x: Tensor, folder: Path) -> np.ndarray:
     return machine["main"](tvm.runtime.tensor(x.numpy())).numpy()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PARTS["MIXERS"])
 def test_it_is_computed_as_pytorch_does(name: str, tmp_path: Path) -> None:
     net, size = PARTS["made"](name), PARTS["SIZE"]

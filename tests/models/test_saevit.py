@@ -17,6 +17,7 @@ from saevit_tvm.support.errors import UsageError
 SIZES = {"saevit_micro": (0.041, 0.227), "saevit_xs": (0.78, 6.1), "saevit_s": (1.26, 10.3)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SIZES)
 def test_size_is_the_published_one(name: str) -> None:
     gmacs, params = SIZES[name]
@@ -172,6 +173,7 @@ def test_gray_input() -> None:
         assert models.create("saevit_micro", in_chans=1).eval()(torch.zeros(1, 1, 64, 64)).shape == (1, 1000)
 
 
+@pytest.mark.slow
 def test_exported_graph_has_no_padding_where_the_rates_divide() -> None:
     model = models.create("saevit_micro").eval()
 
@@ -197,6 +199,7 @@ def test_drop_path_acts_in_training_only_and_keeps_the_mean() -> None:
     assert torch.equal(drop.eval()(x), x)
 
 
+@pytest.mark.slow
 def test_learns_digits() -> None:
     torch.manual_seed(0)
     digits = load_digits()

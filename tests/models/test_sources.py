@@ -32,6 +32,7 @@ def noise(shape: tuple[int, ...]) -> np.ndarray:
 # Registered models --------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_name_gives_a_model_with_random_weights() -> None:
     source = open_model("saevit_micro", batch=2, image_size=(57, 91), num_classes=5, seed=3)
     assert source.input_shape == (2, 3, 57, 91)
@@ -183,6 +184,7 @@ METADATA = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(metadata=METADATA)
 def test_any_metadata_is_one_error_or_a_source_that_holds(tmp_path: Path, metadata: dict[str, str]) -> None:

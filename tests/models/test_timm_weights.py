@@ -54,6 +54,7 @@ def test_weights_in_the_cache_need_no_network(cli, timm, hub: dict[str, str], tm
     assert json.loads(cli("verify", "out/v.so", "--json", cwd=tmp_path, env=hub).stdout)["reference"] == "pytorch"
 
 
+@pytest.mark.slow
 def test_without_a_network_there_is_one_sentence(cli, timm, hub: dict[str, str]) -> None:
     done = cli("build", "--model", "timm:test_vit", "--pretrained", env=hub)
     assert done.returncode == 1 and done.stdout == "" and len(done.stderr.splitlines()) == 1

@@ -39,6 +39,7 @@ def plain(model: Module) -> dict[str, torch.Tensor]:
 # Round trips --------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt", ".pth"])
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_round_trip_is_exact(micro: Module, tmp_path: Path, suffix: str, wrapped: bool) -> None:
@@ -58,6 +59,7 @@ def test_round_trip_is_exact(micro: Module, tmp_path: Path, suffix: str, wrapped
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", ["model", "state_dict", "model_state_dict"])
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "model."])
 def test_checkpoints_of_training_scripts_are_taken_as_they_are(
@@ -110,6 +112,7 @@ BAD_STATES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", BAD_STATES)
 def test_bad_state_is_refused_and_touches_nothing(micro: Module, kind: str) -> None:
     change, sentence = BAD_STATES[kind]
@@ -119,6 +122,7 @@ def test_bad_state_is_refused_and_touches_nothing(micro: Module, kind: str) -> N
     assert digest(micro) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep", [0, 3, 8, 100, 50_000, -1])
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
 def test_truncated_file(micro: Module, tmp_path: Path, suffix: str, keep: int) -> None:
@@ -234,6 +238,7 @@ def test_random_weights_are_the_same_everywhere(micro: Module) -> None:
     assert digest(other) != digest(micro)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", models.names())
 @pytest.mark.parametrize("size", [64, 224])
 def test_random_weights_give_answers_worth_comparing(name: str, size: int) -> None:
@@ -250,6 +255,7 @@ def test_random_weights_give_answers_worth_comparing(name: str, size: int) -> No
     assert all(0.5 < feature.std() < 6 for feature in maps)
 
 
+@pytest.mark.slow
 def test_every_random_weight_matters(micro: Module) -> None:
     x = torch.from_numpy(np.random.RandomState(1).standard_normal((1, 3, 64, 64)).astype(np.float32))
     with torch.no_grad():

@@ -379,6 +379,7 @@ def found(name: str, accepts: Callable[[KernelSpec], bool]) -> list[str]:
     return [" ".join([spec.op, *spec.epilogue.steps]) for spec in specs]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EXPECTED)
 def test_what_is_found(name: str) -> None:
     assert found(name, lambda _spec: True) == EXPECTED[name][1]
@@ -389,6 +390,7 @@ def test_a_spec_that_is_refused_is_offered_with_less() -> None:
     assert found("residual", lambda spec: not spec.epilogue.operands) == [STEM, "conv bias relu", "conv bias"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gated", "scaled", "endings"])
 def test_a_gpu_takes_all_of_them_too(name: str) -> None:
     assert found(name, lambda spec: plan.accepts(spec, GENERIC)) == EXPECTED[name][1]
@@ -410,6 +412,7 @@ MOVING = ("windowed", "groups")  # windows that are moved, and a norm that has n
 TOKENS = ("masked attention", "pooled")  # with all kinds of primitives but depthwise convolutions
 
 
+@pytest.mark.slow
 def test_what_is_left_to_the_rules_of_a_gpu_moves_numbers(tmp_path: Path) -> None:
     """On any of them, whatever device there is here."""
     torch.export.save(exported(All(TOKENS)), tmp_path / "net.pt2")

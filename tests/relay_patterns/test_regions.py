@@ -56,6 +56,7 @@ def found(mod: tvm.IRModule) -> tuple[Counter[str], list[relay_patterns.Reading]
     return street.calls_of_kernels(mod), readings, mod
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, options, expected",
     [
@@ -72,6 +73,7 @@ def test_every_block_is_found_and_nothing_else_is_left(name: str, options: dict,
     assert {value.op.name for value in values if isinstance(value, relax.Call)} == {"relax.call_tir"}
 
 
+@pytest.mark.slow
 def test_every_block_is_found_where_windows_are_partly_filled() -> None:
     counts, _, _ = found(graph(create("saevit_micro"), (100, 36)))
     assert counts == {"saa": 4, "ciffn": 4, "dwsconv": 4, "conv": 5, "head": 1}
@@ -167,6 +169,7 @@ SAMPLING = [Attention, MeanAttention, StridedAttention, EdgeAttention]
 WRITING = [ScaledDotProduct, Stacked, Indexed, Unscaled, NoBias]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", SAMPLING)
 @pytest.mark.parametrize("rate", [2, 3, 4, 5, 8, 16])
 def test_relatives_of_saa_match_at_any_rate(kind: type[Attention], rate: int) -> None:
@@ -175,6 +178,7 @@ def test_relatives_of_saa_match_at_any_rate(kind: type[Attention], rate: int) ->
     assert (readings[0].spec["r"], readings[0].spec["heads"], readings[0].spec.x.axes("W")) == (rate, 2, (3 * rate,))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", SAMPLING)
 @pytest.mark.parametrize("size", [(9, 8), (8, 11), (7, 10), (3, 3)], ids=str)
 def test_windows_may_be_partly_filled(kind: type[Attention], size: Size) -> None:
@@ -183,6 +187,7 @@ def test_windows_may_be_partly_filled(kind: type[Attention], size: Size) -> None
     assert readings[0].spec.x.axes("HW") == size
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decompose", [True, False], ids=["decomposed", "whole"])
 @pytest.mark.parametrize("rate", [1, 2])
 @pytest.mark.parametrize("kind", [Attention, *WRITING])
@@ -196,6 +201,7 @@ def test_attention_matches_however_it_is_written_and_imported(
     assert readings[0].spec["scale"] == pytest.approx(scale, rel=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decompose", [True, False], ids=["decomposed", "whole"])
 def test_the_whole_model_matches_in_both_import_modes(decompose: bool) -> None:
     net = create("saevit_micro")
@@ -205,6 +211,7 @@ def test_the_whole_model_matches_in_both_import_modes(decompose: bool) -> None:
     assert counts == {"saa": 4, "ciffn": 4, "dwsconv": 4, "conv": 5, "head": 1}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate", [1, 2])
 @pytest.mark.parametrize("width", [8, 32, 64])
 def test_other_head_widths_match(width: int, rate: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -303,6 +310,7 @@ class UnmaskedAttention(Attention):
         return (share * self.windows(F.pad(y, pad), rows, columns)).sum(dim=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "net, name, words",
     [

@@ -155,6 +155,7 @@ def regions(path: Path) -> Counter[str]:
     return street.calls_of_kernels(mod)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
@@ -179,6 +180,7 @@ class OfWholeNumbers(nn.Module):
         return (whole @ whole.mT).float() + x @ x.mT
 
 
+@pytest.mark.slow
 def test_products_of_whole_numbers_are_no_kernels_of_fractions(tmp_path: Path) -> None:
     model = saved(OfWholeNumbers(), tmp_path)
     assert regions(model).total() == 1

@@ -116,6 +116,7 @@ class Block(nn.Module):
         return self.out(self.mix(self.qkv(x)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MIXES)
 def test_attention_reads_parts_where_they_lie(name: str) -> None:
     torch.manual_seed(3)

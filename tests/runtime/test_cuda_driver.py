@@ -121,6 +121,7 @@ def test_an_inference_is_one_graph_between_two_kernels(
     }
 
 
+@pytest.mark.slow
 def test_a_graph_may_be_long_and_its_kernels_may_take_much(python: Callable[..., Any], tmp_path: Path) -> None:
     """As long as those of models other than SAEViT, where one kernel may join a hundred tensors."""
     count, launches = 100, 2000
@@ -141,6 +142,7 @@ def test_engines_take_turns(cuda_artifact: Path, python: Callable[..., Any]) -> 
 LOST = "the GPU was lost while it computed"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("orders", "said"),
     [

@@ -190,6 +190,7 @@ def test_handed_through_outputs_are_copies(handing_sample: Any, offset: int) -> 
     np.testing.assert_allclose(y, handing_sample.answer(before), **TOLERANCE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("offset", [0, 4])
 @pytest.mark.parametrize("convert", [np.asarray, torch.from_numpy])
 def test_ten_thousand_calls_leak_nothing(handing_sample: Any, offset: int, convert: Any) -> None:
@@ -204,6 +205,7 @@ def test_ten_thousand_calls_leak_nothing(handing_sample: Any, offset: int, conve
     assert resident() - before < 1 << 19
 
 
+@pytest.mark.slow
 def test_failing_calls_leak_nothing(forged: Any) -> None:
     liar = saevit_tvm.load(forged({"inputs": [{"name": "x", "shape": [1, 999, 64], "dtype": "float32"}]}))
     x = np.zeros((1, 999, 64), np.float32)
@@ -224,6 +226,7 @@ def tasks() -> set[str]:
     return {thread.name for thread in Path("/proc/self/task").iterdir()}
 
 
+@pytest.mark.slow
 def test_loading_and_dropping_leaks_nothing(sample: Any, other_sample: Any) -> None:
     def load_all() -> None:
         for each in (sample, other_sample):
@@ -239,6 +242,7 @@ def test_loading_and_dropping_leaks_nothing(sample: Any, other_sample: Any) -> N
     assert resident() - before < 2 << 20
 
 
+@pytest.mark.slow
 def test_threads_of_dropped_engines_end(sample: Any) -> None:
     before = len(tasks())
     for _ in range(5):
@@ -253,6 +257,7 @@ def test_threads_of_dropped_engines_end(sample: Any) -> None:
 # Many at once -----------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_many_callers_on_one_engine(sample: Any, threads: int) -> None:
     engine = saevit_tvm.load(sample.path, threads=threads)
@@ -266,6 +271,7 @@ def test_many_callers_on_one_engine(sample: Any, threads: int) -> None:
         list(callers.map(caller, range(8)))
 
 
+@pytest.mark.slow
 def test_weights_are_not_duplicated_per_worker(
     tmp_path: Path, long_sample: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -69,6 +69,7 @@ def test_a_driver_that_fails_is_a_sentence_and_the_engine_lives(
     assert next(said, None) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("order", "words"),
     [

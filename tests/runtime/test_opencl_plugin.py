@@ -180,6 +180,7 @@ def test_a_kernel_computes_and_takes_time(plugins: Path, library: Path) -> None:
     assert 3 * sum(timed.results) < passed  # the device takes no longer than the clock on the wall
 
 
+@pytest.mark.slow
 def test_all_that_it_makes_is_given_back(
     call: Callable[..., Any], library: Path, failing_opencl: dict[str, str], tmp_path: Path
 ) -> None:
@@ -218,6 +219,7 @@ def test_all_that_it_makes_is_given_back(
         assert balance.read_text().split() == ["memory", "0", "programs", "0", "kernels", "1", "events", "0"]
 
 
+@pytest.mark.slow
 def test_threads_share_the_device(call: Callable[..., Any], library: Path) -> None:
     do = f"""
     from concurrent.futures import ThreadPoolExecutor
@@ -281,6 +283,7 @@ def test_an_image_goes_with_its_buffer(plugins: Path, imaged: Path) -> None:
         convolve(module, np.random.RandomState(seed).standard_normal((4, 8)).astype("float32"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("environment", "words"),
     [
@@ -329,6 +332,7 @@ def test_kernels_are_kept_for_one_driver_and_one_source(
     assert len(entries(tmp_path)) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "damage",
     [
@@ -379,6 +383,7 @@ def test_without_a_place_for_the_cache_it_works_all_the_same(call: Callable[...,
     assert call().returncode == 0
 
 
+@pytest.mark.slow
 def test_a_folder_that_cannot_be_written_is_read(
     call: Callable[..., Any], tmp_path: Path, failing_opencl: dict[str, str]
 ) -> None:

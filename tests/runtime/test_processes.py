@@ -8,6 +8,7 @@ import textwrap
 from typing import Any
 
 import numpy as np
+import pytest
 
 PREAMBLE = """
 import os, sys, threading, time
@@ -70,6 +71,7 @@ def test_loads_neither_torch_nor_the_compiler(sample: Any, tmp_path: Any) -> Non
     assert python(script, sample, tmp_path) == "[] False"
 
 
+@pytest.mark.slow
 def test_the_compiler_may_come_later(sample: Any, tmp_path: Any) -> None:
     """One copy of TVM's libraries serves the engine and the Python packages."""
     script = """
@@ -104,6 +106,7 @@ def test_child_exits_normally(sample: Any, tmp_path: Any) -> None:
     assert python(script, sample, tmp_path) == f"{[True] * 6} True"
 
 
+@pytest.mark.slow
 def test_fork_in_the_middle_of_a_call(long_sample: Any, tmp_path: Any) -> None:
     """Then TVM's locks may be held by a thread that the child has not: it must refuse, not hang."""
     script = """
@@ -163,6 +166,7 @@ def test_fork_in_the_middle_of_loading(sample: Any, tmp_path: Any) -> None:
     assert "was forked while its parent was computing or loading" in python(script, sample, tmp_path)
 
 
+@pytest.mark.slow
 def test_exit_while_computing(long_sample: Any, tmp_path: Any) -> None:
     script = """
         x = np.zeros(shape, np.float32)

@@ -59,6 +59,7 @@ def result(call: Call, isa: Isa, steps: tuple[str, ...], x: np.ndarray, **others
     return call(kernel(isa, Epilogue(steps), whole), padded, (whole,))[: len(x)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("isa", [AVX512, AVX2, NEON, NEON.storing("float16")], ids=str)
 @pytest.mark.parametrize("name", STEPS)
 def test_an_activation_is_pytorchs(call: Call, name: str, isa: Isa) -> None:
@@ -70,6 +71,7 @@ def test_an_activation_is_pytorchs(call: Call, name: str, isa: Isa) -> None:
     assert error.max() < (4e-3 if half else 2e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("isa", [AVX512, NEON], ids=lambda isa: isa.name)
 @pytest.mark.parametrize("name", sorted({*STEPS} - {"gelu"}))
 def test_what_is_not_a_number_stays_so(call: Call, name: str, isa: Isa) -> None:

@@ -196,6 +196,7 @@ def pointwise(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torc
 # Against PyTorch ------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @on_a_device
 @pytest.mark.parametrize(
     ("n", "h", "w", "c", "heads", "r", "by_position", "dtype"),
@@ -212,6 +213,7 @@ def test_saa(n: int, h: int, w: int, c: int, heads: int, r: int, by_position: bo
     assert len(lowered.launches) == (3 if r > 1 else 2)
 
 
+@pytest.mark.slow
 @on_a_device
 @pytest.mark.parametrize(
     ("n", "h", "w", "c", "heads", "r", "by_position", "limits", "dtype"),
@@ -272,6 +274,7 @@ def any_batch(draw: st.DrawFn) -> tuple[Any, ...]:
     return n, h, w, c, heads, r, draw(st.booleans())
 
 
+@pytest.mark.slow
 @on_a_device
 @settings(max_examples=2, deadline=None)
 @drawn(
@@ -326,6 +329,7 @@ def saa_weights(n: int, h: int, w: int, c: int, heads: int, r: int, by_position:
     return logical("saa", (n, c, h, w), given, heads=heads, r=r, eps=1e-5, scale=0.25), given
 
 
+@pytest.mark.slow
 @on_a_device
 @pytest.mark.parametrize(
     ("n", "h", "w", "c", "e", "limits", "dtype"),
@@ -403,6 +407,7 @@ class Window:
 POINT = Window((1, 1), padding=(0, 0, 0, 0))
 
 
+@pytest.mark.slow
 @on_a_device
 @pytest.mark.parametrize(
     ("x", "k", "window", "steps", "limits", "dtype"),
@@ -432,6 +437,7 @@ def test_conv(x: tuple[int, ...], k: int, window: Window, steps: str, limits: Li
     agree(spec, given, image(*x), finished(spec, out, given, **operands), folder, limits, dtype, **operands)
 
 
+@pytest.mark.slow
 @on_a_device
 @pytest.mark.parametrize(
     ("x", "window", "steps", "limits", "dtype"),
@@ -462,6 +468,7 @@ def test_depthwise(x: tuple[int, ...], window: Window, steps: str, limits: Limit
         agree(spec, given, image(*x), expected, folder, limits, dtype, chance, **operands)
 
 
+@pytest.mark.slow
 @on_a_device
 @pytest.mark.parametrize(
     ("x", "k", "steps", "limits", "dtype"),
@@ -485,6 +492,7 @@ def test_linear(x: tuple[int, ...], k: int, steps: str, limits: Limits, dtype: s
         agree(spec, given, image(*x), expected, folder, limits, dtype, chance, **operands)
 
 
+@pytest.mark.slow
 @on_a_device
 def test_what_is_no_number_stays_none(folder: Path) -> None:
     """No activation makes a number of it, as the larger of it and zero may be on a device; nor what is infinite."""
@@ -628,6 +636,7 @@ def test_head(folder: Path) -> None:
     agree(logical("head", x.shape, given, (n, k)), given, x, expected, folder)
 
 
+@pytest.mark.slow
 @on_a_device
 @pytest.mark.parametrize("seed", range(2))
 def test_tilings_compute_the_same(seed: int, folder: Path) -> None:
@@ -717,6 +726,7 @@ def sources() -> dict[tuple[str, str], str]:
     }
 
 
+@pytest.mark.slow
 def test_only_adreno_brings_weights_to_local_memory(sources: dict[tuple[str, str], str]) -> None:
     """On Mali local memory is main memory by another name."""
     assert re.search(r"__local float near\w*\[512\]", source("adreno", "float32", side=8))
@@ -812,6 +822,7 @@ def kernels() -> list[Any]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LIMITS)
 def test_every_tiling_offered_fits_the_device(name: str) -> None:
     """And what a program is said to use is what its loops use, for some of the tilings."""

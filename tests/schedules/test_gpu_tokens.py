@@ -200,6 +200,7 @@ def run(folder: Path) -> Iterator[Any]:
     yield run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_a_kernel_computes_what_numpy_does(case: Case, run: Any) -> None:
     arrays = values(case)

@@ -80,6 +80,7 @@ def kernel(name: str, shape: Any, weights: dict[str, np.ndarray], threads: int =
     return lowered(family.loops(shape, unit, family.default_for(shape, unit, threads), threads), weights)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_region(call: Call, name: str) -> None:
     shape, weights = region(name)

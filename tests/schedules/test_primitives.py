@@ -98,6 +98,7 @@ def spec_of(shape: DepthwiseShape) -> KernelSpec:
     return KernelSpec.of("depthwise", [x, *others], weights, [out], attrs, shape.epilogue.steps)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unit", UNITS)
 @pytest.mark.parametrize(
     ("shape", "threads"),
@@ -130,6 +131,7 @@ def test_any_window(call: Call, here: Isa, shape: DepthwiseShape) -> None:
     assert Depthwise().problem(spec_of(shape)) == shape
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unit", ["avx2", "half"])
 @pytest.mark.parametrize("steps", EPILOGUES, ids=lambda steps: "+".join(steps) or "nothing")
 def test_epilogue_of_depthwise(call: Call, steps: tuple[str, ...], unit: str) -> None:
@@ -174,6 +176,7 @@ def linear_spec(shape: LinearShape) -> KernelSpec:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unit", UNITS)
 @pytest.mark.parametrize(
     ("shape", "threads"),
@@ -287,6 +290,7 @@ def attention_spec(shape: AttentionShape) -> KernelSpec:
     return KernelSpec.of("attention", inputs, [], [Tensor("out", shape.result)], {"scale": shape.scale})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unit", UNITS)
 @pytest.mark.parametrize(
     ("shape", "threads"),
@@ -300,6 +304,7 @@ def test_attention(call: Call, shape: AttentionShape, threads: int, unit: str) -
     agree(*computed(call, Attention(), shape, attention(shape), {}, UNITS[unit], threads))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mask", [(19, 23), (4, 19, 23), (3, 1, 1, 23), (3, 4, 19, 1), (1, 4, 1, 1)])
 def test_masks_are_repeated_along_extents_of_one(call: Call, here: Isa, mask: tuple[int, ...]) -> None:
     whole = (1,) * (4 - len(mask)) + mask
@@ -354,6 +359,7 @@ TOGETHER = (2, 21, 2, 60)
 INSIDE = (View(TOGETHER, 32, 2520, 240, 60), View(TOGETHER, 0, 2520, 120, 60), View(TOGETHER, 20, 2520, 120, 60))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unit", ["avx512", "sse", "half"])
 @pytest.mark.parametrize("threads", [1, 2])
 def test_attention_reads_views(call: Call, unit: str, threads: int) -> None:
@@ -397,6 +403,7 @@ def test_what_attention_declines() -> None:
 # Convolutions in groups -----------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unit", UNITS)
 @pytest.mark.parametrize(
     ("how", "parts", "threads"),
@@ -435,6 +442,7 @@ def test_weights_are_fetched_ahead_where_few_rows_pass(size: int, fetches: bool)
 # Products of two inputs -----------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unit", UNITS)
 @pytest.mark.parametrize(
     ("shape", "threads"),
@@ -471,6 +479,7 @@ def layer_norm(shape: LayerNormShape) -> tuple[dict[str, np.ndarray], dict[str, 
     return {"x": normal(*shape.whole)}, {"g": 1 + normal(shape.c), "b": normal(shape.c, seed=1)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unit", UNITS)
 @pytest.mark.parametrize(
     ("shape", "threads"),
@@ -487,6 +496,7 @@ def test_layer_norm(call: Call, shape: LayerNormShape, threads: int, unit: str) 
     agree(*computed(call, LayerNorm(), shape, *layer_norm(shape), UNITS[unit], threads))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unit", UNITS)
 @pytest.mark.parametrize(
     ("shape", "threads"),
@@ -512,6 +522,7 @@ def test_a_row_with_a_large_mean(call: Call, here: Isa) -> None:
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unit", UNITS)
 @pytest.mark.parametrize(
     ("shape", "threads"),
@@ -528,6 +539,7 @@ def test_softmax(call: Call, shape: SoftmaxShape, threads: int, unit: str) -> No
     agree(*computed(call, Softmax(), shape, inputs, {}, UNITS[unit], threads))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 200.0, -200.0, 3e38])
 @pytest.mark.parametrize("place", [0, 20, 36])
 def test_rows_with_odd_numbers(call: Call, here: Isa, value: float, place: int) -> None:
@@ -578,6 +590,7 @@ def test_pool(call: Call, shape: PoolShape, threads: int, unit: str) -> None:
     agree(*computed(call, Pool(), shape, pool(shape), {}, UNITS[unit], threads))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["max", "avg"])
 @pytest.mark.parametrize(
     "shape",
@@ -662,6 +675,7 @@ def whole_spec(
     return KernelSpec.of(op, tensors, named, [out], attrs, epilogue.steps)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unit", WHOLE)
 @pytest.mark.parametrize("op", ["attention", "layer_norm", "group_norm", "softmax", "pool", "mean"])
 def test_whole_epilogue(call: Call, op: str, unit: str) -> None:
@@ -738,6 +752,7 @@ SPECS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.op)
 def test_a_spec_is_all_it_takes(call: Call, spec: KernelSpec, dtype: str) -> None:
@@ -756,6 +771,7 @@ def test_a_spec_is_all_it_takes(call: Call, spec: KernelSpec, dtype: str) -> Non
     assert family.flops(spec) > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "problem", "arrays"),
     [

@@ -67,6 +67,7 @@ def error(call: Call, isa: Isa, shape: Any, threads: int = 1, **knobs: int) -> f
     return float(np.abs(found - expected).max() / max(1.0, np.abs(expected).max()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "threads", "knobs"),
     [
@@ -147,6 +148,7 @@ def test_what_is_no_number_stays_none(call: Call, here: Isa, shape: Any, bits: i
     np.testing.assert_array_equal(np.isnan(found), np.isnan(expected))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "shape",
     [
@@ -172,6 +174,7 @@ def test_zeros_around_the_image_are_not_the_bias(call: Call, here: Isa) -> None:
     assert np.abs(found[0, 0, 0] - found[0, 1, 1]).max() > 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "shape",
     [

@@ -85,6 +85,7 @@ def error(
     return float(np.abs(result - expected).max() / np.abs(expected).max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "threads"),
     [
@@ -100,6 +101,7 @@ def test_every_shape_of_the_published_sizes(call: Call, here: Isa, shape: SAASha
     assert error(call, here, shape, threads=threads) < TOLERANCE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "threads"),
     [
@@ -119,6 +121,7 @@ def test_odd_shapes(call: Call, here: Isa, shape: SAAShape, threads: int) -> Non
     assert error(call, here, shape, threads=threads) < TOLERANCE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("vectors", [cpus.AVX512, cpus.NEON], ids=lambda vectors: vectors.name)
 def test_vectors_of_every_width_compute_the_same(call: Call, vectors: Isa) -> None:
     """LLVM splits vectors that are too wide for this CPU, so the code for other CPUs can be run here."""
@@ -130,6 +133,7 @@ def test_a_large_mean_of_the_channels_costs_no_accuracy(call: Call, here: Isa, r
     assert error(call, here, SAAShape(1, 4, 4, 16, 1, rate), mean=20.0) < TOLERANCE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate", [1, 2])
 def test_a_softmax_of_large_numbers_is_safe(call: Call, here: Isa, rate: int) -> None:
     """Scores of thousands below zero, where the tokens do not fill the vectors."""
@@ -144,6 +148,7 @@ def test_a_softmax_of_large_numbers_is_safe(call: Call, here: Isa, rate: int) ->
     assert np.abs(result - expected).max() < 1e-2 * np.abs(expected).max()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [0x7FC00000, 0xFFC00000, 0x7FFFFFFF], ids=hex)
 @pytest.mark.parametrize("rate", [1, 2])
 def test_what_is_no_number_makes_all_none(call: Call, here: Isa, rate: int, bits: int) -> None:
@@ -180,6 +185,7 @@ def test_offered_tilings_are_right(call: Call, here: Isa) -> None:
     assert error(call, here, shape, offered[-1]) < TOLERANCE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("target", "multiply_add"),
     [(AVX512, r"vfmadd\w+ps.*%zmm"), (NEON, r"fmla\s+v\d+\.4s")],

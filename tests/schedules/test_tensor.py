@@ -140,12 +140,14 @@ def agree(kernels: list[tuple[TensorConv, Tiling | None]], folder: Path) -> None
 # Arithmetic -----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @emulation
 @pytest.mark.parametrize("dtype", ARITHMETICS)
 def test_convolutions(dtype: str, tmp_path: Path) -> None:
     agree(cases(dtype), tmp_path)
 
 
+@pytest.mark.slow
 @emulation
 @pytest.mark.parametrize(("dtype", "allowed"), [("float32", 2e-6), ("float16", 4e-3), ("bfloat16", 4.5e-3)])
 def test_a_plain_convolution_sums_the_common_part_up_too(dtype: str, allowed: float, tmp_path: Path) -> None:
@@ -183,6 +185,7 @@ def any_kernel(draw: st.DrawFn) -> tuple[TensorConv, Tiling]:
     return found, chance.choice(found.tilings(LIMITS_90))
 
 
+@pytest.mark.slow
 @emulation
 @settings(max_examples=2, deadline=None)
 @given(kernels=st.lists(any_kernel(), min_size=4, max_size=4))
@@ -190,6 +193,7 @@ def test_any_convolution(kernels: list[tuple[TensorConv, Tiling]], tmp_path_fact
     agree(kernels, tmp_path_factory.mktemp("kernels"))
 
 
+@pytest.mark.slow
 @emulation
 def test_tf32_is_rounded_and_not_cut_off(tmp_path: Path) -> None:
     """Cut off, numbers of one sign would all become smaller, by 2**-11 on average, and so would their sums."""
@@ -261,6 +265,7 @@ def test_a_declaration_says_what_it_declares() -> None:
 # The real thing -------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @needs_compiler
 @pytest.mark.parametrize("dtype", ARITHMETICS)
 def test_nvidias_compiler_makes_tensor_instructions(dtype: str) -> None:

@@ -61,6 +61,7 @@ def error(call: Call, isa: Isa, problem: UIBShape, threads: int = 1, **knobs: in
     return float(np.abs(found - expected).max() / np.abs(expected).max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("problem", "threads", "knobs"),
     [
@@ -77,6 +78,7 @@ def test_uib(call: Call, here: Isa, problem: UIBShape, threads: int, knobs: dict
     assert error(call, here, problem, threads, **knobs) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("isa", [AVX512, AVX2, NEON], ids=lambda isa: isa.name)
 def test_vectors_of_every_width(call: Call, isa: Isa) -> None:
     assert error(call, isa, shape((1, 9, 10, 22), 44, 17, stride=2), threads=2) < 1e-5

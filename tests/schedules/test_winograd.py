@@ -39,6 +39,7 @@ def computed(call: Call, shape: ConvShape, unit: Isa, tiling: Any, x: np.ndarray
     return call(func, [*inputs.values(), *packed], expected.shape), expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unit", UNITS)
 @pytest.mark.parametrize("square", winograd.SQUARES)
 @pytest.mark.parametrize(
@@ -96,6 +97,7 @@ def test_rounding_of_half_precision_is_not_tripled() -> None:
     assert not Conv().default_for(shaped(1, 56, 56, 64, 64), NEON.storing("float16"), 1).square
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threads", [1, 2, 3, 4, 8])
 @pytest.mark.parametrize("square", winograd.SQUARES)
 def test_tilings_of_any_number_of_threads(call: Call, here: Isa, square: int, threads: int) -> None:
@@ -105,6 +107,7 @@ def test_tilings_of_any_number_of_threads(call: Call, here: Isa, square: int, th
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("square", winograd.SQUARES)
 def test_squares_of_two_threads_are_alike(call: Call, here: Isa, square: int) -> None:
     """Some are made by both, in other tiles: to the last bit the same as by one, whoever is last."""

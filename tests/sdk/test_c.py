@@ -35,6 +35,7 @@ def runs(command: Sequence[str | Path], **environment: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threads", [1, 2])
 def test_both_flavours_answer_as_python_does_bit_by_bit(
     artifact: Path, program: Program, shared_arguments: list[str], tmp_path: Path, threads: int
@@ -50,6 +51,7 @@ def test_both_flavours_answer_as_python_does_bit_by_bit(
         np.testing.assert_array_equal(got, expected, flavour)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("language", list(COMPILERS))
 def test_the_api_keeps_its_promises(
     kit: Path,
@@ -67,6 +69,7 @@ def test_the_api_keeps_its_promises(
         assert runs([made, *rest]) == "0 failures\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compiler", ["gcc", "clang"])
 @pytest.mark.parametrize("flavour", ["static", "shared"])
 def test_address_and_undefined_behaviour_sanitizers_find_nothing(
@@ -76,6 +79,7 @@ def test_address_and_undefined_behaviour_sanitizers_find_nothing(
     assert runs([*command, *(shared_arguments if flavour == "shared" else [])]) == "0 failures\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("flavour", "compiler"), [("static", "gcc"), ("static", "clang"), ("shared", "clang")])
 def test_thread_sanitizer_finds_nothing(
     program: Program, shared_arguments: list[str], flavour: str, compiler: str
@@ -109,6 +113,7 @@ def refused(program: Program, tmp_path: Path) -> Callable[..., str]:
     return open_it
 
 
+@pytest.mark.slow
 def test_an_artifact_that_cannot_be_right_is_refused_before_it_is_loaded(
     artifact: Path, refused: Callable[..., str], tmp_path: Path
 ) -> None:
@@ -130,6 +135,7 @@ def test_an_artifact_that_cannot_be_right_is_refused_before_it_is_loaded(
     assert "another processor" in said(data[:18] + bytes([other]) + data[19:])
 
 
+@pytest.mark.slow
 def test_another_artifact_is_not_taken_for_this_one(
     artifact: Path, refused: Callable[..., str], tmp_path: Path
 ) -> None:
@@ -142,6 +148,7 @@ def test_another_artifact_is_not_taken_for_this_one(
     assert "not the artifact" in refused(other)
 
 
+@pytest.mark.slow
 def test_a_missing_or_unfit_runtime_is_a_sentence(artifact: Path, refused: Callable[..., str], tmp_path: Path) -> None:
     lonely = tmp_path / "lonely"
     lonely.mkdir()
@@ -156,6 +163,7 @@ def test_a_missing_or_unfit_runtime_is_a_sentence(artifact: Path, refused: Calla
     assert "another version" in refused(lonely / "micro.so")
 
 
+@pytest.mark.slow
 def test_a_processor_that_lacks_a_feature_is_a_sentence(
     kit: Path, compiled: Callable[..., Path], runtime_sources: Callable[..., list[Path]], tmp_path: Path
 ) -> None:
@@ -187,6 +195,7 @@ def test_when_the_system_gives_no_more_threads_that_is_a_sentence(program: Progr
 # Fuzzing, memory, other machines ---------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "flavour"), [("fuzz_artifact.c", "shared"), ("fuzz_image.c", "static")])
 def test_a_few_seconds_of_fuzzing_find_nothing(
     kit: Path, artifact: Path, program: Program, tmp_path: Path, name: str, flavour: str

@@ -64,6 +64,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory, compiled: Callable[..., Pat
     return make
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("resize", ["nearest", "bilinear", "bicubic"])
 @pytest.mark.parametrize("crop", ["center", "none"])
 @pytest.mark.parametrize("share", [None, 0.9])

@@ -44,6 +44,7 @@ def run(kit: Path, tensor: Path, tmp_path: Path) -> Callable[..., subprocess.Com
     return runs
 
 
+@pytest.mark.slow
 def test_a_c_program_computes_what_python_does(opencl_artifact: Path, run: Callable[..., Any], tmp_path: Path) -> None:
     engine = saevit_tvm.load(opencl_artifact)
     inputs = [np.random.RandomState(n).standard_normal(engine.inputs[0].shape).astype("float32") for n in range(3)]
@@ -69,6 +70,7 @@ def test_without_an_opencl_library_it_says_so(run: Callable[..., Any], tmp_path:
     assert "needs OpenCL: there is no OpenCL library (libOpenCL.so.1): install the GPU's driver" in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("order", "words"),
     [

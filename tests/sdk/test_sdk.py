@@ -76,6 +76,7 @@ def test_the_weights_are_constant_data_that_can_stay_in_flash(kit: Path, program
     assert 0 < sum(int(fields[5], 16) for fields in written) < 100_000
 
 
+@pytest.mark.slow
 def test_one_command_builds_the_examples_and_they_classify(kit: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(kit, tmp_path / "copy")
     subprocess.run(["make", "-s", "-C", str(folder), "CFLAGS=-O1 -Werror"], check=True, timeout=120)
@@ -101,6 +102,7 @@ class ByContrast(torch.nn.Module):
         return self.head((mean - x.amin((2, 3))) / (x.amax((2, 3)) - x.amin((2, 3))))
 
 
+@pytest.mark.slow
 def test_an_answer_that_is_not_a_number_names_no_class(tmp_path: Path) -> None:
     """Neither from the command line nor from the example in C."""
     torch.manual_seed(0)
@@ -120,6 +122,7 @@ def test_an_answer_that_is_not_a_number_names_no_class(tmp_path: Path) -> None:
         assert told.returncode == status and words in told.stderr and bool(told.stdout) == (status == 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flavour", ["static", "shared"])
 def test_cmake_and_pkg_config_find_it(kit: Path, tmp_path: Path, flavour: str) -> None:
     (tmp_path / "CMakeLists.txt").write_text(
@@ -197,6 +200,7 @@ def test_a_target_that_no_sdk_can_be_made_for_is_a_sentence(artifact: Path, tmp_
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_the_command_replaces_an_sdk_and_tells_of_it(
     artifact: Path, tmp_path: Path, cli: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
@@ -215,6 +219,7 @@ def test_the_command_replaces_an_sdk_and_tells_of_it(
     assert cli("sdk", artifact, "--out", out, "--flavour", "both-ish").returncode == 2
 
 
+@pytest.mark.slow
 def test_two_sdks_of_one_artifact_are_alike(kit: Path, artifact: Path, tmp_path: Path) -> None:
     sdk(SdkOptions(artifact, tmp_path / "again", "shared"), quiet)
     for name in listing(tmp_path / "again") & listing(kit) - {"sdk.json", "Makefile", "README.md"}:

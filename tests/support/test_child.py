@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 
 def test_a_python_that_knows_nothing_of_us_finds_us(tmp_path: Path) -> None:
     """As another interpreter, or one of another machine under qemu: no hook of an editable installation is there."""
@@ -20,6 +22,7 @@ def test_a_python_that_knows_nothing_of_us_finds_us(tmp_path: Path) -> None:
     assert Path(found).samefile(Path(__file__).parents[2] / "saevit_tvm" / "support" / "child.py")
 
 
+@pytest.mark.slow
 def test_a_process_without_torch_has_all_of_tvm_that_a_worker_needs() -> None:
     code = (
         "from saevit_tvm.support.child import without_torch; without_torch()\n"

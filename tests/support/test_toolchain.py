@@ -57,6 +57,7 @@ def only(name: str, target: Target = ARM64) -> Target:
     return Target(**fields | {"linkers": (name,)})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", FOREIGN, ids=lambda target: target.name)
 def test_every_target_gets_code_for_its_own_machine(target: Target, tmp_path: Path) -> None:
     if target.linkers == ("zig",) and not has_zig:
@@ -71,6 +72,7 @@ def test_every_target_gets_code_for_its_own_machine(target: Target, tmp_path: Pa
     assert made == {elf.Binary("WebAssembly" if target.arch == "wasm32" else "Mach-O", "object file", target.arch)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["aarch64-linux-gnu-gcc", "clang", "zig"])
 def test_every_compiler_can_link(name: str, tmp_path: Path) -> None:
     target = only(name)
@@ -122,6 +124,7 @@ def test_a_missing_compiler_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     backends.require(targets.get("apple-silicon"))
 
 
+@pytest.mark.slow
 def test_the_command_line_asks_before_it_compiles(cli: Any, tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['ziglang'] = None")  # as if not installed
     environment = os.environ | {"PATH": str(tmp_path), "PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[2]}"}

@@ -50,6 +50,7 @@ def run(artifact: Path, tmp_path: Path, **options: Any) -> list[np.ndarray]:
     return qemu.run(artifact, inputs, tmp_path, **options)[0]
 
 
+@pytest.mark.slow
 def test_it_is_proven_before_it_is_put_in_place(rpi5_artifact: Path) -> None:
     manifest = read_manifest(rpi5_artifact)
     proof = manifest["verification"]
@@ -67,6 +68,7 @@ def test_verify_runs_it_again(cli: Any, rpi5_artifact: Path) -> None:
     assert result["machine"] == "qemu, cortex-a76 model" and result["max_abs_error"] < 2e-5
 
 
+@pytest.mark.slow
 def test_one_thread_and_many_answer_alike(rpi5_artifact: Path, tmp_path: Path) -> None:
     first, *others = (run(rpi5_artifact, tmp_path, threads=threads)[0] for threads in (1, 2, 4))
     assert all(np.array_equal(first, other) for other in others)
@@ -127,6 +129,7 @@ def test_offline_without_a_runtime_the_proof_is_none(cli: Any, rpi5_artifact: Pa
     assert [path for path in (tmp_path / "cache").rglob("*") if path.is_file()] == []
 
 
+@pytest.mark.slow
 def test_bench_emulated(cli: Any, rpi5_artifact: Path, micro_artifact: Path) -> None:
     done = cli("bench", "--emulated", "--json", rpi5_artifact)
     result = json.loads(done.stdout)
@@ -139,6 +142,7 @@ def test_bench_emulated(cli: Any, rpi5_artifact: Path, micro_artifact: Path) -> 
         emulated(micro_artifact, lambda _line: None)
 
 
+@pytest.mark.slow
 def test_bench_emulated_of_two(cli: Any, rpi5_artifact: Path) -> None:
     """Where objects come to lie costs or saves a few instructions, so even a file is not quite like itself."""
     result = json.loads(cli("bench", "--emulated", "--json", rpi5_artifact, rpi5_artifact).stdout)

@@ -242,6 +242,7 @@ def compiled_from(source: str, manifest: dict[str, Any]) -> Compiled:
     return Compiled(None, None, targets.get("cuda-sm_90"), {}, Work(), {}, None, [], [], code, backends.get("cuda"))
 
 
+@pytest.mark.slow
 @needs_emulation
 @without_gpu
 def test_kernels_that_compute_something_else_are_no_artifact(cuda_artifact: Path, tmp_path: Path) -> None:

@@ -39,6 +39,7 @@ def half(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build(options, say=lambda _line: None).artifact
 
 
+@pytest.mark.slow
 @needs_qemu
 def test_it_is_proven_with_the_tolerance_of_its_type(half: Path) -> None:
     manifest = read_manifest(half)
@@ -59,6 +60,7 @@ def test_verify_holds_it_to_the_same(cli: Any, half: Path) -> None:
     assert done.returncode == 0 and result["passed"] and result["tolerance"] == TOLERANCE["float16"]
 
 
+@pytest.mark.slow
 @needs_qemu
 def test_it_executes_less_than_float32(half: Path, rpi5_artifact: Path) -> None:
     one, two = (emulated(path, lambda _line: None) for path in (half, rpi5_artifact))
@@ -94,6 +96,7 @@ def test_a_target_that_cannot_says_what_it_can(cli: Any, command: str, target: s
     assert all(word in done.stderr for word in words)
 
 
+@pytest.mark.slow
 def test_every_kernel_of_a_type_is_tuned_for_itself() -> None:
     source, target = open_model("saevit_micro", image_size=32), targets.get("rpi5")
     keys = [

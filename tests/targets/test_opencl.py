@@ -139,6 +139,7 @@ def test_it_is_measured_like_any_artifact(opencl_artifact: Path, cli: Callable[.
     assert row["median_ms"] > 0 and row["max_abs_error"] < 1e-4
 
 
+@pytest.mark.slow
 def test_without_opencl_it_says_so(opencl_artifact: Path, cli: Callable[..., Any], tmp_path: Path) -> None:
     nowhere = tmp_path / "vendors"
     nowhere.mkdir()

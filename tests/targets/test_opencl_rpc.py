@@ -65,6 +65,7 @@ def main(x: T.Buffer(({LENGTH},), "float32"), out: T.Buffer(({LENGTH},), "float3
     return Candidate(name, [], tvm.ir.save_json(module), None)
 
 
+@pytest.mark.slow
 @needs_driver
 def test_an_artifact_is_verified_on_the_device(
     tracker: Tracker, server: Path, address: str, cli: Callable[..., Any], opencl_artifact: Path
@@ -77,6 +78,7 @@ def test_an_artifact_is_verified_on_the_device(
     assert result["max_rel_error"] < 2e-5
 
 
+@pytest.mark.slow
 @needs_driver
 def test_candidates_are_measured_on_the_device(tracker: Tracker, server: Path) -> None:
     """Also one whose work-groups the device refuses: that is the candidate's failure, and the next one is measured."""
@@ -90,6 +92,7 @@ def test_candidates_are_measured_on_the_device(tracker: Tracker, server: Path) -
     assert all(0 < seconds < 1 for result in results.values() for seconds in result.run_secs)
 
 
+@pytest.mark.slow
 def test_a_board_without_a_driver_says_so(
     tracker: Tracker,
     server: Path,

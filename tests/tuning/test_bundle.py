@@ -153,6 +153,7 @@ def test_a_build_uses_what_was_brought_back(measured: Path, cli: Callable[..., A
     assert manifest["kernels"]["tuned"] >= len(store.trials) and manifest["verification"]["passed"]
 
 
+@pytest.mark.slow
 def test_what_is_measured_is_not_proposed_again(root: Path, target: targets.Target, matmul: Callable[..., Any]) -> None:
     from saevit_tvm.tuning.session import Session
 
@@ -371,6 +372,7 @@ def test_a_damaged_line_costs_itself_and_no_result_gets_another_machine(
     assert "".join(machine["id"] for _, machine in found.results) == kept and found.damaged == lost
 
 
+@pytest.mark.slow
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(field=st.sampled_from(["kind", "machine", "candidate", "run_secs", "failure", "manifest", "bundle"]), value=JSON)
 def test_lines_that_say_nonsense_are_a_sentence(

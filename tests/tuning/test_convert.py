@@ -22,6 +22,7 @@ def root(tmp_path: Path) -> Path:
     return Path(shutil.copytree(OLD, tmp_path / "store"))
 
 
+@pytest.mark.slow
 def test_kernels_are_known_by_their_specs(root: Path) -> None:
     """Exactly the specs that a build asks for."""
     source, target = open_model("saevit_xs"), targets.get("x86-64-v3", 2)

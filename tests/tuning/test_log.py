@@ -30,6 +30,7 @@ def read(path: Path) -> list[dict]:
     return list(Log(path).new_records())
 
 
+@pytest.mark.slow
 @given(st.lists(records_of_anything, max_size=5))
 @settings(max_examples=150, deadline=None)
 def test_what_is_appended_is_read(records: list[dict]) -> None:
@@ -120,6 +121,7 @@ def kill_soon(writer: subprocess.Popen[str]) -> int:
     return done
 
 
+@pytest.mark.slow
 def test_sigkill_at_random_moments_loses_no_finished_append(tmp_path: Path) -> None:
     """At most one record more than were reported: the one whose append had not returned yet."""
     path = tmp_path / "log.jsonl"

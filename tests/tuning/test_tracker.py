@@ -24,6 +24,7 @@ def frame(value: object) -> bytes:
     return struct.pack("<i", len(data)) + data
 
 
+@pytest.mark.slow
 @given(values.filter(lambda value: value is not None), st.lists(st.integers(1, 40)))
 def test_a_message_may_come_in_any_pieces(value: object, sizes: list[int]) -> None:
     data, frames, found = frame(value), Frames("it"), None
@@ -45,6 +46,7 @@ def test_what_is_no_tracker_is_told_in_one_sentence(pieces: list[bytes]) -> None
         assert "\n" not in str(error)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "answer", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"", *(MAGIC + frame(x) for x in ([0, []], {"a": 1}, [1, {}]))]
 )

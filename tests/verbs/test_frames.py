@@ -61,6 +61,7 @@ def test_the_graph_computes_what_pytorch_does_with_preprocessed_frames(tmp_path)
     assert np.abs(found - wanted).max() < 1e-5 and np.abs(source.reference(frames)[0] - wanted).max() < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["rpi5", "generic-opencl"])
 def test_other_targets_take_frames_of_several_batches_too(target, tmp_path):
     if backends.how_to_run(targets.get(target)) is None:

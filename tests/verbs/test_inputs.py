@@ -83,6 +83,7 @@ def artifact(seen: Path) -> Path:
     return build(BuildOptions(str(seen), out=seen.parent), lambda _line: None).artifact
 
 
+@pytest.mark.slow
 def test_inputs_go_in_by_position_or_by_name(seen: Path, artifact: Path) -> None:
     source, engine = open_model(str(seen)), load(artifact)
     assert {spec.name: spec.shape for spec in engine.inputs} == SIZES
@@ -150,6 +151,7 @@ def test_what_takes_one_picture_says_so(artifact: Path, tmp_path: Path) -> None:
         run(artifact, [tmp_path / "x.png"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["rpi5", pytest.param("generic-opencl", marks=pytest.mark.slow)])
 def test_other_targets_take_several_inputs(target: str, seen: Path, tmp_path: Path) -> None:
     if backends.how_to_run(targets.get(target)) is None:
@@ -173,6 +175,7 @@ def test_halves_go_through_opencl_devices_that_cannot_compute_with_them(tmp_path
     assert np.array_equal(doubled, x * 2) and np.array_equal(thinned, x[:, :, ::2])
 
 
+@pytest.mark.slow
 def test_halves_and_five_dimensions_go_in_from_python_and_c(tmp_path: Path) -> None:
     program = torch.export.export(Half(), (torch.zeros(1, 2, 3, 4, 5, dtype=torch.float16),))
     torch.export.save(program, tmp_path / "half.pt2")
@@ -183,6 +186,7 @@ def test_halves_and_five_dimensions_go_in_from_python_and_c(tmp_path: Path) -> N
     assert kit["verification"]["static"]["passed"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float16, torch.uint8])
 def test_a_first_convolution_gets_its_numbers_converted(dtype: torch.dtype, tmp_path: Path) -> None:
     """It reads the model's input as it lies where that is float32, and only there."""
@@ -203,6 +207,7 @@ def test_a_first_convolution_gets_its_numbers_converted(dtype: torch.dtype, tmp_
     assert made.manifest["inputs"][0]["dtype"] == str(dtype).removeprefix("torch.")
 
 
+@pytest.mark.slow
 def test_onnx_takes_several_inputs_of_several_batches_too(tmp_path: Path) -> None:
     class Two(nn.Module):
         def forward(self, x: torch.Tensor, place: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -226,6 +231,7 @@ def test_onnx_takes_several_inputs_of_several_batches_too(tmp_path: Path) -> Non
     answered_from_c_as_from_python(made.artifact, tmp_path, rows)
 
 
+@pytest.mark.slow
 def test_single_numbers_and_decisions_go_in_and_out_of_python_the_command_line_and_c(tmp_path: Path, cli: Cli) -> None:
     given = (torch.tensor(1.5), torch.tensor(True), torch.ones(2, 3, dtype=torch.bool), torch.zeros(2, 3))
     torch.export.save(torch.export.export(Gated().eval(), given), tmp_path / "gated.pt2")

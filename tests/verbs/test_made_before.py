@@ -31,6 +31,7 @@ def export(path: Path, seed: int) -> None:
     torch.export.save(torch.export.export(net, (torch.randn(1, 1, 8, 8),)), path)
 
 
+@pytest.mark.slow
 def test_the_same_is_taken_from_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SAEVIT_TVM_CACHE", str(tmp_path / "cache"))
     export(tmp_path / "net.pt2", 0)
@@ -49,6 +50,7 @@ def test_the_same_is_taken_from_the_cache(tmp_path: Path, monkeypatch: pytest.Mo
             build(changed, say)
 
 
+@pytest.mark.slow
 def test_an_sdk_of_the_same_is_taken_from_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SAEVIT_TVM_CACHE", str(tmp_path / "cache"))
     export(tmp_path / "net.pt2", 0)

@@ -54,6 +54,7 @@ def converted(name, tmp_path):
     return runtime
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["torch", "onnxruntime", "openvino", "ncnn", *(pytest.param(name, marks=pytest.mark.slow) for name in BIG)]
 )
@@ -89,6 +90,7 @@ def test_the_order_of_several_outputs_is_kept(name, tmp_path):
         assert got.shape == expected.shape and np.abs(got - expected).max() < 5e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["torch", "ncnn", "executorch", "litert"])
 def test_a_runtime_that_takes_no_onnx_says_so(name, tmp_path):
     if peers.get(name).missing():
@@ -101,6 +103,7 @@ def test_a_runtime_that_takes_no_onnx_says_so(name, tmp_path):
         _convert(runtime, tmp_path / "model.onnx", tmp_path / "x.npy")
 
 
+@pytest.mark.slow
 def test_what_pnnx_leaves_unconverted_is_refused_and_not_run(tmp_path):
     import torch
 
@@ -112,6 +115,7 @@ def test_what_pnnx_leaves_unconverted_is_refused_and_not_run(tmp_path):
         _convert(runtime, tmp_path / "model.pt", tmp_path / "x.npy")
 
 
+@pytest.mark.slow
 def test_a_runtime_that_is_killed_is_a_sentence(tmp_path, source):
     import os
     import signal
@@ -126,6 +130,7 @@ def test_a_runtime_that_is_killed_is_a_sentence(tmp_path, source):
             process.ask(warm=0, runs=1, seconds=0.0)
 
 
+@pytest.mark.slow
 def test_a_runtime_that_fails_costs_its_own_row(micro_artifact):
     """One answers for other weights, one cannot load its model; the rest is measured."""
     import torch
