@@ -102,7 +102,9 @@ def find_folder(key: str, folder: Path) -> bool:
     if kept is None:
         return False
     with tarfile.open(fileobj=io.BytesIO(kept)) as packed:
-        packed.extractall(folder, filter="data")
+        # Older Pythons have no filters, and extractall() no such option.
+        packed.extraction_filter = getattr(tarfile, "data_filter", lambda member, _path: member)
+        packed.extractall(folder)
     return True
 
 
