@@ -57,6 +57,15 @@ def _no_tool_lacks(report):
     return report
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What needs another artifact than the smallest one for this machine waits for a build of its own."""
+    for item in items:
+        needs = getattr(item, "fixturenames", ())
+        if "made_once" in needs and "micro_artifact" not in needs:
+            item.add_marker("slow")
+
+
 SLOW = 3.0  # seconds
 
 

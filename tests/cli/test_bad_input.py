@@ -80,20 +80,24 @@ def refused_weights(cli, refused, tmp_path):
     return check
 
 
+@pytest.mark.slow
 def test_missing_tensor(state, refused_weights):
     del state["head.weight"]
     refused_weights(state, "head.weight")
 
 
+@pytest.mark.slow
 def test_extra_tensor(state, refused_weights):
     refused_weights(state | {"tail.weight": torch.ones(3)}, "tail.weight")
 
 
+@pytest.mark.slow
 def test_misshapen_tensor(state, refused_weights):
     name = next(name for name, tensor in state.items() if tensor.dim() == 4)
     refused_weights(state | {name: torch.ones(1, 2, 3, 4)}, name, "[1, 2, 3, 4]")
 
 
+@pytest.mark.slow
 def test_weights_that_are_no_numbers(state, refused_weights):
     state["head.weight"] = state["head.weight"].clone()
     state["head.weight"][0, 0] = float("nan")
@@ -105,6 +109,7 @@ class Bomb:
         return os.system, ("touch exploded",)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("write", ["torch", "pickle"])
 def test_a_pickle_bomb_does_not_go_off(cli, tmp_path, write, refused):
     if write == "torch":

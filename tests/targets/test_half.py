@@ -53,6 +53,7 @@ def test_it_is_proven_with_the_tolerance_of_its_type(half: Path) -> None:
     assert manifest["kernels"]["fallback"] <= 1  # the cast of the answer
 
 
+@pytest.mark.slow
 @needs_qemu
 def test_verify_holds_it_to_the_same(cli: Any, half: Path) -> None:
     done = cli("verify", "--json", half)

@@ -110,6 +110,7 @@ def test_a_board_without_a_driver_says_so(
     assert "no OpenCL driver offers a device" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_plugin_that_cannot_be_loaded_is_said_at_the_start(server: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(server.parent, tmp_path / "rpc"))
     (folder / "libsaevit_opencl.so").write_bytes(b"nothing of the kind")

@@ -104,6 +104,7 @@ def test_inputs_go_in_by_position_or_by_name(seen: Path, artifact: Path) -> None
             assert np.abs(ours.astype(float) - theirs.astype(float)).max() < 1e-5
 
 
+@pytest.mark.slow
 def test_wrong_inputs_are_named(artifact: Path) -> None:
     engine = load(artifact)
     picture, place, numbers = (np.zeros(spec.shape, spec.dtype) for spec in engine.inputs)
@@ -115,6 +116,7 @@ def test_wrong_inputs_are_named(artifact: Path) -> None:
         engine(picture, place.astype(np.int32), numbers)
 
 
+@pytest.mark.slow
 def test_places_that_are_in_no_table_do_no_harm(artifact: Path) -> None:
     engine = load(artifact)
     picture, _, numbers = (np.zeros(spec.shape, spec.dtype) for spec in engine.inputs)
@@ -122,6 +124,7 @@ def test_places_that_are_in_no_table_do_no_harm(artifact: Path) -> None:
     assert all(np.array_equal(a, b) for a, b in zip(far, near, strict=True))
 
 
+@pytest.mark.slow
 def test_it_is_verified_against_the_model_and_against_what_was_recorded(seen: Path, artifact: Path) -> None:
     for weights, origin in ((str(seen), "pytorch"), (None, "recorded")):
         found = verify(artifact, weights)
@@ -144,6 +147,7 @@ def test_other_runtimes_are_given_the_same(seen: Path, artifact: Path) -> None:
     assert [row["error"] for row in found["failed"]] == ["ncnn is compared on one input of float32 only"]
 
 
+@pytest.mark.slow
 def test_what_takes_one_picture_says_so(artifact: Path, tmp_path: Path) -> None:
     with pytest.raises(
         ArtifactError, match=r"takes 2x3x12x16 uint8 and 2 int64 and .* not pictures: 'run' takes \.npy files"
@@ -253,6 +257,7 @@ def test_single_numbers_and_decisions_go_in_and_out_of_python_the_command_line_a
     answered_from_c_as_from_python(made.artifact, tmp_path, [engine.inputs])
 
 
+@pytest.mark.slow
 def test_arrays_that_do_not_fit_are_a_sentence(artifact: Path, tmp_path: Path, cli: Cli) -> None:
     np.save(tmp_path / "one.npy", np.zeros(3))
     (tmp_path / "bad.npy").write_bytes(b"no array")
