@@ -7,7 +7,7 @@ from typing import Any
 from tvm import ir, tirx
 from tvm_ffi import structural_map
 
-from schedules.activations import Value
+from schedules.activations import activated
 from schedules.cpu import math
 from schedules.cpu.builder import Builder, Expr
 from schedules.cpu.epilogue import Vectors
@@ -40,8 +40,8 @@ def _exp(b: Builder, x: Expr) -> Expr:
 
 FUNCTIONS = {
     "tirx.exp": _exp,
-    "tirx.sigmoid": lambda b, x: (1.0 / (1.0 + (-Value(Vectors(b), x)).exp())).raw,
-    "tirx.tanh": lambda b, x: Value(Vectors(b), x).tanh().raw,
+    "tirx.sigmoid": lambda b, x: activated("sigmoid", x, Vectors(b)),
+    "tirx.tanh": lambda b, x: activated("tanh", x, Vectors(b)),
     "tirx.erf": math.erf,
 }
 

@@ -14,7 +14,7 @@ from tvm import relax
 
 from relay_patterns.graph import Graph
 from relay_patterns.region import per_channel
-from saevit_tvm.compiler.passes.rewriting import ELEMENTWISE, constant, shape_of
+from saevit_tvm.compiler.passes.rewriting import ELEMENTWISE, bind, constant, rewritten, shape_of
 
 CONVOLUTIONS = ("relax.nn.conv2d", "relax.nn.conv2d_transpose")
 Sizes = tuple[int, ...]
@@ -25,9 +25,7 @@ class ComputeBeforeConcatenating:
     """Move norms and activations before concatenations of convolutions' channels."""
 
     def transform_module(self, mod: tvm.IRModule, _context: tvm.transform.PassContext) -> tvm.IRModule:
-        rewriter = _Rewriter(mod, Graph(mod["main"]))
-        rewriter.builder_.update_func(mod.get_global_var("main"), rewriter.visit_expr(mod["main"]))
-        return relax.transform.DeadCodeElimination()(rewriter.builder_.finalize())
+        return rewritten(mod, _Rewriter(mod, Graph(mod["main"])))
 
 
 @relax.expr_functor.mutator
@@ -43,9 +41,7 @@ class _Rewriter(relax.PyExprMutator):
         if parts is None:
             return super().visit_var_binding_(binding)
         self._parts[binding.var] = parts
-        is_inner = isinstance(binding.var, relax.DataflowVar)
-        whole = relax.op.concat(parts, 1)  # nobody reads most of them
-        return self.set_var_remap(binding.var, (self.builder_.emit if is_inner else self.builder_.emit_output)(whole))
+        return bind(self, binding.var, relax.op.concat(parts, 1))  # nobody reads most of them
 
     def _computed(self, value: relax.Expr) -> list[relax.Expr] | None:
         if isinstance(value, relax.TupleGetItem):

@@ -14,7 +14,7 @@ from tvm import relax
 
 from relay_patterns.graph import Graph
 from relay_patterns.region import per_channel
-from saevit_tvm.compiler.passes.rewriting import array, constant, shape_of
+from saevit_tvm.compiler.passes.rewriting import array, bind, constant, rewritten, shape_of
 
 Pair = tuple[int, int]
 
@@ -81,9 +81,7 @@ class MergeBranches:
     """Make one convolution of every sum that one convolution computes."""
 
     def transform_module(self, mod: tvm.IRModule, _context: tvm.transform.PassContext) -> tvm.IRModule:
-        rewriter = _Rewriter(mod, Graph(mod["main"]))
-        rewriter.builder_.update_func(mod.get_global_var("main"), rewriter.visit_expr(mod["main"]))
-        return relax.transform.DeadCodeElimination()(rewriter.builder_.finalize())
+        return rewritten(mod, _Rewriter(mod, Graph(mod["main"])))
 
 
 @relax.expr_functor.mutator
@@ -99,9 +97,7 @@ class _Rewriter(relax.PyExprMutator):
             self._branches[binding.var] = branch
         if branch is None or not merged:
             return super().visit_var_binding_(binding)
-        value = self._computed(branch)
-        is_inner = isinstance(binding.var, relax.DataflowVar)
-        return self.set_var_remap(binding.var, (self.builder_.emit if is_inner else self.builder_.emit_output)(value))
+        return bind(self, binding.var, self._computed(branch))
 
     def _computed(self, branch: Branch) -> relax.Expr:
         assert branch.weight is not None

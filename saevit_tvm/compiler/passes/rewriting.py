@@ -74,3 +74,16 @@ def _operators(func: relax.Function) -> set[str]:
 
     relax.analysis.post_order_visit(func, visit)
     return found
+
+
+def rewritten(mod: tvm.IRModule, rewriter: relax.PyExprMutator) -> tvm.IRModule:
+    """The module with `main` as the rewriter leaves it, without what nothing reads any more."""
+    rewriter.builder_.update_func(mod.get_global_var("main"), rewriter.visit_expr(mod["main"]))
+    return relax.transform.DeadCodeElimination()(rewriter.builder_.finalize())
+
+
+def bind(rewriter: relax.PyExprMutator, var: relax.Var, value: relax.Expr) -> None:
+    """Give a variable another value."""
+    is_inner = isinstance(var, relax.DataflowVar)
+    emitted = (rewriter.builder_.emit if is_inner else rewriter.builder_.emit_output)(value)
+    rewriter.set_var_remap(var, emitted)
