@@ -4,6 +4,9 @@ TVM's virtual machine is not thread-safe, and its thread pool belongs to the cal
 thread's CPU affinity and does not survive a fork. So an engine computes on worker threads of its own, with a
 virtual machine each and the weights in common. As many workers as fit the cores; more callers than that wait.
 An NVIDIA GPU gets one worker, and all engines on it take turns.
+
+To wake a worker and to be woken costs as much as some layers. What takes one thread a moment is computed in the thread
+that loaded the engine, when it is that which calls: a pool of one has no threads that a fork could lose.
 """
 
 from __future__ import annotations
@@ -34,6 +37,7 @@ _POOLED_ALLOCATOR = 2
 _SHARE_ALL_CORES = -3
 _MOST_THREADS = 1024
 _FEWEST_RUNS = 3
+_A_MOMENT = 5e9  # multiply-adds: no longer than Ctrl-C may wait
 
 
 def load(path: str | os.PathLike[str], *, threads: int | None = None) -> Engine:
@@ -57,6 +61,7 @@ class Engine:
         self.path, self.manifest, self.threads = path, manifest, threads
         self.inputs, self.outputs = specs_of(manifest["inputs"]), specs_of(manifest["outputs"])
         self._machines = _Machines(library, threads)
+        self._home = threading.get_ident() if threads == 1 and library.is_quick and not _tvm_is_used() else None
         self._start()
         _engines.add(self)
         self._result(self._machines.mine)
@@ -97,6 +102,8 @@ class Engine:
 
     def _result(self, work: Any) -> Any:
         _refuse_if_stuck()
+        if self._home == threading.get_ident():
+            return self._computed(work)
         return self._workers.submit(self._computed, work).result()
 
     def _computed(self, work: Callable[[], Any]) -> Any:
@@ -116,6 +123,8 @@ class _Library:
         kind.activate()
         self.devices = [abi.CPU] if kind.number == abi.CPU else [kind.number, abi.CPU]
         self.one_at_a_time = kind.one_at_a_time
+        work = manifest.get("work", {}).get("multiply_adds", float("inf"))
+        self.is_quick = kind.number == abi.CPU and work <= _A_MOMENT
         load_library = abi.global_function("ffi.Module.load_from_file.so")
         self.module = load_library(_fresh_name(file), "so")
 
@@ -335,6 +344,11 @@ def _physical_cores() -> int:
         except OSError:
             cores.add(str(cpu))
     return len(cores)
+
+
+def _tvm_is_used() -> bool:
+    """Whether this process may compute with TVM by itself, and wants the calling thread's pool as it is."""
+    return "tvm" in sys.modules
 
 
 def configure_thread_pool(threads: int) -> None:

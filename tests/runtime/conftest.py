@@ -86,6 +86,7 @@ def describe(weights: np.ndarray, rows: int, handing: bool) -> dict[str, Any]:
         "records_digest": None,
         "regions": {},
         "kernels": {"total": 1, "tuned": 0, "scheduled": 0, "fallback": 1},
+        "work": {"multiply_adds": rows * inner * outer, "left_to_rules": 0, "kernels_left": {}},
         "verification": {"passed": True, "max_abs_error": 0.0, "max_rel_error": 0.0, "proof": "host"},
         "reference": None,
     }

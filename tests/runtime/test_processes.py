@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 import textwrap
@@ -12,6 +13,7 @@ import pytest
 
 PREAMBLE = """
 import os, sys, threading, time
+from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import saevit_tvm
 path = sys.argv[1]
@@ -22,6 +24,9 @@ weights = np.load(sys.argv[2])
 def right():
     x = np.random.standard_normal(shape).astype(np.float32)
     return np.allclose(engine(x), np.maximum(x, 0) @ weights, rtol=1e-4, atol=1e-2)
+
+def workers():
+    return sum(thread.name.startswith("saevit-tvm") for thread in threading.enumerate())
 
 def forked(work):
     "What a child process says, or how it ended."
@@ -80,8 +85,44 @@ def test_the_compiler_may_come_later(sample: Any, tmp_path: Any) -> None:
         x = tvm.runtime.tensor(np.ones(3, "float32"))
         maps = open("/proc/self/maps").read().split()
         print(len({path for path in maps if "libtvm_runtime.so" in path}), x.numpy().sum(), right())
+        engine = saevit_tvm.load(path, threads=1)
+        print(right(), workers())  # the calling thread's pool is TVM's own here
     """
-    assert python(script, sample, tmp_path) == "1 3.0 True"
+    assert python(script, sample, tmp_path).splitlines() == ["1 3.0 True", "True 1"]
+
+
+def test_what_takes_a_moment_wakes_no_thread(sample: Any, tmp_path: Any) -> None:
+    script = """
+        engine = saevit_tvm.load(path, threads=1)
+        print(right(), forked(right), workers())
+        with ThreadPoolExecutor(1) as other:
+            print(other.submit(right).result(), workers(), right())
+    """
+    assert python(script, sample, tmp_path).splitlines() == ["True True 0", "True 1 True"]
+
+
+def test_what_takes_longer_is_computed_by_a_worker(sample: Any, forged: Any, tmp_path: Any) -> None:
+    """So that Ctrl-C need not wait for it."""
+    work = {"multiply_adds": 10**10, "left_to_rules": 0, "kernels_left": {}}
+    script = "engine = saevit_tvm.load(path, threads=1); print(right(), workers())"
+    long = dataclasses.replace(sample, path=forged({"work": work}))
+    assert python(script, long, tmp_path) == "True 1"
+
+
+def test_an_interrupted_caller_computes_again(long_sample: Any, tmp_path: Any) -> None:
+    script = """
+        import signal
+        def interrupted(*_):
+            raise KeyboardInterrupt
+        engine = saevit_tvm.load(path, threads=1)
+        signal.signal(signal.SIGALRM, interrupted)
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        try:
+            engine(np.zeros(shape, np.float32))
+        except KeyboardInterrupt:
+            print(right(), forked(right), workers())
+    """
+    assert python(script, long_sample, tmp_path) == "True True 0"
 
 
 def test_right_after_fork(sample: Any, tmp_path: Any) -> None:
