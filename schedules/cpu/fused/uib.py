@@ -186,7 +186,8 @@ class _Kernel:
 
         rows = b.compute_once("rows", (end - begin) * shape.w)
         padded = self.blocks * self.block  # the weights beyond e are zeros, and so are those that read the results
-        microkernel.gemm(b, self.isa, self.expand, a, self.expand_w, rows, padded, finish, (block, 1))
+        most = min(shape.h, (self.tiling.chunk - 1) * shape.strides[0] + shape.kernel[0]) * shape.w
+        microkernel.gemm(b, self.isa, self.expand, a, self.expand_w, rows, padded, finish, (block, 1), most)
 
     def _convolved(self, block: Expr, patch: Buffer, y: Expr, z: Buffer) -> None:
         """A row of results of the depthwise convolution, in strips."""
@@ -235,7 +236,8 @@ class _Kernel:
             b.store(self.out, place, applied(b, shape.epilogue, value, operand))
 
         rows = b.compute_once("rows", count * shape.out_w)
-        microkernel.gemm(b, self.isa, self.project, a, self.project_w, rows, shape.k, finish)
+        most = self.tiling.chunk * shape.out_w
+        microkernel.gemm(b, self.isa, self.project, a, self.project_w, rows, shape.k, finish, most=most)
 
 
 def _reference(shape: UIBShape, arrays: Arrays) -> np.ndarray:
