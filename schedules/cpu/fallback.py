@@ -71,7 +71,11 @@ def _schedule_block(schedule: Schedule, block: SBlockRV) -> None:
     elif inner:
         _reduction(schedule, block, outer, inner)
     elif len(outer) > 1 and (bounds := _bounds_in_rows(schedule.get(block))) is not None:
-        _by_rows(schedule, outer, bounds)
+        column, width = _column_read_along(schedule.get(block)), _even_vectors(bounds[-1])
+        if column is not None and width >= NARROW and not bounds[2:]:
+            _by_squares(schedule, outer, outer[column], width)
+        else:
+            _by_rows(schedule, outer, bounds)
     else:
         _elementwise(schedule, outer)
 
@@ -138,18 +142,41 @@ def _bounds_in_rows(block: s_tir.SBlock) -> list[int] | None:
     places = getattr(block.body, "indices", None)  # a block that ends with no store has none
     if not places or not places[-1].same_as(last):
         return None
-    within = Analyzer()
-    for each in block.iter_vars:
-        within.bind(each.var, each.dom)
-    loads = [[within.simplify(index) for index in load.indices] for load in _all_of(TensorLoad, block.body.value)]
+    within = _within(block)
     # Of places, not of what is read there.
     compared = [each for each in _all_of(COMPARISONS, block.body.value) if not _all_of(TensorLoad, each)]
+    compared = [type(each)(within.simplify(each.a), within.simplify(each.b)) for each in compared]
     bounds = [_bound(each, last) for each in compared if _reads(each, last)]
+    loads = _places_read(block, within)
     in_order = all(_reads_in_steps(load, last) for load in loads) and None not in bounds
     alike = not bounds and all(structural_equal(load, list(places)) for load in loads)
     cuts = sorted({0, row, *(bound for bound in bounds if bound and 0 < bound < row)})
     long_enough = row >= VECTOR // 2 and row + len(cuts) * VECTOR <= LONGEST_ROW
     return cuts if in_order and not alike and long_enough else None
+
+
+def _column_read_along(block: s_tir.SBlock) -> int | None:
+    """Which other axis has its neighbours side by side where they are read, if rows are written from columns."""
+    *others, last = [each.var for each in block.iter_vars]
+    within = _within(block)
+    for *before, beside in filter(None, _places_read(block, within)):
+        if any(_reads(index, last) for index in before):
+            for place, var in enumerate(others):
+                if not _reads(within.simplify(beside - var), var):
+                    return place
+    return None
+
+
+def _within(block: s_tir.SBlock) -> Analyzer:
+    """What knows how far the axes of a block go."""
+    within = Analyzer()
+    for each in block.iter_vars:
+        within.bind(each.var, each.dom)
+    return within
+
+
+def _places_read(block: s_tir.SBlock, within: Analyzer) -> list[list[tirx.PrimExpr]]:
+    return [[within.simplify(index) for index in load.indices] for load in _all_of(TensorLoad, block.body.value)]
 
 
 def _all_of(kind: Any, expr: tirx.PrimExpr) -> list[Any]:
@@ -192,6 +219,21 @@ def _by_rows(schedule: Schedule, loops: list[LoopRV], bounds: list[int]) -> None
     parts = schedule.loop_partition(row, [*lengths[:-1], None], preserve_unit_iters=True) if lengths[1:] else [row]
     for part in parts:
         schedule.vectorize(part)
+
+
+def _even_vectors(row: int) -> int:
+    """The longest that divide a row."""
+    return next(size for size in range(VECTOR, 0, -1) if row % size == 0)
+
+
+def _by_squares(schedule: Schedule, loops: list[LoopRV], column: LoopRV, width: int) -> None:
+    """A line of the cache is read for some rows at once: it would be gone when the next row comes to it."""
+    *outer, row = loops
+    part, vector = schedule.split(row, [None, width])
+    others = [loop for loop in outer if not loop.same_as(column)]
+    schedule.reorder(*others, part, column, vector)
+    schedule.parallel(schedule.fuse(*others, part))
+    schedule.vectorize(vector)
 
 
 def _in_vectors(low: int, high: int) -> list[int]:

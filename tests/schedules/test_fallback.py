@@ -29,7 +29,8 @@ def scheduled(*stages: Any) -> tvm.tirx.PrimFunc:
         return dlight.ApplyDefaultSchedule(Fallback())(tvm.IRModule({"kernel": func}))["kernel"]
 
 
-# What is computed with TVM's operators, and by numpy; of what shapes; in how many parts a row is, 0: rows are joined.
+# What is computed with TVM's operators, and by numpy; of what shapes; in how many parts a row is.
+JOINED, SQUARES = 0, -1  # rows are one; parts of some rows are written together
 CASES: dict[str, tuple[Callable[..., Any], Callable[..., np.ndarray], tuple[tuple[int, ...], ...], int]] = {
     "concatenation": (lambda a, b: topi.concatenate([a, b], 3), lambda a, b: np.concatenate([a, b], 3), (A, B), 5),
     "and a sum": (
@@ -61,24 +62,57 @@ CASES: dict[str, tuple[Callable[..., Any], Callable[..., np.ndarray], tuple[tupl
         3,
     ),
     "a slice": (lambda a: sliced(a, 3, 20), lambda a: a[..., 3:20], (A,), 2),
-    "in the same places": (lambda a, b: topi.nn.relu(topi.add(a, b)), lambda a, b: np.maximum(a + b, 0), (A, A), 0),
+    "in the same places": (
+        lambda a, b: topi.nn.relu(topi.add(a, b)),
+        lambda a, b: np.maximum(a + b, 0),
+        (A, A),
+        JOINED,
+    ),
     "rows that were columns": (
         lambda a: topi.transpose(a, (0, 3, 1, 2)),
         lambda a: a.transpose(0, 3, 1, 2),
         ((2, 3, 20, 40),),
+        SQUARES,
+    ),
+    "rows of no even length that were columns": (
+        lambda a: topi.transpose(a, (0, 3, 1, 2)),
+        lambda a: a.transpose(0, 3, 1, 2),
+        ((2, 3, 23, 40),),
+        2,
+    ),
+    "columns with numbers behind": (
+        lambda a: topi.transpose(topi.nn.pad(a, (0, 0, 0), (0, 4, 0), 1.0), (0, 2, 1)),
+        lambda a: np.pad(a, ((0, 0), (0, 4), (0, 0)), constant_values=1).transpose(0, 2, 1),
+        ((2, 20, 40),),
+        3,
+    ),
+    "columns with numbers beside": (
+        lambda a: topi.transpose(topi.nn.pad(a, (0, 0, 0), (0, 0, 1), 1.0), (0, 2, 1)),
+        lambda a: np.pad(a, ((0, 0), (0, 0), (0, 1)), constant_values=1).transpose(0, 2, 1),
+        ((2, 20, 40),),
+        SQUARES,
+    ),
+    "a view of rows with numbers behind": (
+        lambda a: topi.reshape(
+            topi.transpose(topi.nn.pad(a, (0, 0, 0, 0), (0, 0, 0, 1), 1.0), (0, 2, 1, 3)), (10, 3, 17)
+        ),
+        lambda a: (
+            np.pad(a, ((0, 0), (0, 0), (0, 0), (0, 1)), constant_values=1).transpose(0, 2, 1, 3).reshape(10, 3, 17)
+        ),
+        ((2, 3, 5, 16),),
         2,
     ),
     "short rows that were columns": (
         lambda a: topi.transpose(topi.reshape(a, (6, 5, 40)), (0, 2, 1)),
         lambda a: a.reshape(6, 5, 40).transpose(0, 2, 1),
         ((2, 3, 5, 40),),
-        0,
+        JOINED,
     ),
     "rows of a view that were columns": (
         lambda a: topi.transpose(topi.reshape(a, (6, 20, 40)), (0, 2, 1)),
         lambda a: a.reshape(6, 20, 40).transpose(0, 2, 1),
         ((2, 3, 20, 40),),
-        2,
+        SQUARES,
     ),
     "diagonals": (
         lambda a: te.compute((2, 40), lambda i, j: a[i, j, j]),
@@ -90,13 +124,13 @@ CASES: dict[str, tuple[Callable[..., Any], Callable[..., np.ndarray], tuple[tupl
         lambda a: te.compute((40, 40), lambda i, j: a[j, i, j // 3]),
         lambda a: np.array([[a[j, i, j // 3] for j in range(40)] for i in range(40)]),
         ((40, 40, 14),),
-        0,
+        JOINED,
     ),
     "rows of parts of rows": (
         lambda a: topi.reshape(topi.transpose(a, (0, 2, 1, 3)), (2, 5, 120)),
         lambda a: a.transpose(0, 2, 1, 3).reshape(2, 5, 120),
         (A,),
-        0,
+        JOINED,
     ),
 }
 
@@ -111,8 +145,9 @@ def test_it_computes_what_numpy_does(name: str, call: Callable[..., np.ndarray])
     values = [random.standard_normal(shape, "float32") for shape in shapes]
     expected = by_numpy(*values)
     np.testing.assert_array_equal(call(func, values, expected.shape), expected)
-    assert func.script().count("T.vectorized") == (parts or 1)
-    assert ("_fused_0" in func.script()) == (not parts)  # all loops in one, which is cut
+    assert func.script().count("T.vectorized") == max(parts, 1)
+    assert ("_fused_0" in func.script()) == (parts == JOINED)  # all loops in one, which is cut
+    assert ("_0_fused" in func.script()) == (parts == SQUARES)
 
 
 def decided(by: Callable[[Any, Any], Any]) -> tuple[Any, Any]:
