@@ -37,15 +37,20 @@ def simplified(mod: tvm.IRModule, *, channels_last: bool = False) -> tvm.IRModul
     return street.run(mod, passes, tvm.target.Target(targets.native().tvm))
 
 
-def operators(mod: tvm.IRModule) -> Counter[str]:
-    names: Counter[str] = Counter()
+def calls(mod: tvm.IRModule, name: str = "") -> list[relax.Call]:
+    """Of one operator, or of all."""
+    found: list[relax.Call] = []
 
     def visit(expr: relax.Expr) -> None:
-        if isinstance(expr, relax.Call) and isinstance(expr.op, tvm.ir.Op):
-            names[expr.op.name] += 1
+        if isinstance(expr, relax.Call) and isinstance(expr.op, tvm.ir.Op) and expr.op.name.startswith(name):
+            found.append(expr)
 
     relax.analysis.post_order_visit(mod["main"], visit)
-    return names
+    return found
+
+
+def operators(mod: tvm.IRModule) -> Counter[str]:
+    return Counter(call.op.name for call in calls(mod))
 
 
 def inverse_permutes(mod: tvm.IRModule) -> int:
@@ -361,3 +366,27 @@ def test_tokens_keep_their_shape_through_products_and_their_norms() -> None:
     assert operators(mod)["relax.reshape"] > 0
     kept = street.run(mod, [KeepTokens(), RemoveNoOps()], tvm.target.Target(targets.native().tvm))
     assert operators(kept)["relax.reshape"] == 0
+
+
+class Windows(nn.Module):
+    """Linear layers over windows that a permute made, whose weights PyTorch copies for each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        windows = x.unflatten(3, (2, 8)).unflatten(2, (2, 8)).permute(0, 2, 4, 3, 5, 1)
+        return self.linear(windows)
+
+
+def test_weights_are_not_copied_for_each_window() -> None:
+    torch.manual_seed(3)
+    net, x = Windows().eval(), torch.randn(1, 3, 16, 16)
+    mod = module_of(net)
+    assert operators(mod)["relax.broadcast_to"] > 0
+    mod = simplified(mod)
+    (product,) = calls(mod, "relax.matmul")
+    assert [int(extent) for extent in product.args[1].ty.shape] == [3, 5]
+    expected = net(x).detach().numpy()
+    assert np.abs(outputs(mod, x.numpy()) - expected).max() < 1e-5

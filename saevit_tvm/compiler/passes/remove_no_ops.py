@@ -91,14 +91,17 @@ def _slice_of_slice() -> Rule:
     return outer, replace
 
 
-def _matmul_of_broadcast() -> Rule:
-    """With a batch, some linear layers arrive with a copy of their weights for each picture; matmul needs but one."""
+def _matmul_of_broadcast(reshaped: bool) -> Rule:
+    """Some linear layers arrive with a copy of their weights for each picture or window; matmul needs but one."""
     data, weight = wildcard(), wildcard()
-    matmul = is_op("relax.matmul")(data, is_op("relax.broadcast_to")(weight, wildcard()))
+    copies = is_op("relax.broadcast_to")(weight, wildcard())
+    factor = is_op("relax.reshape")(copies, wildcard()) if reshaped else copies
+    matmul = is_op("relax.matmul")(data, factor)
 
     def replace(expr: relax.Expr, matched: Matched) -> relax.Expr:
         left, right = shape_of(matched[data]), shape_of(matched[weight])
-        shared = len(right) == 2 and shape_of(expr)[:-2] == left[:-2]
+        whole = shape_of(matched[factor])[-2:] == right  # so that it is the copies that a reshape counts
+        shared = whole and shape_of(expr)[:-2] == left[:-2]
         return relax.op.matmul(matched[data], matched[weight]) if shared else expr
 
     return matmul, replace
@@ -160,7 +163,8 @@ class RemoveNoOps:
                 _permute_of_permute(),
                 _identity_permute(),
                 _slice_of_slice(),
-                _matmul_of_broadcast(),
+                _matmul_of_broadcast(reshaped=False),
+                _matmul_of_broadcast(reshaped=True),
                 _moved_constant("relax.permute_dims"),
                 _moved_constant("relax.reshape", wildcard()),
                 _widened_and_back(),
