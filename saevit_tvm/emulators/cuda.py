@@ -20,6 +20,7 @@ from saevit_tvm.support.errors import TargetError
 
 SOURCES = Path(__file__).parent / "cuda_driver"
 DRIVER = "libcuda.so.1"
+FAT_BINARY = bytes.fromhex("50ed55ba")  # how one begins
 C, CXX = "cc", "g++"
 INPUTS = 2  # for the first, kernels are launched by themselves, for the second as a graph
 WORK = 16e9  # float operations that take a CPU about a minute
@@ -58,11 +59,27 @@ def kernels(source: str, library: Path) -> Path:
 
 def environment(source: str, architecture: str, folder: Path) -> dict[str, str]:
     """Where a process finds a GPU of the architecture that runs these kernels."""
+    return environment_of(kernels(source, folder / "kernels.so"), architecture, folder)
+
+
+def environment_of(kernels: Path, architecture: str, folder: Path) -> dict[str, str]:
+    """The same with kernels that are compiled already: one library, or a folder of those that `kernels_of` names."""
+    preloaded = driver(folder)
+    folders = ":".join(filter(None, [str(folder), os.environ.get("LD_LIBRARY_PATH")]))
     gpu = f"{architecture.removeprefix('sm_')} 13000 1"
-    library, preloaded = kernels(source, folder / "kernels.so"), driver(folder)
-    folders = ":".join(filter(None, [str(preloaded.parent), os.environ.get("LD_LIBRARY_PATH")]))
     # By name alone, because no path in LD_PRELOAD may have a space in it.
-    return {"LD_PRELOAD": preloaded.name, "LD_LIBRARY_PATH": folders, "KERNELS": str(library), "FAKE_GPU": gpu}
+    return {"LD_PRELOAD": preloaded.name, "LD_LIBRARY_PATH": folders, "KERNELS": str(kernels), "FAKE_GPU": gpu}
+
+
+def kernels_of(library: Path, folder: Path) -> Path:
+    """Where the driver looks in a folder for the kernels of a library: by a hash (FNV-1a) of its machine code."""
+    data = library.read_bytes()
+    start = data.index(FAT_BINARY)
+    size = 16 + int.from_bytes(data[start + 8 : start + 16], "little")
+    found = 0xCBF29CE484222325
+    for byte in data[start : start + size]:
+        found = (found ^ byte) * 0x100000001B3 % 2**64
+    return folder / f"{found:016x}.so"
 
 
 def _compile(command: Sequence[Any]) -> None:

@@ -125,9 +125,10 @@ class Runtime:
         self.ffi.TVMFFIObjectDecRef.argtypes = [ctypes.c_void_p]
         self.ffi.TVMFFIFunctionCall.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32, ctypes.c_void_p]
         self._load("libtvm_runtime.so")
-        loaded = [self._load(name) for name in self.kind.libraries]
+        for name in self.kind.libraries:
+            self._load(name)
         if self.kind.nvidia:
-            self.cudart = loaded[0]
+            self.cudart = ctypes.CDLL(None)  # as TVM's own calls find it: one that was preloaded comes first
 
     def _load(self, name: str) -> ctypes.CDLL:
         path = next((str(folder / name) for folder in self._folders if (folder / name).is_file()), name)

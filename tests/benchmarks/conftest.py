@@ -55,9 +55,11 @@ def short(made_once: Callable[..., Path], forks: Any) -> Callable[[str], tuple[s
 
 @pytest.fixture
 def packed_script() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Runs what `cuda.py prepare` packed by itself, without this package on the way."""
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    options = {"capture_output": True, "text": True, "timeout": SECONDS, "env": environment}
-    return lambda folder, *args: subprocess.run(
-        [sys.executable, str(folder / "bench.py"), *args], cwd=folder, **options
-    )
+    """Runs what `gpu_slot.py prepare` packed by itself, without this package on the way."""
+
+    def run(folder: Path, *args: Any, **environment: str) -> subprocess.CompletedProcess[str]:
+        ours = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | environment
+        line = [sys.executable, str(folder / "gpu_slot.py"), *map(str, args)]
+        return subprocess.run(line, cwd=folder, capture_output=True, text=True, timeout=SECONDS, env=ours)
+
+    return run

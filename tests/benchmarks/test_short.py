@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from saevit_tvm import backends, targets
-from saevit_tvm.runtime import cuda
 from saevit_tvm.support.errors import TargetError
+from saevit_tvm.tuning import bundle
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 OURS = "saevit-tvm"
@@ -43,13 +43,22 @@ def cpu(out: Path, printed: str) -> None:
     assert not list(out.glob("*.part"))
 
 
-def on_cuda(out: Path, _printed: str) -> None:
-    rows = [json.loads(line) for line in (out / "short/results.jsonl").read_text().splitlines()]
-    (ours,) = (row for row in rows if row["step"]["contender"] == OURS)
-    (torch,) = (row for row in rows if row["step"]["contender"] == "torch")
-    assert ours["step"]["batch"] == 3 and ours["deviation"] < 1e-5 and torch["median_ms"] > 0
-    assert {row["step"]["limit"] for row in rows if "rate" in row} >= {"copy", "float32"}
-    assert "| saevit_micro | 3 | float32 | saevit-tvm |" in (out / "short/results.md").read_text()
+def gpu_slot(out: Path, printed: str) -> None:
+    (card,) = (path for path in (out / "results").iterdir() if path.is_dir())
+    rows = [json.loads(line) for line in (card / "results.jsonl").read_text().splitlines()]
+    told: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        told.setdefault((row["order"]["do"], row["order"].get("contender") or row["order"]["name"]), []).append(row)
+    assert [row["deviation"] < 1e-5 for row in told["check", OURS]] == [True]
+    for contender in (OURS, "torch"):
+        assert [row["order"]["turn"] for row in told["turn", contender]] == [1, 2, 3]
+        assert all(row["median_ms"] > 0 for row in told["turn", contender])
+    assert [row["error"] for row in told["turn", "torch-graph"]] == ["CUDA graphs need CUDA"]  # asked once
+    assert {name for do, name in told if do == "limit"} >= {"copy", "float32"}
+    assert "| saevit_micro | 1 | float32 | saevit-tvm |" in printed and (card / "results.md").read_text() in printed
+    assert json.loads((card / "machine.json").read_text())["torch"]
+    found = bundle.read_results(card / "candidates-0.jsonl")
+    assert len(found.results) == 2 and all(record["run_secs"] for record, _ in found.results)
 
 
 def kernels(out: Path, printed: str) -> None:
@@ -141,7 +150,7 @@ def linker() -> str | None:
 SCRIPTS: dict[str, tuple[Callable[[Path, str], None], Callable[[], str | None]]] = {
     "arm64": (arm64, debian),
     "cpu": (cpu, lambda: None),
-    "cuda": (on_cuda, lambda: None),
+    "gpu_slot": (gpu_slot, lambda: None),
     "kernels": (kernels, backbones),
     "mobile": (mobile, linker),
     "sdk": (sdk, lambda: None),
@@ -204,34 +213,3 @@ def test_a_comparison_that_is_done_has_nothing_left_to_do(short: Short, run) -> 
     again = run("cpu.py", "--short", "--resume", out=str(out))
     assert again.returncode == 0 and "compiling" not in again.stderr
     assert read(out / "cpu.json") == before
-
-
-@pytest.mark.slow
-def test_what_was_measured_is_taken_up_again_and_damage_is_told(
-    short: Short, packed_script: Callable[..., Any], tmp_path: Path
-) -> None:
-    folder = shutil.copytree(short("cuda")[1] / "short", tmp_path / "short")
-    results = folder / "results.jsonl"
-    mistyped = packed_script(folder, "measure", "--contenders", "saevit")
-    assert (
-        mistyped.returncode == 2
-        and "there is no saevit; there are saevit-tvm, saevit-tvm-in-turn, torch" in mistyped.stderr
-    )
-    rows = results.read_text()
-    with results.open("a") as file:
-        file.write('{"step": {"cont')  # what a kill leaves
-    again = packed_script(folder, "measure", "--contenders", "saevit-tvm,torch")
-    assert again.returncode == 0 and results.read_text() == rows
-    results.unlink()
-    if not cuda.available()[0]:
-        manifest = (folder / "manifest.json").read_text()
-        (folder / "manifest.json").write_text(manifest.replace('"kind": "llvm"', '"kind": "cuda"', 1))
-        alone = packed_script(folder, "measure")
-        assert alone.returncode == 1 and len(alone.stderr.strip().splitlines()) == 1, alone.stderr
-        assert "there is no NVIDIA GPU here" in alone.stderr and not results.exists()
-        (folder / "manifest.json").write_text(manifest)
-    library = folder / "saevit_micro-b3-float32.so"
-    library.write_bytes(library.read_bytes()[:-1])
-    assert packed_script(folder, "measure", "--contenders", "saevit-tvm").returncode == 0
-    (row,) = (row for row in map(json.loads, results.open()) if row["step"].get("batch") == 3)
-    assert "is damaged" in row["error"]

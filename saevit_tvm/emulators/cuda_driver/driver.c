@@ -4,6 +4,7 @@
  * not do then.
  *
  *   KERNELS=LIBRARY                      has the kernels for this machine: see kernels.hpp
+ *   KERNELS=FOLDER                       has a library for each image, named by its hash
  *   FAKE_GPU="CAPABILITY DRIVER COUNT"   what it says of itself, by default "90 13000 1"
  *   FAIL="NAME STATUS [FIRST]"           that function fails so, from that call on; read at every call. A status that
  *                                        a GPU does not recover from stays, whatever is called next
@@ -19,6 +20,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -152,6 +154,17 @@ CUresult cuModuleLoadData(CUmodule *module, const void *image) {
 
 CUresult cuModuleUnload(CUmodule module) { return (void)module, status_for(__func__); }
 
+/* The library with the kernels of an image. */
+static void *kernels_of(const char *image, uint64_t size, const char *path) {
+    struct stat told;
+    char library[4096];
+    uint64_t hash = 0xcbf29ce484222325u;
+    if (stat(path, &told) || !S_ISDIR(told.st_mode)) return dlopen(path, RTLD_NOW);
+    for (uint64_t i = 0; i < 16 + size; ++i) hash = (hash ^ (unsigned char)image[i]) * 0x100000001b3u;
+    snprintf(library, sizeof library, "%s/%016llx.so", path, (unsigned long long)hash);
+    return dlopen(library, RTLD_NOW);
+}
+
 CUresult cuModuleGetFunction(CUfunction *function, CUmodule module, const char *name) {
     TRY(status_for(__func__));
     const char *image = (const char *)module, *path = getenv("KERNELS");
@@ -160,7 +173,7 @@ CUresult cuModuleGetFunction(CUfunction *function, CUmodule module, const char *
     struct kernel *kernel = calloc(1, sizeof *kernel);
     char symbol[256];
     if (path) {
-        void *library = dlopen(path, RTLD_NOW);
+        void *library = kernels_of(image, size, path);
         if (!library) return fprintf(stderr, "%s\n", dlerror()), CUDA_ERROR_NOT_FOUND;
         snprintf(symbol, sizeof symbol, "run_%s", name);
         kernel->run = (runner *)dlsym(library, symbol);
@@ -230,6 +243,9 @@ CUresult cuTensorMapEncodeTiled(CUtensorMap *map, CUtensorMapDataType type, cuui
 
 cudaError_t cudaGetDeviceCount(int *count) { return *count = about(2, 1), status_for(__func__); }
 cudaError_t cudaGetDevice(int *device) { return *device = 0, status_for(__func__); }
+cudaError_t cudaDeviceGetAttribute(int *value, enum cudaDeviceAttr which, int device) {
+    return cuDeviceGetAttribute(value, (CUdevice_attribute)which, device); /* they have the same numbers */
+}
 cudaError_t cudaSetDevice(int device) { return (void)device, status_for(__func__); }
 cudaError_t cudaGetLastError(void) { return lost; }
 cudaError_t cudaPeekAtLastError(void) { return lost; }
