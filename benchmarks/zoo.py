@@ -3,11 +3,15 @@
 
     python benchmarks/zoo.py [--resume]             build all and write the table
     python benchmarks/zoo.py --speed [--resume]     and time each at one and at two threads
+    python benchmarks/zoo.py --gpu [--resume]       for GPUs, at 64 pixels, in float32 and float16
     python benchmarks/zoo.py --models timm:resnet18,mine.onnx --variants plain,features
 
 With --speed, the floor of a model is the time of its multiply-adds at the peak that a loop of nothing else reached just
 before and after; in brackets is which share of its time a runtime would take at that peak. Ours stands in milliseconds,
 others as ours over theirs.
+
+With --gpu, what a kernel computes is compared where this machine can: under an OpenCL driver for CPUs, or behind a
+stand-in for NVIDIA's driver; "not run here" stands for code that was made and not run.
 
 All models are timm's (pip install --no-deps timm), with random weights and random statistics of their norms. Every
 build is `saevit-tvm build` in a process of its own, which compares the library with PyTorch on random inputs; what it
@@ -34,6 +38,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +77,7 @@ SHORT = (
     "--image-size 64 --variants plain --models timm:resnet18,timm:mobilenetv3_small_100,timm:mobilenetv4_conv_small,"
     "timm:convnext_atto,timm:starnet_s1,timm:efficientvit_b0,timm:shvit_s1,timm:pvt_v2_b0"
 )
+GPUS = ("generic-opencl", "mali", "adreno", "cuda-sm_90")
 OURS = "saevit-tvm"
 NEAR_FLOOR = 1.25  # times a model's floor: nobody has much to gain there
 Row = dict[str, Any]
@@ -81,6 +87,8 @@ Row = dict[str, Any]
 class Job:
     model: str
     variant: str
+    target: str
+    dtype: str
 
     @property
     def key(self) -> tuple[str, str]:
@@ -89,7 +97,8 @@ class Job:
 
 def main() -> int:
     options = _options()
-    file = options.out / "zoo.json"
+    file = options.out / ("zoo-gpu.json" if options.gpu else "zoo.json")
+    told = gpu_table if options.gpu else table
     rows: list[Row] = json.loads(file.read_text()) if options.resume and file.exists() else []
     for job in _jobs(options):
         if any((row["model"], row["variant"]) == job.key and _is_done(row, options) for row in rows):
@@ -98,10 +107,10 @@ def main() -> int:
         rows = [row for row in rows if (row["model"], row["variant"]) != job.key] + [row_of(job, options)]
         say(f"    {json.dumps({name: value for name, value in rows[-1].items() if name != 'speed'})}")
         _write(file, json.dumps(rows, indent=1) + "\n")
-        _write(options.out / "zoo.md", table(rows))
-        if options.out == RESULTS:
+        _write(file.with_suffix(".md"), told(rows))
+        if options.out == RESULTS and not options.gpu:
             _write(TESTED, json.dumps(tested(rows), indent=1) + "\n")
-    print(table(rows), end="")
+    print(told(rows), end="")
     return 1 if any("error" in row for row in rows) else 0
 
 
@@ -113,6 +122,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--image-size", help="in place of each model's own")
     parser.add_argument("--speed", action="store_true", help="also time each beside other runtimes")
+    parser.add_argument("--gpu", action="store_true", help=f"for {', '.join(GPUS)}, plain, at --image-size or 64")
     parser.add_argument("--threads", type=lambda text: text.split(","), default=["1", "2"])
     parser.add_argument("--against", default="onnxruntime,openvino,ncnn,torch-compile")
     parser.add_argument("--seconds", type=float, default=5.0, help="measuring time of each runtime")
@@ -130,9 +140,17 @@ def _variants(text: str) -> list[str]:
 
 
 def _jobs(options: argparse.Namespace) -> Iterator[Job]:
+    if options.gpu:
+        for model, target, dtype in product(options.models or _named(MODELS), GPUS, ("float32", "float16")):
+            yield Job(model, f"{target} {dtype}", target, dtype)
+        return
     for variant in options.variants:
-        for model in options.models or [f"timm:{name}" for name in VARIANTS[variant]]:
-            yield Job(model, variant)
+        for model in options.models or _named(VARIANTS[variant]):
+            yield Job(model, variant, options.target, options.dtype)
+
+
+def _named(models: Sequence[str]) -> list[str]:
+    return [f"timm:{name}" for name in models]
 
 
 def _is_done(row: Row, options: argparse.Namespace) -> bool:
@@ -154,8 +172,9 @@ def row_of(job: Job, options: argparse.Namespace) -> Row:
     with tempfile.TemporaryDirectory() as scratch:
         try:
             model = _exported(job, Path(scratch), options) if job.variant.startswith("onnx") else job.model
-            line = ["--target", options.target, "--dtype", options.dtype, *BUILT_WITH.get(job.variant, [])]
-            line += ["--image-size", options.image_size] if options.image_size else []
+            line = ["--target", job.target, "--dtype", job.dtype, *BUILT_WITH.get(job.variant, [])]
+            size = options.image_size or ("64" if options.gpu else None)
+            line += ["--image-size", size] if size else []
             line += ["--model", model, "--out", scratch]
             built = _built(["--no-cache", *line], options.minutes * 60)
             manifest = json.loads(Path(built["manifest"]).read_text())
@@ -170,6 +189,8 @@ def row_of(job: Job, options: argparse.Namespace) -> Row:
                 "left_multiply_adds": built["left_to_rules"]["multiply_adds"],
                 "left_time": built["left_to_rules"]["time"],
             }
+            if options.gpu:
+                row |= _launched(manifest)
             if options.speed:
                 cut = {str(manifest["target"]["tvm"].get("num-cores")): built["artifact"]}
                 for count in options.threads:
@@ -178,6 +199,19 @@ def row_of(job: Job, options: argparse.Namespace) -> Row:
         except _Failed as failed:
             row["error"] = str(failed)
     return row
+
+
+def _launched(manifest: Row) -> Row:
+    """What an inference asks of a GPU, and how far its kernels are from PyTorch where this CPU ran them."""
+    launches = manifest["launches"]
+    told = {
+        "launches": sum(each["calls"] for each in launches),
+        "bytes": sum(each["calls"] * each["bytes"] for each in launches),
+        "tolerance": manifest["verification"]["tolerance"],
+    }
+    if arithmetic := manifest["verification"].get("arithmetic"):
+        told |= {"max_rel_error": arithmetic["max_rel_error"], "proof": "stand-in"}
+    return told
 
 
 class _Failed(Exception):
@@ -304,6 +338,23 @@ def table(rows: list[Row]) -> str:
     return lined(columns, cells) + "".join(f"\n{_summary(rows, threads)}\n" for threads in counts)
 
 
+def gpu_table(rows: list[Row]) -> str:
+    columns = ["model", "for", "largest deviation", "allowed", "proof", "launches", "MB", "multiply-adds by rules"]
+    cells = []
+    for row in rows:
+        head = [row["model"].removeprefix("timm:"), row["variant"]]
+        if "error" in row:
+            cells.append([*head, f"does not build: {row['error']}", *[""] * 6])
+            continue
+        megabytes, left = f"{row['bytes'] / 1e6:.1f}", _percent(row["left_multiply_adds"])
+        proof = [_deviation(row), f"{row['tolerance']:.0e}", row["proof"]]
+        cells.append([*head, *proof, str(row["launches"]), megabytes, left, f"{row['seconds']:.0f}"])
+    built = [row for row in rows if "error" not in row]
+    most = max((row["left_multiply_adds"] for row in built), default=0.0)
+    told = f"{len(built)} of {len(rows)} build; at the most {_percent(most)} of the multiply-adds are by rules."
+    return lined([*columns, "build s"], cells) + f"\n{told}\n"
+
+
 def _threads(count: int) -> str:
     return f"{count} thread{'s' if count > 1 else ''}"
 
@@ -312,10 +363,21 @@ def _cells(row: Row) -> list[str]:
     head = [row["model"].removeprefix("timm:"), row["variant"]]
     if "error" in row:
         return [*head, f"does not build: {row['error']}", "", "", "", "", "", ""]
-    error = row["max_rel_error"]
-    deviation = "not run here" if error is None else f"{error:.1e}"
     left = ["" if (share := row.get(name)) is None else _percent(share) for name in ("left_multiply_adds", "left_time")]
-    return [*head, row["input"], deviation, str(row["kernels"]), str(row["rules"]), *left, f"{row['seconds']:.0f}"]
+    return [
+        *head,
+        row["input"],
+        _deviation(row),
+        str(row["kernels"]),
+        str(row["rules"]),
+        *left,
+        f"{row['seconds']:.0f}",
+    ]
+
+
+def _deviation(row: Row) -> str:
+    error = row["max_rel_error"]
+    return "not run here" if error is None else f"{error:.1e}"
 
 
 def tested(rows: list[Row]) -> list[Row]:

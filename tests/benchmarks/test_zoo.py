@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+
 import pytest
 
 MILLION = 10**6
@@ -43,3 +45,28 @@ def test_the_peak_is_more_than_a_scalar_core_has(script) -> None:
     from saevit_tvm.targets import native
 
     assert script("peak").Peak(native().tvm).gflops(0.01) == pytest.approx(100, rel=0.98)
+
+
+def test_for_gpus_each_model_is_built_for_each_in_both_types(script) -> None:
+    zoo = script("zoo")
+    jobs = list(zoo._jobs(argparse.Namespace(gpu=True, models=["mine.onnx"], variants=[])))
+    assert len({job.key for job in jobs}) == len(jobs) == 8
+    assert {(job.target, job.dtype) for job in jobs} == {
+        (target, dtype)
+        for target in ("generic-opencl", "mali", "adreno", "cuda-sm_90")
+        for dtype in ("float32", "float16")
+    }
+    facts = {"model": "mine.onnx", "proof": "none", "max_rel_error": None, "left_multiply_adds": 0.013, "seconds": 5.2}
+    manifest = {"launches": [{"calls": 2, "bytes": 10**6}, {"calls": 1, "bytes": 10**5}]}
+    manifest["verification"] = {"tolerance": 0.005, "arithmetic": {"max_rel_error": 0.002}}
+    apart = {**facts, "variant": "mali float16", **zoo._launched({**manifest, "verification": {"tolerance": 0.005}})}
+    ran = {**facts, "variant": "cuda-sm_90 float16", **zoo._launched(manifest)}
+    failed = {"model": "mine.onnx", "variant": "adreno float16", "error": "it is too large"}
+    _, _, *told = zoo.gpu_table([apart, ran, failed]).splitlines()
+    assert told == [
+        "| mine.onnx | mali float16 | not run here | 5e-03 | none | 3 | 2.1 | 1.3 % | 5 |",
+        "| mine.onnx | cuda-sm_90 float16 | 2.0e-03 | 5e-03 | stand-in | 3 | 2.1 | 1.3 % | 5 |",
+        "| mine.onnx | adreno float16 | does not build: it is too large |  |  |  |  |  |  |",
+        "",
+        "2 of 3 build; at the most 1.3 % of the multiply-adds are by rules.",
+    ]
