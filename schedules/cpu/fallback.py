@@ -162,7 +162,7 @@ def _column_read_along(block: s_tir.SBlock) -> int | None:
     for *before, beside in filter(None, _places_read(block, within)):
         if any(_reads(index, last) for index in before):
             for place, var in enumerate(others):
-                if not _reads(within.simplify(beside - var), var):
+                if _reads(beside, var) and not _reads(within.simplify(beside - var), var):
                     return place
     return None
 
