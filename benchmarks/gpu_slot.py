@@ -15,7 +15,8 @@ turns, three times, on the same random weights (made from a seed on both sides) 
 for PyTorch, each compared with float64 before it is timed; one that fails before it ever worked is not asked again.
 PyTorch's max-autotune searches meanwhile, in a process of its own. Then come candidates, then the rest. Times are
 medians of CUDA events around single inferences, inputs and outputs on the GPU, and of events around many in a row. Each
-result is on the disk before the next step begins, in a folder for the card; the same command goes on after the last.
+result is on the disk before the next step begins, in a folder for the card and the archive; the same command goes on
+after the last.
 
 `--short` rehearses it on this machine's CPU: behind a stand-in for NVIDIA's driver where CUDA's compiler is installed.
 """

@@ -1,13 +1,14 @@
 """The half of gpu_slot.py that runs beside the GPU: which step is next, what it gave, and when to stop.
 
-Everything has one deadline. A step's result is on the disk before the next begins, in a folder for this very card; the
-same command goes on after the last one. Workers are processes, which may crash or hang.
+Everything has one deadline. A step's result is on the disk before the next begins, in a folder for this very card and
+for what was packed; the same command goes on after the last one. Workers are processes, which may crash or hang.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import importlib.util
 import json
 import os
@@ -68,6 +69,11 @@ def read_manifest(folder: Path) -> Row:
         raise Refused(
             f"'{folder / MANIFEST}' cannot be read: unpack what `prepare` made, and use the program in it"
         ) from error
+
+
+def digest(manifest: Row) -> str:
+    """What tells results of this archive from those of another."""
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def groups(manifest: Row) -> list[Row]:
@@ -139,10 +145,10 @@ class Slot:
         return left
 
     def _begin(self) -> None:
-        """The folder of this card, and what it holds already."""
+        """The folder of this card and this archive, and what it holds already."""
         self._worker = self._started()
         machine = {**self._worker.machine, **_driver()}
-        self._out = self._out / _slug(machine["card"])
+        self._out = self._out / f"{_slug(machine['card'])}-{digest(self._manifest)}"
         self._out.mkdir(parents=True, exist_ok=True)
         (self._out / MACHINE).write_text(json.dumps(machine, indent=1) + "\n")
         self._rows = rows_of(self._out / RESULTS)
@@ -236,7 +242,10 @@ class Slot:
             for turn in range(2, TURNS + 1):
                 if "error" not in row:
                     self._once({**order, "contender": OURS, "turn": TURNS + turn})
-                    row = self._keep({**order, "turn": turn}, apart.ask({**order, "turn": turn}, self._left()))
+                    told = apart.ask({**order, "turn": turn}, self._left())
+                    if "late" in told:
+                        raise TimeIsUp
+                    row = self._keep({**order, "turn": turn}, told)
         finally:
             apart.end()
         self._search()
@@ -263,6 +272,8 @@ class Slot:
                     raise TimeIsUp from None
                 finally:
                     _kill(process)
+            if process.returncode:
+                say(f"{each['folder']} ended with status {process.returncode}: see {log.name}")
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
@@ -316,7 +327,7 @@ class Worker:
         told = self.answer(seconds)
         if "machine" not in told:
             self.end()
-            if told.get("late"):
+            if told.get("late") and seconds < START_SECONDS:
                 raise TimeIsUp
             raise Refused(told.get("refused") or f"the worker does not start: see {out / 'worker.log'}")
         self.machine: Row = told["machine"]
@@ -356,9 +367,10 @@ class Worker:
 
 
 def show(options: argparse.Namespace) -> int:
-    """The table of every card that there are results of."""
-    manifest = read_manifest(Path(__file__).resolve().parent)
-    places = sorted(path.parent for path in (options.results or Path(__file__).resolve().parent).rglob(RESULTS))
+    """The table of every card that there are results of, from this archive."""
+    here = Path(__file__).resolve().parent
+    manifest = read_manifest(here)
+    places = sorted(path.parent for path in (options.results or here).glob(f"*-{digest(manifest)}/{RESULTS}"))
     if not places:
         raise Refused("there are no results: give the folder of measure's with --results")
     for place in places:
