@@ -18,7 +18,7 @@ from tvm.relax.dpl import DFPattern, is_const, is_op, wildcard
 from relay_patterns.graph import Graph
 from relay_patterns.region import Reading, array, extents, per_channel
 from schedules.activations import ACTIVATIONS, Activation, Graphs, GraphValue
-from schedules.spec import BY_CHANNEL, Epilogue
+from schedules.spec import BESIDE, BY_CHANNEL, Epilogue
 
 STEPS = 4  # at most, behind the bias
 APART = 4  # operators at most between an activation's argument and its value
@@ -44,16 +44,28 @@ class Chain:
 
 
 class _Channels(NamedTuple):
-    """How many there are, and along which axis; the steps that can go into the primitive's own weights."""
+    """How many there are, and along which axis; the steps that can go into the primitive's own weights; what can come
+    before them."""
 
     number: int
     axis: int
     folds: tuple[str, ...]
+    beside: relax.Expr | None = None
 
 
-def chains(graph: Graph, var: relax.Var, channels: int, axis: int, folds: tuple[str, ...] = ()) -> list[Chain]:
-    """All chains that begin behind a primitive's result, the longest first."""
-    along = _Channels(channels, axis, folds)
+def chains(
+    graph: Graph,
+    var: relax.Var,
+    channels: int,
+    axis: int,
+    folds: tuple[str, ...] = (),
+    beside: relax.Expr | None = None,
+) -> list[Chain]:
+    """All chains that begin behind a primitive's result, the longest first.
+
+    `beside` is what the primitive can put before its result, along the channels.
+    """
+    along = _Channels(channels, axis, folds, beside)
     found = [Chain(var)]
     while len(found[-1].steps) < STEPS + 1 and (longer := _longer(graph, found[-1], along)):
         found.append(longer)
@@ -75,7 +87,9 @@ def _longer(graph: Graph, chain: Chain, along: _Channels) -> Chain | None:
     # Activations first: what one of them adds or multiplies by looks like a weight.
     if active := _activated(graph, chain.result):
         return chain.then(*active)
-    return _weighted(graph, chain, along) or _joined(graph, chain, along)
+    if BESIDE in chain.steps:
+        return _joined(graph, chain, along)
+    return _weighted(graph, chain, along) or _joined(graph, chain, along) or _beside(graph, chain, along)
 
 
 def _weighted(graph: Graph, chain: Chain, along: _Channels) -> Chain | None:
@@ -114,6 +128,19 @@ def _joined(graph: Graph, chain: Chain, along: _Channels) -> Chain | None:
                 name = f"residual{len(chain.operands) or ''}"
                 return chain.then(f"{word} {name}", user, operands={**chain.operands, name: other})
     return None
+
+
+def _beside(graph: Graph, chain: Chain, along: _Channels) -> Chain | None:
+    """The input and the result side by side, and nothing else."""
+    users = graph.users(chain.result)
+    call = graph.call(users[0]) if len(users) == 1 and chain.result not in graph.outputs else None
+    if along.beside is None or call is None or call.op != tvm.ir.Op.get("relax.concat"):
+        return None
+    first, *others = call.args[0].fields
+    along_channels = int(call.attrs.axis) % len(extents(chain.result)) == along.axis
+    if not along_channels or len(others) != 1 or not first.same_as(along.beside):
+        return None
+    return chain.then(BESIDE, users[0])
 
 
 def _combined(graph: Graph, var: relax.Var, op: str) -> Iterator[tuple[relax.Var, relax.Expr]]:

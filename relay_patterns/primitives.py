@@ -32,9 +32,10 @@ def conv(graph: Graph, var: relax.Var) -> Iterator[tuple[relax.Var, Reading]]:
     how: dict[str, Any] = {name: _numbers(getattr(attrs, name)) for name in ("strides", "padding", "dilation")}
     if not depthwise:
         how |= {"groups": int(attrs.groups), "exact": _is_whole(weight)}
-    for chain in chains(graph, var, channels, axis=1, folds=_folds(weight)):
+    beside = call.args[0] if depthwise else None
+    for chain in chains(graph, var, channels, axis=1, folds=_folds(weight), beside=beside):
         op, own = "depthwise" if depthwise else "conv", {"w": weight * chain.factor}
-        yield chain.result, _with(chain, op, call.args[0], own, extents(var), how)
+        yield chain.result, _with(chain, op, call.args[0], own, extents(chain.result), how)
 
 
 def _is_whole(weight: np.ndarray) -> bool:

@@ -67,6 +67,8 @@ def _numbers(text: str) -> tuple[int, ...]:
     return tuple(int(number) for number in text.split("x")) if text else ()
 
 
+# The step behind which all channels of the input stand before those of the result, and what follows is done to both.
+BESIDE = "beside"
 # Steps that combine a result with a weight by channel, and the weight's name.
 BY_CHANNEL: Mapping[str, str] = {"bias": "b", "scale": "s"}
 
@@ -77,10 +79,16 @@ class Epilogue:
 
     A step is "bias" (adds the weight `b` by channel), "scale" (multiplies by the weight `s` by channel), an activation
     of `schedules.activations`, or "add NAME" or "multiply NAME": another tensor of the result's shape, or of one number
-    an image and channel.
+    an image and channel. "beside" makes a result twice as wide, which begins with the input as it is.
     """
 
     steps: tuple[str, ...] = ()
+
+    @property
+    def parts(self) -> tuple[Epilogue, Epilogue]:
+        """What is done to the result alone, and what is done with the input beside it."""
+        alone = self.steps.index(BESIDE) if BESIDE in self.steps else len(self.steps)
+        return Epilogue(self.steps[:alone]), Epilogue(self.steps[alone + 1 :])
 
     @property
     def operands(self) -> tuple[str, ...]:

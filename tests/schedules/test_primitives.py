@@ -131,6 +131,18 @@ def test_any_window(call: Call, here: Isa, shape: DepthwiseShape) -> None:
     assert Depthwise().problem(spec_of(shape)) == shape
 
 
+@pytest.mark.parametrize("unit", ["avx2", "half"])
+@pytest.mark.parametrize(
+    "steps", [("beside",), ("bias", "relu", "beside", "multiply other", "tanh"), ("silu", "scale", "beside")]
+)
+def test_a_depthwise_convolution_beside_what_it_reads(call: Call, steps: tuple[str, ...], unit: str) -> None:
+    shape = DepthwiseShape(2, 5, 9, 20, (3, 3), padding=(1, 1, 1, 1), epilogue=Epilogue(steps))
+    agree(*computed(call, Depthwise(), shape, *depthwise(shape), UNITS[unit], threads=2))
+    assert shape.result == (2, 5, 9, 40) and Depthwise().problem(spec_of(shape)) == shape
+    assert Depthwise().problem(spec_of(replace(shape, strides=(2, 2)))) is None
+    assert Depthwise().problem(spec_of(replace(shape, padding=(0, 0, 0, 0)))) is None
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("unit", ["avx2", "half"])
 @pytest.mark.parametrize("steps", EPILOGUES, ids=lambda steps: "+".join(steps) or "nothing")

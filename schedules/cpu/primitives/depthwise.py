@@ -1,5 +1,7 @@
 """A depthwise convolution: any kernel, strides, padding and dilation, with its epilogue.
 
+Where a model puts the input and the result side by side (a ghost module), both are written at once: the input is there.
+
 And, for blocks that make their rows themselves, one row of a 3x3 one over a channel-blocked buffer.
 """
 
@@ -19,7 +21,7 @@ from schedules.cpu.primitives import operands, windows
 from schedules.cpu.primitives.operands import Ending, Spot
 from schedules.cpu.primitives.windows import Step, Sweep, Tiling, Windows
 from schedules.machines.cpus import Isa
-from schedules.spec import Epilogue, KernelSpec
+from schedules.spec import BESIDE, Epilogue, KernelSpec
 
 TAPS = 9  # followed by the bias in the packed weights
 
@@ -106,15 +108,29 @@ class DepthwiseShape(Windows):
     epilogue: Epilogue = field(default=Epilogue(("bias",)))
     gates: tuple[str, ...] = ()
 
+    @property
+    def beside(self) -> bool:
+        """Whether the input's channels stand before the result's."""
+        return BESIDE in self.epilogue.steps
+
+    @property
+    def out_c(self) -> int:
+        return 2 * self.c if self.beside else self.c
+
+    @property
+    def keeps_size(self) -> bool:
+        return self.strides == (1, 1) and (self.out_h, self.out_w) == (self.h, self.w)
+
 
 class _Kernel(Sweep):
     shape: DepthwiseShape
 
     def __init__(self, shape: DepthwiseShape, isa: Isa, tiling: Tiling) -> None:
-        steps, self.by_channel = shape.epilogue.steps, shape.epilogue.weights
+        alone, self.behind = shape.epilogue.parts
+        self.by_channel = shape.epilogue.weights
         # A sum starts with the bias, where that is what comes first.
-        self.biased = steps[:1] == ("bias",)
-        self.epilogue = Epilogue(steps[self.biased :])
+        self.biased = alone.steps[:1] == ("bias",)
+        self.alone = Epilogue(alone.steps[self.biased :])
         self.taps = shape.kernel[0] * shape.kernel[1]
         super().__init__(Builder(isa.dtype, isa.stored), isa, shape, tiling)
 
@@ -126,12 +142,13 @@ class _Kernel(Sweep):
 
     def function(self) -> tirx.PrimFunc:
         b, shape = self.b, self.shape
-        x = b.param("x", shape.image)
-        self.ending = Ending(b, self.epilogue, shape.result, shape.gates)
+        self.x = b.param("x", shape.image)
+        self.ending = Ending(b, self.alone, shape.result, shape.gates)
+        self.both = Ending(b, self.behind, shape.result, shape.gates)
         self.pitch = (self.taps + len(self.by_channel)) * self.lanes
         self.weight = b.param("weight", (self.vectors, self.pitch // self.lanes, self.lanes))
         self.out = b.param("out", shape.result)
-        self.loops(x)
+        self.loops(self.x)
         return b.function("depthwise")
 
     def start(self, vector: Expr) -> Expr:
@@ -145,7 +162,15 @@ class _Kernel(Sweep):
         return lambda kx, total, value: total + value * taps[kx]
 
     def finish(self, spot: Spot, vector: Expr, total: Expr, rows: Expr, columns: int) -> None:
-        self.b.store(self.out, spot.place, self.ending.done(total, spot, self._packed(vector)))
+        b, shape = self.b, self.shape
+        result = self.ending.done(total, spot, self._packed(vector))
+        if shape.beside:
+            # A pixel of the output is two of the input wide: half of what comes before it is before the input's.
+            kept = b.bind("kept", b.load(self.x, (spot.place + spot.channel) // 2, self.lanes))
+            b.store(self.out, spot.place, self.both.done(kept, spot))
+            spot = spot._replace(place=spot.place + shape.c, channel=spot.channel + shape.c)
+            result = self.both.done(result, spot)
+        b.store(self.out, spot.place, result)
 
     def _packed(self, vector: Expr) -> dict[str, tuple[Buffer, Expr]]:
         """Where the weights by channel of a vector lie: behind its taps."""
@@ -154,8 +179,12 @@ class _Kernel(Sweep):
 
 
 def _reference(shape: DepthwiseShape, arrays: Arrays) -> np.ndarray:
-    out = sum((seen * arrays["w"][i, j] for i, j, seen in windows.taps(shape, arrays["x"])), np.zeros(shape.result))
-    return activations.reference(shape.epilogue.steps, out, dict(arrays))
+    out = sum((seen * arrays["w"][i, j] for i, j, seen in windows.taps(shape, arrays["x"])), np.float64(0.0))
+    alone, both = shape.epilogue.parts
+    result = activations.reference(alone.steps, out, dict(arrays))
+    if shape.beside:
+        result = np.concatenate([np.asarray(arrays["x"], np.float64), result], axis=3)
+    return activations.reference(both.steps, result, dict(arrays))
 
 
 class Depthwise(Generator):
@@ -164,14 +193,15 @@ class Depthwise(Generator):
 
     def problem(self, spec: KernelSpec) -> DepthwiseShape | None:
         high, wide, channels = spec.weight("w").shape
-        if spec.x.layout != "NHWC" or channels != spec.x.shape[3] or not operands.fit(spec, gated=True):
+        if spec.x.layout != "NHWC" or channels != spec.x.shape[3] or not operands.fit(spec, gated=True, also=(BESIDE,)):
             return None
         n, h, w, c = spec.x.shape
-        return DepthwiseShape(
+        problem = DepthwiseShape(
             *(n, h, w, c, (high, wide), spec["strides"], spec["padding"], spec["dilation"]),
             epilogue=spec.epilogue,
             gates=operands.gates(spec),
         )
+        return problem if problem.keeps_size or not problem.beside else None
 
     def default_for(self, problem: DepthwiseShape, unit: Isa, threads: int) -> Tiling:
         return windows.default(problem, _unit(problem, unit), threads)

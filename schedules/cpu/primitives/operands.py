@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,16 +15,18 @@ from schedules.spec import BY_CHANNEL, Epilogue, KernelSpec, Tensor
 PARAMETERS = {"b": "bias", "s": "scale"}
 
 
-def fit(spec: KernelSpec, own: int = 1, gated: bool = False) -> bool:
+def fit(spec: KernelSpec, own: int = 1, gated: bool = False, also: Collection[str] = ()) -> bool:
     """Whether the inputs after the kernel's own are the operands of its epilogue, and its steps are known.
 
     An operand has the result's shape; if `gated`, it may have one number an image and channel instead. No input may
-    be a view, whose elements would lie elsewhere.
+    be a view, whose elements would lie elsewhere. `also` are steps that only this kernel knows.
     """
     others = spec.inputs[own:]
     named = tuple(each.name for each in others) == spec.epilogue.operands
     words = [step.partition(" ") for step in spec.epilogue.steps]
-    known = all(word in (("add", "multiply") if name else {*BY_CHANNEL, *ACTIVATIONS}) for word, _, name in words)
+    known = all(
+        word in (("add", "multiply") if name else {*BY_CHANNEL, *ACTIVATIONS, *also}) for word, _, name in words
+    )
     whole = not any(each.strides for each in spec.inputs)
     return (
         named

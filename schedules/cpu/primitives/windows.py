@@ -59,12 +59,16 @@ class Windows:
         return (self.w + self.padding[1] + self.padding[3] - self.span[1]) // self.strides[1] + 1
 
     @property
+    def out_c(self) -> int:
+        return self.c
+
+    @property
     def result(self) -> tuple[int, ...]:
-        return self.n, self.out_h, self.out_w, self.c
+        return self.n, self.out_h, self.out_w, self.out_c
 
     @property
     def flops(self) -> int:
-        return 2 * math.prod(self.result) * math.prod(self.kernel)
+        return 2 * self.n * self.out_h * self.out_w * self.c * math.prod(self.kernel)
 
     def present(self, x: int, column: int) -> bool:
         """Whether a column, seen from the window of result x, is in the image."""
@@ -170,7 +174,7 @@ class Sweep(ABC):
         channel = b.compute_once("channel", channel)
         top = b.compute_once("top", y * shape.strides[0] - shape.padding[0])
         source = b.compute_once("source", (image * shape.h + top) * shape.w * shape.c + channel)
-        target = b.compute_once("target", (image * shape.out_h + y) * shape.out_w * shape.c + channel)
+        target = b.compute_once("target", (image * shape.out_h + y) * shape.out_w * shape.out_c + channel)
         # The rows of the windows that are in the image.
         begin = b.compute_once("ky_begin", maximum(0, (down - 1 - top) // down))
         end = b.compute_once("ky_end", minimum(high, (shape.h - top + down - 1) // down))
@@ -243,7 +247,7 @@ class _Strip:
         for i, total in enumerate(sums):
             columns = sum(present(i * shape.strides[1] + kx * shape.dilation[1]) for kx in range(shape.kernel[1]))
             result = b.bind("total", b.load(total, 0, lanes))
-            spot = self.target._replace(place=self.target.place + (x + i) * shape.c)
+            spot = self.target._replace(place=self.target.place + (x + i) * shape.out_c)
             sweep.finish(spot, self.vector, result, end - begin, columns)
 
     def _windows(self, column: int, size: int) -> list[tuple[int, int]]:
