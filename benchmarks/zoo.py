@@ -3,6 +3,7 @@
 
     python benchmarks/zoo.py [--resume]             build all and write the table
     python benchmarks/zoo.py --speed [--resume]     and time each at one and at two threads
+    python benchmarks/zoo.py --speed --tune 10 --draw 6 --threads 2    six of them, tuned for ten minutes each
     python benchmarks/zoo.py --gpu [--resume]       for GPUs, at 64 pixels, in float32 and float16
     python benchmarks/zoo.py --models timm:resnet18,mine.onnx --variants plain,features
 
@@ -30,6 +31,7 @@ import json
 import math
 import multiprocessing
 import os
+import random
 import runpy
 import subprocess
 import sys
@@ -97,7 +99,7 @@ class Job:
 
 def main() -> int:
     options = _options()
-    file = options.out / ("zoo-gpu.json" if options.gpu else "zoo.json")
+    file = options.out / f"{'zoo-gpu' if options.gpu else 'zoo-tuned' if options.tune else 'zoo'}.json"
     told = gpu_table if options.gpu else table
     rows: list[Row] = json.loads(file.read_text()) if options.resume and file.exists() else []
     for job in _jobs(options):
@@ -108,7 +110,7 @@ def main() -> int:
         say(f"    {json.dumps({name: value for name, value in rows[-1].items() if name != 'speed'})}")
         _write(file, json.dumps(rows, indent=1) + "\n")
         _write(file.with_suffix(".md"), told(rows))
-        if options.out == RESULTS and not options.gpu:
+        if options.out == RESULTS and not (options.gpu or options.tune):
             _write(TESTED, json.dumps(tested(rows), indent=1) + "\n")
     print(told(rows), end="")
     return 1 if any("error" in row for row in rows) else 0
@@ -123,12 +125,18 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--image-size", help="in place of each model's own")
     parser.add_argument("--speed", action="store_true", help="also time each beside other runtimes")
     parser.add_argument("--gpu", action="store_true", help=f"for {', '.join(GPUS)}, plain, at --image-size or 64")
+    parser.add_argument("--tune", type=float, help="first tune each for so many minutes, for each of --threads")
+    parser.add_argument("--draw", type=int, help="no more than so many of the models, drawn by --seed")
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=lambda text: text.split(","), default=["1", "2"])
     parser.add_argument("--against", default="onnxruntime,openvino,ncnn,torch-compile")
     parser.add_argument("--seconds", type=float, default=5.0, help="measuring time of each runtime")
     parser.add_argument("--minutes", type=float, default=15.0, help="the longest that one build may take")
     parser.add_argument("--resume", action="store_true", help="keep the rows that --out has already")
-    return parsed(parser, SHORT)
+    options = parsed(parser, SHORT)
+    if options.tune:
+        options.variants = [f"tuned for {options.tune:g} min"]
+    return options
 
 
 def _variants(text: str) -> list[str]:
@@ -141,16 +149,17 @@ def _variants(text: str) -> list[str]:
 
 def _jobs(options: argparse.Namespace) -> Iterator[Job]:
     if options.gpu:
-        for model, target, dtype in product(options.models or _named(MODELS), GPUS, ("float32", "float16")):
+        for model, target, dtype in product(_drawn(MODELS, options), GPUS, ("float32", "float16")):
             yield Job(model, f"{target} {dtype}", target, dtype)
         return
     for variant in options.variants:
-        for model in options.models or _named(VARIANTS[variant]):
+        for model in _drawn(VARIANTS.get(variant, MODELS), options):
             yield Job(model, variant, options.target, options.dtype)
 
 
-def _named(models: Sequence[str]) -> list[str]:
-    return [f"timm:{name}" for name in models]
+def _drawn(named: Sequence[str], options: argparse.Namespace) -> list[str]:
+    models = options.models or [f"timm:{name}" for name in named]
+    return random.Random(options.seed).sample(models, options.draw) if options.draw else models
 
 
 def _is_done(row: Row, options: argparse.Namespace) -> bool:
@@ -175,7 +184,11 @@ def row_of(job: Job, options: argparse.Namespace) -> Row:
             line = ["--target", job.target, "--dtype", job.dtype, *BUILT_WITH.get(job.variant, [])]
             size = options.image_size or ("64" if options.gpu else None)
             line += ["--image-size", size] if size else []
-            line += ["--model", model, "--out", scratch]
+            line += ["--model", model]
+            if options.tune:
+                row["trials"] = {count: _tuned(line, count, Path(scratch), options) for count in options.threads}
+                line += ["--store", scratch]
+            line += ["--out", scratch]
             built = _built(["--no-cache", *line], options.minutes * 60)
             manifest = json.loads(Path(built["manifest"]).read_text())
             row |= {
@@ -300,6 +313,13 @@ def _exported(job: Job, scratch: Path, options: argparse.Namespace) -> str:
 def _cut(line: list[str], threads: str, options: argparse.Namespace) -> str:
     """The artifact for so many threads: work that is cut for two costs one thread a little more."""
     return str(_built([*line, "--threads", threads], options.minutes * 60)["artifact"])
+
+
+def _tuned(line: list[str], threads: str, store: Path, options: argparse.Namespace) -> int:
+    """Records for so many threads, in a store that had none; how many trials that took."""
+    how = ["--threads", threads, "--minutes", str(options.tune), "--store", str(store), "--json"]
+    command = [sys.executable, "-m", "saevit_tvm", "tune", *line, *how]
+    return int(json.loads(_done(command, (options.minutes + options.tune) * 60))["trials"])
 
 
 def _timed(artifact: str, threads: str, options: argparse.Namespace) -> list[Row]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import json
+from pathlib import Path
 
 import pytest
 
@@ -49,7 +51,7 @@ def test_the_peak_is_more_than_a_scalar_core_has(script) -> None:
 
 def test_for_gpus_each_model_is_built_for_each_in_both_types(script) -> None:
     zoo = script("zoo")
-    jobs = list(zoo._jobs(argparse.Namespace(gpu=True, models=["mine.onnx"], variants=[])))
+    jobs = list(zoo._jobs(argparse.Namespace(gpu=True, models=["mine.onnx"], draw=None)))
     assert len({job.key for job in jobs}) == len(jobs) == 8
     assert {(job.target, job.dtype) for job in jobs} == {
         (target, dtype)
@@ -70,3 +72,17 @@ def test_for_gpus_each_model_is_built_for_each_in_both_types(script) -> None:
         "",
         "2 of 3 build; at the most 1.3 % of the multiply-adds are by rules.",
     ]
+
+
+@pytest.mark.slow
+def test_a_drawn_model_is_tuned_and_timed(script, run, tmp_path: Path) -> None:
+    zoo = script("zoo")
+    some = ["timm:test_vit", "timm:test_convnext", "timm:test_resnet"]
+    (drawn,) = zoo._drawn([], argparse.Namespace(models=some, draw=1, seed=7))
+    line = f"--speed --tune 0.1 --models {','.join(some)} --draw 1 --seed 7 --threads 1 --seconds 0.1"
+    done = run("zoo.py", *line.split(), "--against", "onnxruntime", "--image-size", "32")
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads((tmp_path / "zoo-tuned.json").read_text())
+    assert (row["model"], row["variant"]) == (drawn, "tuned for 0.1 min") and row["trials"]["1"] > 0
+    assert {each["name"] for each in row["speed"]} == {"saevit-tvm", "onnxruntime"}
+    assert f"| {drawn.removeprefix('timm:')} | tuned for 0.1 min |" in (tmp_path / "zoo-tuned.md").read_text()
