@@ -29,6 +29,7 @@ EPILOGUE = "epilogue"  # the field of kernels that have one
 Weights = Mapping[str, np.ndarray]  # constants by name
 
 TEXEL = 4  # numbers that one read of an image gives
+BARRIER = 'T.evaluate(T.tvm_storage_sync("shared"))'  # for a work-group, and what it wrote into local memory
 INDICES = 16  # registers that a work-item needs for positions, addresses and what is under way
 
 # A kernel that TVM's runtime launches with this begins while the one before it ends: its blocks are in place before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -16,13 +17,14 @@ from schedules.gpu.launch import Launch, Launches, Limits, Weights
 from schedules.gpu.primitives.attention import Attention
 from schedules.gpu.primitives.depthwise import MOST_TAPS, Depthwise
 from schedules.gpu.primitives.head import Head
-from schedules.gpu.primitives.linear import Linear
-from schedules.gpu.primitives.norm import LayerNorm
+from schedules.gpu.primitives.norm import GroupNorm, LayerNorm
 from schedules.gpu.primitives.pool import Mean, Pool
 from schedules.gpu.primitives.softmax import Softmax
-from schedules.gpu.primitives.tensor import convolution
+from schedules.gpu.primitives.tensor_conv import convolution
+from schedules.gpu.primitives.tensor_linear import linear
 from schedules.spec import BY_CHANNEL, FLOAT, Epilogue, KernelSpec
 
+MOST_ITEMS = 65535  # work-groups along a third axis, on NVIDIA's
 OPERANDS = {"add": "residual", "multiply": "gate"}  # what kernels call the other tensors of an epilogue
 
 
@@ -108,14 +110,25 @@ def _depthwise(spec: KernelSpec, _limits: Limits, dtype: str, _given: str) -> li
     return [Launch(Depthwise(n, c, h, w, **fields), ("x", "w", *finish.reads), "out")]
 
 
-def _linear(spec: KernelSpec, _limits: Limits, dtype: str, given: str) -> list[Launch] | None:
+def _linear(spec: KernelSpec, limits: Limits, dtype: str, given: str) -> list[Launch] | None:
     *tokens, c = spec.x.shape
     within, k = spec.weight("w").shape
     finish = _finish(spec)
     if within != c or finish is None:
         return None
-    kernel = Linear(tuple(tokens), c, k, finish.epilogue, stored_as(dtype), given)
+    fields = {"tokens": tuple(tokens), "c": c, "k": k, "epilogue": finish.epilogue, "dtype": dtype, "given": given}
+    kernel = linear(limits, **fields)
     return [Launch(kernel, ("x", "w", *finish.reads), "out")]
+
+
+def _matmul(spec: KernelSpec, limits: Limits, dtype: str, given: str) -> list[Launch] | None:
+    x, y = (each.shape for each in spec.inputs[:2])
+    finish = _finish(spec)
+    if finish is None or x[:-2] != y[:-2] or x[-1] != y[-2] or math.prod(x[:-2]) > MOST_ITEMS:
+        return None
+    fields = {"tokens": x[:-1], "c": y[-2], "k": y[-1], "epilogue": finish.epilogue, "dtype": dtype, "given": given}
+    kernel = linear(limits, **fields, own=True)
+    return [Launch(kernel, ("x", "y", *finish.reads), "out")]
 
 
 def _attention(spec: KernelSpec, _limits: Limits, dtype: str, given: str) -> list[Launch] | None:
@@ -137,6 +150,16 @@ def _layer_norm(spec: KernelSpec, _limits: Limits, dtype: str, given: str) -> li
     if finish is None or any(each.shape != (c,) for each in spec.weights):
         return None
     kernel = LayerNorm(tuple(lead), c, finish.epilogue, stored_as(dtype), given, eps=spec["eps"])
+    return [Launch(kernel, ("x", "g", "b", *finish.reads), "out")]
+
+
+def _group_norm(spec: KernelSpec, _limits: Limits, dtype: str, given: str) -> list[Launch] | None:
+    n, c, h, w = spec.x.shape
+    finish, groups = _finish(spec, bias="bias"), spec["groups"]
+    if finish is None or c % groups or any(each.shape != (c,) for each in spec.weights):
+        return None
+    fields = {"eps": spec["eps"], "positions": h * w, "height": h}
+    kernel = GroupNorm((n, groups), c // groups * h * w, finish.epilogue, stored_as(dtype), given, **fields)
     return [Launch(kernel, ("x", "g", "b", *finish.reads), "out")]
 
 
@@ -223,8 +246,10 @@ PLANNERS: Mapping[str, Planner] = {
     "conv": Planner(_conv, finishes=True),
     "depthwise": Planner(_depthwise, finishes=True),
     "linear": Planner(_linear, layout="", finishes=True),
+    "matmul": Planner(_matmul, layout="", finishes=True),
     "attention": Planner(_attention, layout="", finishes=True),
     "layer_norm": Planner(_layer_norm, layout="", finishes=True),
+    "group_norm": Planner(_group_norm, finishes=True),
     "softmax": Planner(_softmax, layout="", finishes=True),
     "pool": Planner(_pool, finishes=True),
     "mean": Planner(_mean, finishes=True),

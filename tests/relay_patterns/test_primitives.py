@@ -407,7 +407,7 @@ def test_a_spec_that_is_refused_is_offered_with_less() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["gated", "scaled", "endings"])
+@pytest.mark.parametrize("name", ["gated", "scaled", "endings", "groups", "linearised"])
 def test_a_gpu_takes_all_of_them_too(name: str) -> None:
     assert found(name, lambda spec: plan.accepts(spec, GENERIC)) == EXPECTED[name][1]
 
@@ -424,7 +424,7 @@ class All(nn.Module):
         return tuple(each for result in results for each in (result if isinstance(result, tuple) else (result,)))
 
 
-MOVING = ("windowed", "groups")  # windows that are moved, and a norm that has no kernel of ours on GPUs
+MOVING = ("windowed", "groups")  # windows that are moved, and a norm over images
 TOKENS = ("masked attention", "pooled")  # with all kinds of primitives but depthwise convolutions
 
 

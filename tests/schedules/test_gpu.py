@@ -41,7 +41,7 @@ from schedules.gpu.primitives.norm import LayerNorm
 from schedules.gpu.primitives.pool import Mean, Pool
 from schedules.gpu.primitives.reduce import CommonPart
 from schedules.gpu.primitives.softmax import Softmax
-from schedules.gpu.primitives.tensor import TensorConv
+from schedules.gpu.primitives.tensor_conv import TensorConv
 from schedules.gpu.registry import KERNELS, chosen_tiling, declare, expand, kernel_of, tilings
 from schedules.kernels import declare as declare_spec
 from schedules.kernels import tiled

@@ -1,4 +1,4 @@
-"""Attention, layer norm, softmax and pooling of GPUs, run by an OpenCL driver (PoCL) and held against numpy.
+"""Attention, products, norms, softmax and pooling of GPUs, run by an OpenCL driver (PoCL) and held against numpy.
 
 All kernels are in one library, which is compiled once. Results start as NaN, so that gaps show.
 """
@@ -20,6 +20,8 @@ from saevit_tvm.runtime import opencl
 from schedules import activations
 from schedules.cpu.generator import Generator
 from schedules.cpu.primitives.attention import Attention
+from schedules.cpu.primitives.group_norm import GroupNorm
+from schedules.cpu.primitives.matmul import Matmul
 from schedules.cpu.primitives.norm import LayerNorm
 from schedules.cpu.primitives.pool import Mean, Pool
 from schedules.cpu.primitives.softmax import Softmax
@@ -30,7 +32,10 @@ from schedules.gpu.registry import declare, kernel_of
 from schedules.machines.gpus import CUDA_LIMITS, GENERIC, LIMITS, Limits
 from schedules.spec import BY_CHANNEL, Epilogue, KernelSpec, Tensor
 
-FAMILIES: dict[str, Generator] = {each.OP: each for each in (Attention(), LayerNorm(), Softmax(), Pool(), Mean())}
+FAMILIES: dict[str, Generator] = {
+    each.OP: each for each in (Attention(), Matmul(), LayerNorm(), GroupNorm(), Softmax(), Pool(), Mean())
+}
+NORMS, IMAGES = ("layer_norm", "group_norm"), ("pool", "group_norm")
 # As other devices have it, for a driver that has no arithmetic in float16.
 MALI, ADRENO, NVIDIA = (
     replace(each, half=False, tensor_cores=()) for each in (LIMITS["mali"], LIMITS["adreno"], CUDA_LIMITS["sm_80"])
@@ -71,16 +76,16 @@ def spec_of(
     op: str, inputs: Mapping[str, tuple[int, ...]], out: tuple[int, ...], steps: str = "", **attrs: Any
 ) -> KernelSpec:
     """As a pattern writes it. Channels are the last axis, or the second of an image."""
-    layout = "NCHW" if op in ("pool", "mean") else ""
+    layout = "NCHW" if op in (*IMAGES, "mean") else ""
     epilogue = Epilogue(tuple(step for step in steps.split(", ") if step))
     result = Tensor("out", out, layout=layout if len(out) == 4 else "")
     tensors = [Tensor(name, shape, layout=layout) for name, shape in inputs.items()]
     shapes = {name: (*out[:2], 1, 1) if name.startswith(PLANE) else out for name in epilogue.operands}
     tensors += [replace(result, name=name, shape=shape) for name, shape in shapes.items()]
-    channels = out[1] if op == "pool" else out[-1]
-    weights = [Tensor("g", (channels,))] if op == "layer_norm" else []
-    weights += [Tensor("b", (channels,))] if op == "layer_norm" else []  # its own
-    named = {**BY_CHANNEL, "bias": "bias" if op == "layer_norm" else "b"}
+    channels = out[1] if op in IMAGES else out[-1]
+    weights = [Tensor("g", (channels,))] if op in NORMS else []
+    weights += [Tensor("b", (channels,))] if op in NORMS else []  # its own
+    named = {**BY_CHANNEL, "bias": "bias" if op in NORMS else "b"}
     weights += [Tensor(name, (channels,)) for step, name in named.items() if step in epilogue.steps]
     return KernelSpec.of(op, tensors, weights, [result], attrs, epilogue.steps)
 
@@ -94,6 +99,14 @@ def attention(
 
 def rows(op: str, *shape: int, steps: str = "") -> KernelSpec:
     return spec_of(op, {"x": shape}, shape, steps, **({"eps": 1e-3} if op == "layer_norm" else {}))
+
+
+def product(*lead: int, m: int, c: int, k: int, steps: str = "") -> KernelSpec:
+    return spec_of("matmul", {"x": (*lead, m, c), "y": (*lead, c, k)}, (*lead, m, k), steps)
+
+
+def group_norm(x: tuple[int, ...], groups: int, steps: str = "") -> KernelSpec:
+    return spec_of("group_norm", {"x": x}, x, steps, groups=groups, eps=1e-3)
 
 
 def pool(x: tuple[int, ...], out: tuple[int, ...], mode: str, steps: str = "", **attrs: Any) -> KernelSpec:
@@ -122,6 +135,14 @@ CASES = [
     Case(rows("layer_norm", 3, 421), MALI, "float16"),  # more of a row than registers hold
     Case(rows("layer_norm", 3, 1, steps="multiply gate"), ADRENO, seed=2),
     Case(rows("layer_norm", 3, 12, steps="relu, scale, bias")),
+    Case(group_norm((2, 12, 5, 8), 3, "relu, scale, bias, add residual")),
+    Case(group_norm((1, 6, 3, 3), 1, "multiply gate"), MALI, "float16"),
+    Case(group_norm((2, 8, 31, 29), 8), ADRENO, seed=1),  # one channel each, of no even number
+    Case(product(2, 3, m=9, c=21, k=12, steps="bias, gelu")),
+    Case(product(5, m=16, c=49, k=16, steps="add residual"), MALI, "float16"),
+    Case(product(2, m=33, c=16, k=40, steps="multiply gate, scale"), ADRENO),  # through local memory
+    Case(product(1, 3, m=7, c=5, k=3), NVIDIA, "float16", seed=2, given="float32"),
+    Case(product(m=1, c=8, k=24, steps="relu"), GENERIC),
     Case(rows("softmax", 2, 25, 48, steps="bias, tanh, multiply gate"), ADRENO),
     Case(rows("softmax", 3, 1605), GENERIC, "float16", given="float32"),
     Case(rows("softmax", 1, 5), NVIDIA, seed=1),
@@ -154,7 +175,7 @@ def expected(case: Case, arrays: Arrays) -> np.ndarray:
     """By the references of the CPU's generators, which have images channels last, and an epilogue apart."""
     spec, steps = case.spec, case.spec.epilogue
     inputs = tuple(each for each in spec.inputs if each.name not in steps.operands)
-    weights = spec.weights[:2] if spec.op == "layer_norm" else ()
+    weights = spec.weights[:2] if spec.op in NORMS else ()
     plain = replace(spec, inputs=inputs, weights=weights, epilogue=Epilogue())
     image = bool(spec.x.layout)
     with np.errstate(all="ignore"):
@@ -162,7 +183,7 @@ def expected(case: Case, arrays: Arrays) -> np.ndarray:
         out = FAMILIES[spec.op].reference(plain.laid_out("NHWC") if image else plain, turned)
         named = {"b": arrays.get("bias", arrays.get("b")), "s": arrays.get("s")}
         by_channel, out = {name: each for name, each in named.items() if each is not None}, out.astype("float64")
-        if spec.op == "pool":
+        if spec.op in IMAGES:
             out = out.transpose(0, 3, 1, 2)
             by_channel = {name: each[:, None, None] for name, each in by_channel.items()}
         return activations.reference(steps.steps, out, {**arrays, **by_channel})
@@ -312,6 +333,8 @@ def test_what_there_are_no_kernels_for_is_declined() -> None:
         replace(heads, inputs=(q, k, v, Tensor("mask", (2, 2, 9, 20)))),
         replace(heads, inputs=(q, k, v, Tensor("mask", (9, 21)))),
         replace(heads, inputs=(replace(q, strides=(1, 1, 1, 1)), k, v)),
+        product(70000, m=1, c=2, k=2),
+        replace(group_norm((1, 8, 4, 4), 2), weights=(Tensor("g", (8,)), Tensor("b", (4,)))),
     ):
         assert not accepts(spec, GENERIC) and plan(spec, {}, GENERIC) is None
 
@@ -325,6 +348,8 @@ def test_every_device_has_tilings(name: str) -> None:
         attention(64, 49, 49, 3, 32, 32, mask=(64, 3, 49, 49)),
         attention(1, 1, 1024, 1, 512, 512, "bias, add residual"),
         rows("layer_norm", 1, 197, 768),
+        group_norm((1, 96, 56, 56), 1),
+        product(8, m=16, c=3136, k=16),
         rows("softmax", 1, 1000),
         pool((1, 64, 112, 112), (56, 56), "max", **HALVED),
         mean(1, 1280, 7, 7),

@@ -1,4 +1,4 @@
-"""Convolutions on tensor cores, where there are none.
+"""Convolutions and linear layers on tensor cores, where there are none.
 
 The CUDA sources are compiled for this CPU and run there, block by block, with products of matrices emulated
 (saevit_tvm/emulators/cuda_driver): all of a kernel but what tensor cores do. NVIDIA's compiler then makes the real
@@ -29,7 +29,10 @@ from schedules.dtypes import stored_as
 from schedules.gpu.epilogue import BIAS_GELU, BIAS_RESIDUAL
 from schedules.gpu.primitives.conv import Conv, Convolution
 from schedules.gpu.primitives.fragments import ARITHMETICS
-from schedules.gpu.primitives.tensor import TensorConv, Tiling, convolution
+from schedules.gpu.primitives.linear import Layer
+from schedules.gpu.primitives.tensor import Tiling
+from schedules.gpu.primitives.tensor_conv import TensorConv, convolution
+from schedules.gpu.primitives.tensor_linear import TensorLinear, linear
 from schedules.gpu.registry import declare, kernel_of
 from schedules.machines.gpus import CUDA_LIMITS, LIMITS
 from schedules.spec import Epilogue
@@ -65,19 +68,34 @@ def cases(dtype: str) -> list[tuple[TensorConv, Tiling | None]]:
     ]
 
 
-def inputs(kernel: Convolution) -> list[np.ndarray]:
+def linears(dtype: str) -> list[tuple[TensorLinear, Tiling | None]]:
+    same, own = SAME[dtype], {"own": True}
+    return [
+        (TensorLinear((2, 25), 48, 40, epilogue=BIAS_GELU, **same), None),
+        (TensorLinear((197,), 33, 17, epilogue=BIAS_RESIDUAL, **same), None),  # nothing is a multiple of 16
+        (TensorLinear((1, 49), 200, 96, epilogue=Epilogue(("tanh", "scale", "multiply gate")), **same), None),
+        (TensorLinear((70,), 20, 100, dtype=dtype, given="float32"), Tiling(3, 1, 2, 1, 64)),
+        (TensorLinear((2, 3, 20), 24, 36, epilogue=Epilogue(("add residual", "relu")), **own, **same), None),
+        (TensorLinear((5, 18), 49, 32, epilogue=Epilogue(), **own, **same), Tiling(2, 2, 1, 2, 16)),
+    ]
+
+
+def inputs(kernel: Convolution | Layer) -> list[np.ndarray]:
     """Numbers of a size that keeps sums near one, as the kernel stores them; short enough for its arithmetic."""
     stream, short = np.random.RandomState(0), "bfloat16" if kernel.dtype == "bfloat16" else "float16"
     found = []
     for name, buffer in kernel.reads.items():
-        size = (kernel.c * kernel.taps) ** -0.5 if name in ("w", "dec_w") else 1.0
+        size = (kernel.c * getattr(kernel, "taps", 1)) ** -0.5 if name in ("w", "dec_w") else 1.0
         found.append((stream.standard_normal(buffer.extents) * size).astype(short).astype(buffer.dtype))
     return found
 
 
-def expected(kernel: Convolution, values: list[np.ndarray]) -> np.ndarray:
+def expected(kernel: Convolution | Layer, values: list[np.ndarray]) -> np.ndarray:
     exact = (torch.from_numpy(value.astype("float64")) for value in values)
     given = dict(zip(kernel.reads, exact, strict=True))
+    if isinstance(kernel, Layer):
+        named = {"s" if name == "factor" else name: value.numpy() for name, value in given.items()}
+        return reference(kernel.epilogue.steps, (given["x"] @ given["w"]).numpy(), named)
     weight = given["w"].reshape(*kernel.kernel, kernel.c, kernel.k).permute(3, 2, 0, 1)
     above, left, below, right = kernel.padding
     padded = F.pad(given["x"], (left, right, above, below))
@@ -91,7 +109,7 @@ def expected(kernel: Convolution, values: list[np.ndarray]) -> np.ndarray:
     return reference(kernel.epilogue.steps, out.numpy(), {name: value.numpy() for name, value in operands.items()})
 
 
-def source_of(kernels: Sequence[tuple[Convolution, Tiling | None]], sm: str = "sm_90") -> str:
+def source_of(kernels: Sequence[tuple[Convolution | Layer, Tiling | None]], sm: str = "sm_90") -> str:
     """Kernels with their tilings as CUDA C++, named k0, k1 ..."""
     import tvm
 
@@ -114,7 +132,9 @@ class Kernels:
             for name, told in re.findall(r"__global__ void __launch_bounds__\(\d+\) (\w+)_kernel\((.*)\);", source)
         }
 
-    def run(self, name: str, kernel: Convolution, tiling: Tiling | None, values: list[np.ndarray]) -> np.ndarray:
+    def run(
+        self, name: str, kernel: Convolution | Layer, tiling: Tiling | None, values: list[np.ndarray]
+    ) -> np.ndarray:
         """The result starts as NaN, so that gaps show; and what is behind a buffer is NaN, if somebody reads it."""
         program = kernel.program(LIMITS_90, tiling or kernel.default(LIMITS_90))
         out = np.full(kernel.out.extents, np.nan, kernel.out.dtype)
@@ -127,7 +147,7 @@ class Kernels:
         return out
 
 
-def agree(kernels: list[tuple[TensorConv, Tiling | None]], folder: Path) -> None:
+def agree(kernels: Sequence[tuple[TensorConv | TensorLinear, Tiling | None]], folder: Path) -> None:
     """All in one library."""
     library = Kernels(source_of(kernels), folder)
     for i, (kernel, tiling) in enumerate(kernels):
@@ -145,6 +165,13 @@ def agree(kernels: list[tuple[TensorConv, Tiling | None]], folder: Path) -> None
 @pytest.mark.parametrize("dtype", ARITHMETICS)
 def test_convolutions(dtype: str, tmp_path: Path) -> None:
     agree(cases(dtype), tmp_path)
+
+
+@pytest.mark.slow
+@emulation
+@pytest.mark.parametrize("dtype", ARITHMETICS)
+def test_linear_layers(dtype: str, tmp_path: Path) -> None:
+    agree(linears(dtype), tmp_path)
 
 
 @pytest.mark.slow
@@ -237,14 +264,28 @@ def test_tensor_cores_are_used_where_they_are_and_pay() -> None:
     assert isinstance(convolution(LIMITS_90, **few | {"n": 2}, **HALF), TensorConv)
 
 
+def test_linear_layers_use_them_likewise() -> None:
+    for dtype, same in SAME.items():
+        layer, head = ({"tokens": tokens, "c": 192, "k": 768, **same} for tokens in ((1, 197), (1,)))
+        new, old = (linear(CUDA_LIMITS[sm], **layer) for sm in ("sm_90", "sm_75"))
+        assert isinstance(new, TensorLinear)
+        assert isinstance(old, TensorLinear) == (dtype == "float16") and old.out == new.out
+        one = linear(LIMITS_90, **head)  # token, of the sixteen that would be computed
+        assert not isinstance(one, TensorLinear) and one.dtype == stored_as(dtype)
+
+
 def test_few_columns_are_shared_by_more_work_groups() -> None:
     """A work-group of many is large; at batch 1 they are small, so that there are more of them."""
     many, one = (TensorConv(n, 14, 14, 768, 192, **HALF).default(LIMITS_90) for n in (64, 1))
     assert many.tall * many.broad > 2 * one.tall * one.broad
 
 
-@pytest.mark.parametrize("kernel", [cases("bfloat16")[0][0], cases("tf32")[4][0]], ids=["pointwise", "taps"])
-def test_every_tiling_offered_fits_the_gpu(kernel: TensorConv) -> None:
+@pytest.mark.parametrize(
+    "kernel",
+    [cases("bfloat16")[0][0], cases("tf32")[4][0], linears("float16")[0][0]],
+    ids=["pointwise", "taps", "linear"],
+)
+def test_every_tiling_offered_fits_the_gpu(kernel: TensorConv | TensorLinear) -> None:
     """And what a program is said to use is what its loops use."""
     from saevit_tvm.backends.launches import read, usage
 
@@ -258,7 +299,7 @@ def test_every_tiling_offered_fits_the_gpu(kernel: TensorConv) -> None:
 
 def test_a_declaration_says_what_it_declares() -> None:
     for dtype in ARITHMETICS:
-        for kernel, _ in cases(dtype):
+        for kernel, _ in [*cases(dtype), *linears(dtype)]:
             assert kernel_of(declare(kernel)) == kernel
 
 
@@ -276,7 +317,8 @@ def test_nvidias_compiler_makes_tensor_instructions(dtype: str) -> None:
     wide = TensorConv(64, 14, 14, 192, 768, epilogue=BIAS_GELU, **SAME[dtype])
     # By itself the compiler spills a few numbers of this one in float16, for a fifth block on a multiprocessor.
     deep = TensorConv(64, 7, 7, 1280, 320, epilogue=BIAS_RESIDUAL, rank_one=True, **SAME[dtype])
-    source = source_of([(wide, None), (deep, None), cases(dtype)[0], cases(dtype)[4]], oldest)
+    layer = TensorLinear((64, 197), 192, 768, epilogue=BIAS_GELU, **SAME[dtype])
+    source = source_of([(wide, None), (deep, None), (layer, None), cases(dtype)[0], cases(dtype)[4]], oldest)
     kernels = compile_kernels(source, (oldest, "sm_90", "sm_100")).report["kernels"]
-    assert len(kernels) == 4
+    assert len(kernels) == 5
     assert all(each["tensor_products"] > 0 == each["spill_bytes"] == each["stack_bytes"] for each in kernels.values())

@@ -167,6 +167,11 @@ void load_matrix_sync(fragment<matrix_a, 16, 16, k, T, col_major> &into, const S
 }
 
 template <int k, class T, class Stored>
+void load_matrix_sync(fragment<matrix_a, 16, 16, k, T, row_major> &into, const Stored *from, unsigned stride) {
+    for (int q = 0; q < k; ++q) into.x[q] = static_cast<float>(from[lane_row() * stride + q]);
+}
+
+template <int k, class T, class Stored>
 void load_matrix_sync(fragment<matrix_b, 16, 16, k, T, row_major> &into, const Stored *from, unsigned stride) {
     for (int q = 0; q < k; ++q)
         for (int v = 0; v < 8; ++v) into.x[q * 8 + v] = static_cast<float>(from[q * stride + lane_column() + v]);
@@ -194,8 +199,8 @@ static inline float __float_to_tf32(float x) {
     return seen<precision::tf32>(x);
 }
 
-template <class A, class B, class T, int k>
-void multiply(float *sums, const fragment<A, 16, 16, k, T, col_major> &a, const fragment<B, 16, 16, k, T, row_major> &b) {
+template <class A, class B, class T, class Layout, int k>
+void multiply(float *sums, const fragment<A, 16, 16, k, T, Layout> &a, const fragment<B, 16, 16, k, T, row_major> &b) {
     for (int q = 0; q < k; ++q)
         for (int v = 0; v < 8; ++v) sums[v] += seen<T>(a.x[q]) * seen<T>(b.x[q * 8 + v]);
 }

@@ -11,7 +11,7 @@ from schedules.gpu.fused.saa_plan import BATCH
 from schedules.gpu.launch import Launch, Limits, Weights
 from schedules.gpu.primitives.depthwise import Depthwise
 from schedules.gpu.primitives.reduce import CommonPart
-from schedules.gpu.primitives.tensor import convolution
+from schedules.gpu.primitives.tensor_conv import convolution
 from schedules.spec import KernelSpec
 
 

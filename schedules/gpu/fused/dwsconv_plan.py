@@ -6,7 +6,7 @@ from schedules.dtypes import stored_as
 from schedules.gpu.epilogue import BIAS_GELU, BIAS_RESIDUAL
 from schedules.gpu.launch import Launch, Limits
 from schedules.gpu.primitives.depthwise import Depthwise
-from schedules.gpu.primitives.tensor import convolution
+from schedules.gpu.primitives.tensor_conv import convolution
 from schedules.spec import KernelSpec
 
 

@@ -11,7 +11,7 @@ from schedules.gpu.epilogue import BIAS_RESIDUAL
 from schedules.gpu.fused.saa import SAA, Attend, Recover, Sample
 from schedules.gpu.fused.saa_batch import BatchSample, Mix, Normalise, Spread
 from schedules.gpu.launch import Launch, Limits, Weights
-from schedules.gpu.primitives.tensor import convolution
+from schedules.gpu.primitives.tensor_conv import convolution
 from schedules.saa_shape import TAPS
 from schedules.spec import FLOAT, KernelSpec
 

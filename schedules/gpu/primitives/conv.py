@@ -10,7 +10,7 @@ from itertools import product
 
 from schedules.dtypes import stored_as
 from schedules.gpu.epilogue import BIAS, Results, epilogue_reads, gelu, split
-from schedules.gpu.launch import TEXEL, Buffer, Kernel, Limits, Memory, Program, blocks, nest
+from schedules.gpu.launch import BARRIER, TEXEL, Buffer, Kernel, Limits, Memory, Program, blocks, nest
 from schedules.gpu.primitives.matrix import Matrix
 from schedules.gpu.primitives.windows import Spans
 from schedules.spec import Epilogue
@@ -221,9 +221,10 @@ class _Body:
             cleared, added = "part[s] = T.float16(0)", 'acc[s] = acc[s] + T.Cast("float32", part[s])'
             steps = [self.each_sum(cleared), *steps, self.each_sum(added)]
         if self.tiling.staged:
-            # All work-items of a group bring weights, also those that have nothing to compute.
+            # All work-items of a group bring weights, also those that have nothing to compute. The barrier before the
+            # next ones stands here: where a loop ends with a branch, PoCL (3.1) loses what was written before it.
             staging = self.matrix.staging(f"{tap} * {self.conv.c} + io * {chunk}")
-            steps = [staging, nest(f"if {inside}:", *steps)]
+            steps = [staging, nest(f"if {inside}:", *steps), BARRIER]
         return nest(f"for io in range({self.conv.c // chunk}):", *steps)
 
     @property

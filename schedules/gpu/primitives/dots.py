@@ -14,7 +14,7 @@ from schedules.gpu.primitives.fragments import WARP
 
 @dataclass(frozen=True)
 class Dots:
-    """Of `broad` columns and `depth` terms, of which `terms` are in near_x at a time, `stride` numbers apart.
+    """Of `broad` columns and `depth` terms, of which `terms` are in near_right at a time, `stride` numbers apart.
 
     Where there are more of the `items` than columns, several share one; where there are fewer, one has several.
     """
@@ -61,7 +61,7 @@ class Dots:
         weight = f"dec_w[{whole}]"
         if self.depth % self.terms:
             weight = f"T.if_then_else({whole} < {self.depth}, {weight}, T.float32(0))"
-        number = f'T.Cast("float32", near_x[{term} * {self.stride} + {self.column}])'
+        number = f'T.Cast("float32", near_right[{term} * {self.stride} + {self.column}])'
         return nest(f"for q in range({mine}):", self._each(f"dot[e] = dot[e] + {weight} * {number}"))
 
     def finished(self, barrier: str) -> list[str]:

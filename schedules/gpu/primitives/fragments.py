@@ -36,19 +36,20 @@ ARITHMETICS = {
 
 @dataclass(frozen=True)
 class Fragments:
-    """`rows` matrices of weights by `columns` of inputs and the sums of their products, of every warp.
+    """`rows` matrices of the left factor by `columns` of the right one and the sums of their products, of every warp.
 
-    Weights and inputs lie in local memory with their `terms` below each other, `weights` and `inputs` numbers apart:
-    a row of either is one input channel. Sums are laid out `apart` from row to row.
+    Both lie in local memory with their `terms` below each other, `left` and `right` numbers apart; of the left one with
+    `beside` they lie beside each other, and its rows below each other. Sums are laid out `apart` from row to row.
     """
 
     arithmetic: str
     rows: int
     columns: int
     terms: int
-    weights: int
-    inputs: int
+    left: int
+    right: int
     apart: int
+    beside: bool = False
 
     @property
     def sums(self) -> int:
@@ -60,12 +61,12 @@ class Fragments:
         """Of a thread, beside its sums."""
         return Product(self.rows, self.columns, self.terms).registers
 
-    def multiply(self, weights: str, inputs: str) -> str:
-        """sums += weights x inputs, for all terms; given are the first of each in local memory."""
+    def multiply(self, left: str, right: str) -> str:
+        """sums += left x right, for all terms; given are the first of each in local memory."""
         size = f"{self.rows}x{self.columns}x{self.terms}"
-        name = f"multiply_{size}_{self.arithmetic}_{self.weights}_{self.inputs}"
+        name = f"multiply_{size}_{self.arithmetic}_{self.left}_{self.right}{'_beside' if self.beside else ''}"
         # An access_ptr and no address, of which TVM thinks that nobody needs what is loaded from it.
-        factors = (f'{of}.access_ptr("r", offset={at})' for of, at in (("near_w", weights), ("near_x", inputs)))
+        factors = (f'{of}.access_ptr("r", offset={at})' for of, at in (("near_left", left), ("near_right", right)))
         return _call(name, self._multiplying(name), 'sums.access_ptr("rw")', *factors)
 
     def store(self, which: str, target: str, at: str) -> str:
@@ -81,11 +82,16 @@ class Fragments:
 
     def _multiplying(self, name: str) -> str:
         form, shape = self._form, f"{SIDE}, {SIDE}, {self._form.terms}"
+        layout, place = (
+            ("row_major", f"i * {SIDE * self.left} + k")
+            if self.beside
+            else ("col_major", f"k * {self.left} + i * {SIDE}")
+        )
         rounded = "for (int e = 0; e < {0}.num_elements; ++e) {0}.x[e] = __float_to_tf32({0}.x[e]);"
         return dedent(f"""\
             #include <mma.h>
             static __device__ __forceinline__ void {name}(
-                float* sums, const {form.memory}* w, const {form.memory}* x) {{
+                float* sums, const {form.memory}* left, const {form.memory}* right) {{
               using namespace nvcuda::wmma;
               fragment<accumulator, {shape}, float> total[{self.rows}][{self.columns}];
               #pragma unroll
@@ -93,16 +99,16 @@ class Fragments:
                 total[e / {SHARE} / {self.columns}][e / {SHARE} % {self.columns}].x[e % {SHARE}] = sums[e];
               #pragma unroll
               for (int k = 0; k < {self.terms}; k += {form.terms}) {{
-                fragment<matrix_a, {shape}, {form.element}, col_major> a[{self.rows}];
+                fragment<matrix_a, {shape}, {form.element}, {layout}> a[{self.rows}];
                 fragment<matrix_b, {shape}, {form.element}, row_major> b[{self.columns}];
                 #pragma unroll
                 for (int i = 0; i < {self.rows}; ++i) {{
-                  load_matrix_sync(a[i], w + k * {self.weights} + i * {SIDE}, {self.weights});
+                  load_matrix_sync(a[i], left + {place}, {self.left});
                   {rounded.format("a[i]") if form.rounded else ""}
                 }}
                 #pragma unroll
                 for (int j = 0; j < {self.columns}; ++j) {{
-                  load_matrix_sync(b[j], x + k * {self.inputs} + j * {SIDE}, {self.inputs});
+                  load_matrix_sync(b[j], right + k * {self.right} + j * {SIDE}, {self.right});
                   {rounded.format("b[j]") if form.rounded else ""}
                 }}
                 #pragma unroll

@@ -1,7 +1,8 @@
 """A linear layer over row-major tokens: every work-item keeps a tile of tokens by output channels in registers.
 
-Neighbouring work-items have neighbouring output channels, as weights and results lie in memory; all of them read the
-same numbers of the input, several terms of a token in one load.
+The matrix is a weight, or every item of a batch has one of its own that is none: a product of two values. Neighbouring
+work-items have neighbouring output channels, as weights and results lie in memory; all of them read the same numbers of
+the input, several terms of a token in one load.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ class Tiling:
 
 
 @dataclass(frozen=True)
-class Linear(Kernel):
-    """out = epilogue(x @ w) for tokens of any leading extents."""
+class Layer(Kernel):
+    """out = epilogue(x @ w) for tokens of any leading extents; `own` where all but the last have a matrix each."""
 
     tokens: tuple[int, ...]
     c: int
@@ -45,23 +46,39 @@ class Linear(Kernel):
     epilogue: Epilogue = BIAS
     dtype: str = "float32"  # of the arithmetic
     given: str = "float32"  # how x is stored
+    own: bool = False
 
-    NAME = "linear"
-    KNOBS = Tiling
+    @property
+    def items(self) -> tuple[int, ...]:
+        """The extents of the batch."""
+        return self.tokens[:-1] if self.own else ()
 
     @property
     def count(self) -> int:
-        """Of tokens."""
-        return math.prod(self.tokens)
+        """Of tokens that one matrix is for."""
+        return self.tokens[-1] if self.own else math.prod(self.tokens)
+
+    def within(self, place: str, size: int) -> str:
+        """A place in all items of the batch, of which each has a size."""
+        return f"(bz * {size} + {place})" if self.own else place
 
     @property
     def reads(self) -> dict[str, Buffer]:
-        found = {"x": Buffer((*self.tokens, self.c), self.given), "w": Buffer((self.c, self.k), stored_as(self.dtype))}
+        matrix = Buffer((*self.items, self.c, self.k), stored_as(self.dtype))
+        found = {"x": Buffer((*self.tokens, self.c), self.given), "w": matrix}
         return {**found, **epilogue_reads(self.epilogue, self.out, self.k)}
 
     @property
     def out(self) -> Buffer:
         return Buffer((*self.tokens, self.k), stored_as(self.dtype))
+
+
+@dataclass(frozen=True)
+class Linear(Layer):
+    """One that any GPU can run."""
+
+    NAME = "linear"
+    KNOBS = Tiling
 
     @property
     def terms(self) -> int:
@@ -73,7 +90,7 @@ class Linear(Kernel):
         channels = [size for size in (8, 4, 2, 1) if self.k % size == 0][:2]
         # Through local memory only where that is not main memory by another name; through images as convolutions do.
         staged = [size for size in (16, 8) if self.c % size == 0][:1] if limits.local_is_fast else []
-        imaged = self.k % TEXEL == 0 and self.reads["w"].size <= limits.texels * TEXEL
+        imaged = not self.own and self.k % TEXEL == 0 and self.reads["w"].size <= limits.texels * TEXEL
         token, channel = (next(size for size in sizes if size <= 4) for sizes in (tokens, channels))
         way = (0, 1) if imaged else (staged[0] if staged else 0, 0)
         ways = [(0, 0), *((size, 0) for size in staged), *([(0, 1)] if imaged else [])]
@@ -92,7 +109,10 @@ class Linear(Kernel):
         factors = {"xs": tiling.tokens * self.terms, "ws": tiling.channels} | ({"part": tile} if body.halves else {})
         results = {"acc": tile, **({"more": tiling.channels} if self.epilogue.operands else {})}
         return Program(
-            grid=(blocks(columns, tiling.columns), blocks(rows, tiling.rows)),
+            grid=(
+                *(blocks(columns, tiling.columns), blocks(rows, tiling.rows)),
+                *([math.prod(self.items)] if self.own else []),
+            ),
             group=(tiling.columns, tiling.rows),
             body=body.text(f"{body.matrix.column} < {columns} and {body.row} < {rows}"),
             private=results if body.halves else results | factors,
@@ -116,7 +136,7 @@ class _Body:
 
     @property
     def token(self) -> str:
-        """Token i of the work-item."""
+        """Token i of the work-item, within its item of the batch."""
         return f"(({self.row}) * {self.tiling.tokens} + i)"
 
     @property
@@ -162,10 +182,9 @@ class _Body:
         first = f"(io * {chunk} + ig * {terms})"
         at = f"{'part' if self.halves else 'acc'}[i * {self.tiling.channels} + v]"
         product = self.each_token(self.each_channel(f"{at} = {at} + xs[i * {terms} + ii] * ws[v]"))
-        weights = self.matrix.load(f"({first} + ii)", f"(ig * {terms} + ii)")
-        inputs = self.memory.load_lanes(
-            "xs", f"i * {terms}", "x", f"{self.nearest} * {of.c} + {first}", terms, self.factor
-        )
+        weights = self.matrix.load(of.within(f"({first} + ii)", of.c), f"(ig * {terms} + ii)")
+        token = of.within(self.nearest, of.count)
+        inputs = self.memory.load_lanes("xs", f"i * {terms}", "x", f"{token} * {of.c} + {first}", terms, self.factor)
         steps = [
             nest(
                 f"for ig in range({chunk // terms}):",
@@ -177,7 +196,7 @@ class _Body:
             cleared, added = "part[s] = T.float16(0)", 'acc[s] = acc[s] + T.Cast("float32", part[s])'
             steps = [self.each_sum(cleared), *steps, self.each_sum(added)]
         if self.tiling.staged:
-            steps = [self.matrix.staging(f"io * {chunk}"), *steps]
+            steps = [self.matrix.staging(of.within(f"io * {chunk}", of.c)), *steps]
         return nest(f"for io in range({of.c // chunk}):", *steps)
 
     @property
@@ -194,7 +213,8 @@ class _Body:
     def epilogue(self) -> str:
         """The epilogue of every token, and away with the results."""
         channels, channel = self.tiling.channels, self.matrix.channel
-        at, target = f"acc[i * {channels} + v]", f"{self.token} * {self.of.k} + {channel}"
+        token = self.of.within(self.token, self.of.count)
+        at, target = f"acc[i * {channels} + v]", f"{token} * {self.of.k} + {channel}"
         results = Results(self.memory, channels, at, f"{channel} + v", target)
         biased, *others = split(self.of.epilogue)
         steps = [self.each_channel(f"{at} = {at} + {results.bias}")] if biased else []

@@ -1,23 +1,20 @@
-"""Convolutions on tensor cores: a product of two matrices, weights by positions, of short numbers into float32.
+"""Products of two matrices on tensor cores: short numbers, summed up in float32.
 
-The positions of all images of a batch are the columns of one matrix, so neither the batch nor the size of an image
-has to be a multiple of anything. A work-group brings some terms (input channels of one tap of the kernel) of its
-weights and inputs into local memory, zeros beyond every edge, while it reads those that come next. Its warps multiply
-from there. The sums go through local memory once more, in rows, where the rank-one term and the epilogue join them.
+No extent has to be a multiple of anything. A work-group brings some terms of its rows (of the left matrix) and of its
+columns (of the right one) into local memory, zeros beyond every edge, while it reads those that come next. Its warps
+multiply from there. The sums go through local memory once more, in rows, where the epilogue joins them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from schedules.dtypes import DTYPES, stored_as
-from schedules.gpu.epilogue import Results, split
-from schedules.gpu.launch import Limits, Memory, Program, blocks, nest
-from schedules.gpu.primitives.conv import Conv, Convolution
-from schedules.gpu.primitives.dots import Dots
+from schedules.dtypes import stored_as
+from schedules.gpu.launch import BARRIER, Kernel, Limits, Memory, Program, blocks, nest
 from schedules.gpu.primitives.fragments import SIDE, WARP, Fragments
 
 WIDEST = 16  # bytes of the widest load
@@ -44,7 +41,7 @@ class Tiling:
 
     @property
     def tall(self) -> int:
-        """Output channels of a work-group."""
+        """Rows of a work-group."""
         return SIDE * self.rows * self.high
 
     @property
@@ -57,33 +54,44 @@ class Tiling:
         return self.high * self.wide
 
 
-# Fragments of output channels of a work-group of four warps: of each warp, and warps above each other.
+# Fragments above each other of a work-group of four warps: of each warp, and warps above each other.
 HEIGHTS = ((1, 1), (2, 1), (3, 1), (2, 2), (3, 2), (4, 2))
 TERMS = (32, 48, 64, 16)
 
 
-@dataclass(frozen=True)
-class TensorConv(Convolution):
-    """One in an arithmetic that tensor cores have."""
+class OnTensorCores(Kernel):
+    """A product in an arithmetic, its `dtype`, that tensor cores have."""
 
-    NAME = "tensor_conv"
     KNOBS = Tiling
+    dtype: str
 
     @property
+    @abstractmethod
+    def all_rows(self) -> int: ...
+
+    @property
+    @abstractmethod
     def depth(self) -> int:
         """Terms of every sum."""
-        return self.taps * self.c
 
     @property
-    def all_columns(self) -> int:
-        return self.n * self.positions
+    @abstractmethod
+    def all_columns(self) -> int: ...
+
+    @property
+    def batch(self) -> int:
+        """Of products, each of matrices of its own."""
+        return 1
+
+    @abstractmethod
+    def body(self, tiling: Tiling, memory: Memory) -> Body: ...
 
     def pays(self, limits: Limits) -> bool:
         """Whether the device has tensor cores, and most of what they would compute is asked for."""
         if self.dtype not in limits.tensor_cores or self.default(limits) is None:
             return False
         share = 1.0
-        for extent in (self.k, self.depth, self.all_columns):
+        for extent in (self.all_rows, self.depth, self.all_columns):
             share *= extent / (blocks(extent, SIDE) * SIDE)
         return share >= USEFUL
 
@@ -102,40 +110,39 @@ class TensorConv(Convolution):
         for rows, columns, high, wide, terms in product((1, 2, 3, 4), (1, 2, 4), (1, 2, 4), (1, 2, 4), TERMS):
             tiling = Tiling(rows, columns, high, wide, terms)
             some = rows * columns <= 8 and 2 <= tiling.warps <= 8 and terms < self.depth + SIDE
-            if some and tiling.tall < self.k + SIDE * rows and tiling.broad < self.all_columns + SIDE * columns:
+            if some and tiling.tall < self.all_rows + SIDE * rows and tiling.broad < self.all_columns + SIDE * columns:
                 yield tiling
 
     def _guess(self, tiling: Tiling) -> tuple[int, int]:
         """How long the busiest multiprocessor computes; of equals, the one that takes less local memory."""
-        groups = blocks(self.k, tiling.tall) * blocks(self.all_columns, tiling.broad)
+        groups = self.batch * blocks(self.all_rows, tiling.tall) * blocks(self.all_columns, tiling.broad)
         steps = blocks(self.depth, tiling.terms)
         one = tiling.tall * tiling.broad + STAGING * (tiling.tall + tiling.broad)
         return blocks(groups, MULTIPROCESSORS) * steps * (tiling.terms + STEP) * one, tiling.terms
 
     def program(self, limits: Limits, tiling: Tiling) -> Program:
-        body = _Body(self, tiling, self.memory(limits))
-        weights, inputs = body.weights, body.inputs
+        body = self.body(tiling, self.memory(limits))
+        # One dimension, because only the first may be large; rows first, because they share their columns.
+        groups = body.tall_groups * blocks(self.all_columns, tiling.broad)
         return Program(
-            # One dimension, because only the first may be large; channels first, because they share their inputs.
-            grid=(body.tall_groups * blocks(self.all_columns, tiling.broad),),
+            grid=(groups, 1, self.batch) if self.batch > 1 else (groups,),
             group=(WARP, tiling.warps),
             body=body.text(),
-            private={"result": body.lanes, "more": body.lanes, "sums": body.fragments.sums}
-            | (body.dots.private if self.common else {}),
+            private={"result": body.lanes, "more": body.lanes, "sums": body.fragments.sums, **body.private},
             narrow=body.narrow,
-            halves={"next_w": weights.held, "next_x": inputs.held},
-            shared={"rows": tiling.warps * SIDE * body.row} | (body.dots.shared if self.common else {}),
-            staged={"near_w": tiling.terms * weights.stride, "near_x": tiling.terms * inputs.stride},
+            halves={"next_left": body.left.held, "next_right": body.right.held},
+            shared={"rows": tiling.warps * SIDE * body.row, **body.shared},
+            staged={"near_left": body.left.size, "near_right": body.right.size},
             hidden=body.fragments.registers,
         )
 
 
 @dataclass(frozen=True)
-class _Staging:
-    """`terms` rows of `width` numbers for local memory, which `items` work-items load `lanes` at a time."""
+class Staging:
+    """`rows` of `width` numbers for local memory, which `items` work-items load `lanes` at a time."""
 
     width: int
-    terms: int
+    rows: int
     lanes: int
     items: int
 
@@ -144,9 +151,14 @@ class _Staging:
         return self.width + SKEW
 
     @property
+    def size(self) -> int:
+        """Numbers of local memory."""
+        return self.rows * self.stride
+
+    @property
     def count(self) -> int:
         """Loads of all work-items."""
-        return self.terms * self.width // self.lanes
+        return self.rows * self.width // self.lanes
 
     @property
     def turns(self) -> int:
@@ -163,7 +175,7 @@ class _Staging:
         return f"(e * {self.items} + ty * {WARP} + tx)"
 
     @property
-    def term(self) -> str:
+    def row(self) -> str:
         return f"{self.which} // {self.width // self.lanes}"
 
     @property
@@ -180,40 +192,82 @@ class _Staging:
 
     def put(self, near: str, held: str) -> str:
         """From registers into local memory."""
-        place = f"({self.term}) * {self.stride} + {self.at}"
+        place = f"({self.row}) * {self.stride} + {self.at}"
         moved = f"{near}[{place} + v] = {held}[e * {self.lanes} + v]"
         return self.each(nest(f"for v in T.vectorized({self.lanes}):", moved))
 
 
 @dataclass(frozen=True)
-class _Body:
-    """The statements of one convolution under one tiling."""
+class Body(ABC):
+    """The statements of one product under one tiling."""
 
-    conv: TensorConv
+    of: Any
     tiling: Tiling
     memory: Memory
+
+    beside = False  # whether a row of the left matrix is a row of local memory; otherwise it is a column there
+
+    @property
+    @abstractmethod
+    def left(self) -> Staging: ...
+
+    @property
+    @abstractmethod
+    def right(self) -> Staging: ...
+
+    @property
+    @abstractmethod
+    def lanes(self) -> int:
+        """Neighbouring results that are stored together."""
+
+    @abstractmethod
+    def fetch(self, step: str) -> list[str]:
+        """Both matrices' numbers of a step into registers, zeros for what there is not."""
+
+    @abstractmethod
+    def finished(self, sums: str, row: str, place: str) -> str:
+        """The epilogue for neighbouring sums of a row, from a work-group's column on, and away with the results."""
+
+    @property
+    def private(self) -> Mapping[str, int]:
+        return {}
+
+    @property
+    def shared(self) -> Mapping[str, int]:
+        return {}
+
+    def before(self) -> list[str]:
+        return []
+
+    def beside_products(self) -> list[str]:
+        """What else is done with what a step has brought."""
+        return []
+
+    def after(self) -> list[str]:
+        return []
 
     @property
     def narrow(self) -> str:
         """The type of what is staged."""
-        return stored_as(self.conv.dtype)
+        return stored_as(self.of.dtype)
+
+    @property
+    def items(self) -> int:
+        return WARP * self.tiling.warps
 
     @property
     def fragments(self) -> Fragments:
-        tiling, weights, inputs = self.tiling, self.weights.stride, self.inputs.stride
-        return Fragments(self.conv.dtype, tiling.rows, tiling.columns, tiling.terms, weights, inputs, self.row)
-
-    @property
-    def dots(self) -> Dots:
-        tiling = self.tiling
-        return Dots(self.conv.depth, tiling.terms, self.inputs.stride, tiling.broad, WARP * tiling.warps)
+        tiling, left, right = self.tiling, self.left.stride, self.right.stride
+        return Fragments(
+            self.of.dtype, tiling.rows, tiling.columns, tiling.terms, left, right, self.row, beside=self.beside
+        )
 
     @property
     def tall_groups(self) -> int:
-        return blocks(self.conv.k, self.tiling.tall)
+        return blocks(self.of.all_rows, self.tiling.tall)
 
     @property
-    def first_channel(self) -> str:
+    def first_row(self) -> str:
         return f"bx % {self.tall_groups} * {self.tiling.tall}"
 
     @property
@@ -221,144 +275,61 @@ class _Body:
         return f"bx // {self.tall_groups} * {self.tiling.broad}"
 
     @property
-    def weights(self) -> _Staging:
-        lanes = _widest(self.conv.k, DTYPES[self.narrow].bytes)
-        return _Staging(self.tiling.tall, self.tiling.terms, lanes, WARP * self.tiling.warps)
-
-    @property
-    def inputs(self) -> _Staging:
-        alike = self.conv.pointwise and self.conv.given == self.narrow
-        lanes = _widest(self.conv.positions, DTYPES[self.narrow].bytes) if alike else 1
-        return _Staging(self.tiling.broad, self.tiling.terms, lanes, WARP * self.tiling.warps)
-
-    @property
-    def lanes(self) -> int:
-        """Neighbouring results that are stored together."""
-        return _widest(self.conv.positions, DTYPES["float32"].bytes)
-
-    @property
     def row(self) -> int:
         """Numbers from one row of a warp's sums in local memory to the next."""
         return SIDE * self.tiling.columns + SKEW_SUMS
 
     def text(self) -> str:
-        steps = blocks(self.conv.depth, self.tiling.terms)
-        weights, inputs = self.weights.put("near_w", "next_w"), self.inputs.put("near_x", "next_x")
+        steps = blocks(self.of.depth, self.tiling.terms)
+        left, right = self.left.put("near_left", "next_left"), self.right.put("near_right", "next_right")
         cleared = nest(f"for s in T.unroll({self.fragments.sums}):", "sums[s] = T.float32(0)")
         # Beyond the last step everything is an edge, and nothing is read.
-        step = [weights, inputs, BARRIER, *self.fetch("(io + 1)"), self.multiply(), BARRIER]
-        before, after = [cleared, *self.fetch("0")], [self.epilogue()]
-        if self.conv.common:
-            before.append(self.dots.cleared())
-            step.insert(-1, self.dots.added("io"))
-            after = [*self.dots.finished(BARRIER), *after]
-        return "\n".join([*before, nest(f"for io in range({steps}):", *step), *after])
+        step = [left, right, BARRIER, *self.fetch("(io + 1)"), self.multiply(), *self.beside_products(), BARRIER]
+        before = [cleared, *self.fetch("0"), *self.before()]
+        return "\n".join([*before, nest(f"for io in range({steps}):", *step), *self.after(), self.epilogue()])
 
-    # Into registers ---------------------------------------------------
-
-    def fetch(self, step: str) -> list[str]:
-        """The weights and inputs of a step, zeros for what there is not."""
-        conv = self.conv
-        weights, term = self.weights, f"({step} * {self.tiling.terms} + {self.weights.term})"
-        channel = f"({self.first_channel} + {weights.at})"
-        load = self.memory.load_lanes(
-            "next_w", f"e * {weights.lanes}", "w", f"{term} * {conv.k} + {channel}", weights.lanes, self.narrow
-        )
-        brought = nest(f"if {term} < {conv.depth} and {channel} < {conv.k}:", load)
-        return [weights.each(self.zero("next_w", weights.lanes), brought), self.fetch_inputs(step)]
-
-    def fetch_inputs(self, step: str) -> str:
-        conv, inputs = self.conv, self.inputs
-        term = f"({step} * {self.tiling.terms} + {inputs.term})"
-        column = f"({self.first_column} + {inputs.at})"
-        image, position = f"({column} // {conv.positions})", f"({column} % {conv.positions})"
-        plane, inside = f"({image} * {conv.c} + {term})", ""
-        if not conv.pointwise:
-            plane = f"({image} * {conv.c} + {term} % {conv.c})"
-            position, inside = self.tapped(f"({term} // {conv.c})", position)
-        load = self.memory.load_lanes(
-            "next_x", f"e * {inputs.lanes}", "x", f"{plane} * {conv.h * conv.w} + {position}", inputs.lanes, self.narrow
-        )
-        brought = nest(f"if {term} < {conv.depth} and {column} < {conv.all_columns}{inside}:", load)
-        return inputs.each(self.zero("next_x", inputs.lanes), brought)
-
-    def tapped(self, tap: str, position: str) -> tuple[str, str]:
-        """Where in the input plane a tap of the kernel reads for a position of the output, and what must hold."""
-        conv = self.conv
-        (down, across), (apart, beside), (above, left, _, _) = conv.strides, conv.dilation, conv.padding
-        y = f"({position} // {conv.width} * {down} + {tap} // {conv.kernel[1]} * {apart} - {above})"
-        x = f"({position} % {conv.width} * {across} + {tap} % {conv.kernel[1]} * {beside} - {left})"
-        inside = f" and {y} >= 0 and {y} < {conv.h} and {x} >= 0 and {x} < {conv.w}" if any(conv.padding) else ""
-        return f"{y} * {conv.w} + {x}", inside
-
-    def zero(self, held: str, lanes: int) -> str:
-        return nest(f"for v in T.vectorized({lanes}):", f"{held}[e * {lanes} + v] = T.{self.narrow}(0)")
-
-    # Products ---------------------------------------------------------
+    def brought(self, into: str, staging: Staging, name: str, index: str, inside: str) -> str:
+        """Loads of one matrix into registers."""
+        at = f"e * {staging.lanes}"
+        load = self.memory.load_lanes(into, at, name, index, staging.lanes, self.narrow)
+        zero = nest(f"for v in T.vectorized({staging.lanes}):", f"{into}[{at} + v] = T.{self.narrow}(0)")
+        return staging.each(zero, nest(f"if {inside}:", load))
 
     def multiply(self) -> str:
         """All products of what is in local memory."""
         rows, columns, wide = self.tiling.rows, self.tiling.columns, self.tiling.wide
-        return self.fragments.multiply(f"ty // {wide} * {SIDE * rows}", f"ty % {wide} * {SIDE * columns}")
-
-    # Results ----------------------------------------------------------
+        first = f"ty // {wide} * {SIDE * rows * (self.left.stride if self.beside else 1)}"
+        return self.fragments.multiply(first, f"ty % {wide} * {SIDE * columns}")
 
     def epilogue(self) -> str:
         """The sums of a warp, one row of fragments after the other."""
-        rows, columns = self.tiling.rows, self.tiling.columns
+        tiling, lanes = self.tiling, self.lanes
+        rows, columns = tiling.rows, tiling.columns
         mine = f"ty * {SIDE * self.row}"
         stored = self.fragments.store(f"(i * {columns} + j)", "rows", f"{mine} + j * {SIDE}")
-        loads = SIDE * columns // self.lanes  # of a row
+        loads = SIDE * columns // lanes  # of a row
+        unit = f"(u * {WARP} + tx)"
+        of_fragment, at = f"({unit} // {loads})", f"({unit} % {loads} * {lanes})"
+        row = f"({self.first_row} + (ty // {tiling.wide} * {rows} + i) * {SIDE} + {of_fragment})"
+        place = f"ty % {tiling.wide} * {SIDE * columns} + {at}"
+        done = self.finished(f"rows[{mine} + {of_fragment} * {self.row} + {at} + v]", row, place)
+        inside = f"{row} < {self.of.all_rows} and {self.column(place)} < {self.of.all_columns}"
         return nest(
             f"for i in T.unroll({rows}):",
             nest(f"for j in T.unroll({columns}):", stored),
             BARRIER,
-            nest(f"for u in range({SIDE * loads // WARP}):", self.finished(mine, loads)),
+            nest(f"for u in range({SIDE * loads // WARP}):", nest(f"if {inside}:", done)),
             BARRIER,
         )
 
-    def finished(self, mine: str, loads: int) -> str:
-        """Rank-one term and epilogue for neighbouring results of one output channel, and away with them."""
-        conv, lanes, tiling = self.conv, self.lanes, self.tiling
-        unit = f"(u * {WARP} + tx)"
-        row, at = f"({unit} // {loads})", f"({unit} % {loads} * {lanes})"
-        channel = f"({self.first_channel} + (ty // {tiling.wide} * {tiling.rows} + i) * {SIDE} + {row})"
-        column = f"({self.first_column} + ty % {tiling.wide} * {SIDE * tiling.columns} + {at})"
-        target = (
-            f"({column} // {conv.positions} * {conv.k} + {channel}) * {conv.positions} + {column} % {conv.positions}"
-        )
-        results = Results(
-            self.memory, lanes, "result[v]", channel, target, f"{column} // {conv.positions} * {conv.k} + {channel}"
-        )
-        biased, *others = split(conv.epilogue)
-        value, found = f"rows[{mine} + {row} * {self.row} + {at} + v]", []
-        value += f" + {results.bias}" if biased else ""
-        if conv.common:
-            near = f"ty % {tiling.wide} * {SIDE * tiling.columns} + {at} + v"
-            found.append(self.each_lane(f"more[v] = near_common[{near}]"))
-        elif conv.rank_one:
-            found.append(self.memory.load_lanes("more", "0", "by_position", column, lanes))
-        if conv.rank_one:
-            value += f" - more[v] * by_channel[{channel}]"
-        found.append(self.each_lane(f"result[v] = {value}"))
-        for steps in others:
-            found += results.through(steps)
-        found.append(self.memory.store_lanes("out", target, "result", "0", lanes))
-        return nest(f"if {channel} < {conv.k} and {column} < {conv.all_columns}:", *found)
+    def column(self, place: str) -> str:
+        """Of all, at a place among those of the work-group."""
+        return f"({self.first_column} + {place})"
 
     def each_lane(self, statement: str) -> str:
         return nest(f"for v in T.vectorized({self.lanes}):", statement)
 
 
-BARRIER = 'T.evaluate(T.tvm_storage_sync("shared"))'
-
-
-def _widest(extent: int, size: int) -> int:
+def widest(extent: int, size: int) -> int:
     """How many neighbours of a size in bytes can always be loaded together."""
     return next(lanes for lanes in (8, 4, 2, 1) if lanes * size <= WIDEST and extent % lanes == 0)
-
-
-def convolution(limits: Limits, **shape: Any) -> Convolution:
-    """The kernel of a convolution: on tensor cores where that pays, else the one that every device can run."""
-    kernel = TensorConv(**shape)
-    return kernel if kernel.pays(limits) else Conv(**shape | {"dtype": stored_as(kernel.dtype)})
