@@ -12,7 +12,8 @@ before and after; in brackets is which share of its time a runtime would take at
 others as ours over theirs.
 
 With --gpu, what a kernel computes is compared where this machine can: under an OpenCL driver for CPUs, or behind a
-stand-in for NVIDIA's driver; "not run here" stands for code that was made and not run.
+stand-in for NVIDIA's driver; "in float32" where the driver has no arithmetic in float16, "not run here" for code that
+was made and not run.
 
 All models are timm's (pip install --no-deps timm), with random weights and random statistics of their norms. Every
 build is `saevit-tvm build` in a process of its own, which compares the library with PyTorch on random inputs; what it
@@ -125,6 +126,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--image-size", help="in place of each model's own")
     parser.add_argument("--speed", action="store_true", help="also time each beside other runtimes")
     parser.add_argument("--gpu", action="store_true", help=f"for {', '.join(GPUS)}, plain, at --image-size or 64")
+    parser.add_argument(
+        "--in-turn", action="store_true", help="with --gpu: each model for one of them only, in one type"
+    )
     parser.add_argument("--tune", type=float, help="first tune each for so many minutes, for each of --threads")
     parser.add_argument("--draw", type=int, help="no more than so many of the models, drawn by --seed")
     parser.add_argument("--seed", type=int, default=0)
@@ -149,8 +153,10 @@ def _variants(text: str) -> list[str]:
 
 def _jobs(options: argparse.Namespace) -> Iterator[Job]:
     if options.gpu:
-        for model, target, dtype in product(_drawn(MODELS, options), GPUS, ("float32", "float16")):
-            yield Job(model, f"{target} {dtype}", target, dtype)
+        ways = list(product(GPUS, ("float32", "float16")))
+        for at, model in enumerate(_drawn(MODELS, options)):
+            for target, dtype in [ways[at % len(ways)]] if options.in_turn else ways:
+                yield Job(model, f"{target} {dtype}", target, dtype)
         return
     for variant in options.variants:
         for model in _drawn(VARIANTS.get(variant, MODELS), options):
@@ -224,6 +230,8 @@ def _launched(manifest: Row) -> Row:
     }
     if arithmetic := manifest["verification"].get("arithmetic"):
         told |= {"max_rel_error": arithmetic["max_rel_error"], "proof": "stand-in"}
+    if manifest["verification"].get("widened"):
+        told["proof"] = "pocl, in float32"
     return told
 
 

@@ -9,6 +9,7 @@ import platform
 from abc import abstractmethod
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,21 @@ from saevit_tvm.targets import Target
 Description = Mapping[str, Any]  # TVM's target JSON
 
 
+@dataclass(frozen=True)
+class StandIn:
+    """What this CPU can run in place of a program for a device that is not here: the same kernels, called alike.
+
+    `environment` is what its process needs. `proof` is what a run proves; None where more than a host part is emulated.
+    `widened` where what the device computes in float16 is here float32.
+    """
+
+    compiled: Compiled
+    by: str
+    proof: str | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
+    widened: bool = False
+
+
 class Backend(Phases):
     """One kind of target. Stateless: what it needs to know of a target comes as an argument."""
 
@@ -33,6 +49,7 @@ class Backend(Phases):
     board_files: tuple[str, ...] = ()  # that TVM's runtime takes from us, wherever it goes
     flavours: tuple[str, ...] = ()  # of an SDK
     driver = ""  # what a board needs besides what we bring, in words
+    has_stand_in = False  # whether this CPU can run its kernels in a device's place
     driver_compiles = False  # whether the driver compiles a kernel when it is first run
 
     def launches(self, compiled: Compiled) -> dict[str, Any]:
@@ -106,6 +123,18 @@ class Backend(Phases):
     def proof(self) -> str:
         """What such a run proves, in the manifest's words."""
         return "host"
+
+    def stand_in(self, compiled: Compiled, folder: Path) -> StandIn:
+        """The same program for this CPU; TargetError where something is lacking for it. Files go into the folder."""
+        raise NotImplementedError
+
+    def stand_in_proof(self) -> str | None:
+        """What a run of what stands in would prove here."""
+        return None
+
+    def has_kernels_of(self, artifact: Path, library: Path, stand_in: StandIn) -> bool:
+        """Whether an artifact has the very kernels of the library of what stands in for it."""
+        raise NotImplementedError
 
     def own_libraries(self) -> dict[str, Path]:
         """The same files for this machine, by name."""

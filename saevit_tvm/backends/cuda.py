@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,11 +19,12 @@ from tvm import relax
 from tvm.ir.transform import Pass
 
 from saevit_tvm.backends import nvrtc
-from saevit_tvm.backends.base import Description
+from saevit_tvm.backends.base import Description, StandIn
 from saevit_tvm.backends.device_code import DeviceCode, check_library, compile_kernels, packer, source_of
 from saevit_tvm.backends.gpu import Gpu
 from saevit_tvm.compiler import library, street
 from saevit_tvm.compiler.street import Compiled, Dump
+from saevit_tvm.emulators import cuda as emulated
 from saevit_tvm.runtime import cuda
 from saevit_tvm.support.errors import TargetError
 from saevit_tvm.targets import Target
@@ -95,6 +96,19 @@ class Cuda(Gpu):
     def proof(self) -> str:
         return "cuda"
 
+    def stand_in(self, compiled: Compiled, folder: Path) -> StandIn:
+        assert isinstance(compiled.code, DeviceCode)
+        if lacking := emulated.missing():
+            raise TargetError(lacking)
+        gpu = emulated.environment(compiled.code.source, compiled.code.report["architectures"][0], folder)
+        alike = compiled.target.arch == platform.machine()
+        program = compiled if alike else self.beside_this_cpu(compiled)
+        return StandIn(program, "a stand-in for NVIDIA's driver", environment=gpu)
+
+    def has_kernels_of(self, artifact: Path, library: Path, stand_in: StandIn) -> bool:
+        assert isinstance(stand_in.compiled.code, DeviceCode)
+        return stand_in.compiled.code.fat_binary in artifact.read_bytes()
+
     def runtime_libraries(self) -> dict[str, Path]:
         return nvrtc.cuda_runtime()
 
@@ -120,11 +134,3 @@ def generating_source() -> Iterator[None]:
         os.environ.pop(_LEAVE_SOURCE)
         if before is not None:
             os.environ[_LEAVE_SOURCE] = before
-
-
-def beside_this_cpu(compiled: Compiled) -> Compiled:
-    """The same kernels, called alike, from a host part for this machine."""
-    assert isinstance(compiled.target, CUDATarget)
-    target = compiled.target.beside_this_cpu()
-    executable = street.assembled(compiled.backend, compiled.module, target, "kernels", Dump())
-    return replace(compiled, executable=executable, target=target)

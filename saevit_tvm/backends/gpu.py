@@ -9,6 +9,7 @@ What there are no kernels for is left to the rules, operator by operator.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import tvm
@@ -20,7 +21,7 @@ from saevit_tvm.backends.base import Backend, Description
 from saevit_tvm.backends.launches import check_launches, launches
 from saevit_tvm.compiler import street
 from saevit_tvm.compiler.passes import ApplyRecords, BindTheRest, ExpandLaunches, LaunchKernels
-from saevit_tvm.compiler.street import Compiled, Recipe, TunableKernel
+from saevit_tvm.compiler.street import Compiled, Dump, Recipe, TunableKernel
 from saevit_tvm.targets import Target
 from schedules.gpu import plan, registry
 from schedules.machines.gpus import limits_of
@@ -28,6 +29,7 @@ from schedules.machines.gpus import limits_of
 
 class Gpu(Backend):
     is_gpu = True
+    has_stand_in = True
 
     def accepts(self, recipe: Recipe) -> Accepts:
         limits = limits_of(recipe.target.tvm)
@@ -49,6 +51,12 @@ class Gpu(Backend):
 
     def launches(self, compiled: Compiled) -> dict[str, Any]:
         return {"launches": launches(compiled.module)}
+
+    def beside_this_cpu(self, compiled: Compiled) -> Compiled:
+        """The same kernels, called alike, from a host part for this machine."""
+        target = compiled.target.beside_this_cpu()
+        executable = street.assembled(self, compiled.module, target, "kernels", Dump())
+        return replace(compiled, executable=executable, target=target, backend=self)
 
     def space(self, kernel: tvm.IRModule, target: Description) -> Any | None:
         if registry.kernel_of(kernel["main"]) is None:

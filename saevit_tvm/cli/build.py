@@ -98,10 +98,11 @@ def _print(console: Console, result: BuildResult) -> None:
         console.line("verified  no: it cannot be run here (proof: none)")
     if "arithmetic" in proof:
         found = proof["arithmetic"]
+        widened = ", what is float16 in float32" if "widened" in found else ""
         console.line(
-            f"emulated  its kernels on this CPU, {found['inputs']} random inputs: largest deviation from PyTorch "
-            f"{found['max_abs_error']:.2g} (relative {found['max_rel_error']:.2g}, {proof['tolerance']:.2g} allowed)"
-            f"{flipped(found)}"
+            f"emulated  its kernels on this CPU{widened}, {found['inputs']} random inputs: "
+            f"largest deviation from PyTorch {found['max_abs_error']:.2g} "
+            f"(relative {found['max_rel_error']:.2g}, {proof['tolerance']:.2g} allowed){flipped(found)}"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -32,6 +33,12 @@ class Target:
     link_flags: tuple[str, ...] = ()
     output: str = "library"
     dtypes: tuple[str, ...] = ("float32",)
+
+    @property
+    def entry(self) -> dict[str, Any]:
+        """What a manifest says of it."""
+        found = {"name": self.name, "tvm": self.tvm, "arch": self.arch, "features": list(self.features)}
+        return found | ({"emulator": self.emulator} if self.emulator else {})
 
     def computing_in(self, dtype: str) -> Target:
         """The target as it is when it computes in a type; UsageError where it cannot."""
@@ -66,6 +73,12 @@ class Target:
         extra = "".join(self.tvm.get("mattr", []))
         parts = [self.arch, cpu + extra, f"{cores}c" if cores else "anyc"]
         return re.sub(r"[^A-Za-z0-9_.+-]+", "_", "-".join(parts))
+
+    def beside_this_cpu(self) -> Target:
+        """The same device in a machine like this one, if it is none that a CPU is by itself."""
+        machine = platform.machine()
+        host = {"kind": "llvm", "mtriple": f"{machine}-linux-gnu"}
+        return replace(self, tvm=self.tvm | {"host": host}, arch=machine, features=(), linkers=("cc",), link_flags=())
 
     def cut_for(self, threads: int) -> Target:
         """The same target, its work cut for so many threads, whatever the cores it has."""

@@ -35,10 +35,6 @@ class CUDATarget(Target):
         able = tuple(sm for sm in self.architectures if dtype in _dtypes(sm))
         return replace(self, architectures=able, tvm=_description(ARCHITECTURES[able[0]], self.triple))
 
-    def beside_this_cpu(self) -> CUDATarget:
-        """The same GPU, in a machine like this one."""
-        return _here(self.name, self.summary, self.architectures)
-
 
 def cuda_targets() -> list[CUDATarget]:
     return [_everywhere(), *(_one(ARCHITECTURES[sm]) for sm in EVERYWHERE), _jetson()]

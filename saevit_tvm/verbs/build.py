@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import platform
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -96,8 +95,11 @@ def build(options: BuildOptions, say: Say) -> BuildResult:
 def _is_proven(manifest: dict[str, Any], target: Target) -> bool:
     """As far as it can be here: what was in the way of a proof may be gone at the next build."""
     proof = manifest["verification"]
-    cannot_be = backends.how_to_run(target) is None and "device_code" not in manifest
-    return proof["passed"] or "arithmetic" in proof or cannot_be
+    if proof["passed"] or "arithmetic" in proof:
+        return True
+    from saevit_tvm.proof.stand_in import can_stand_in, takes_minutes
+
+    return backends.how_to_run(target) is None and (not can_stand_in(target) or takes_minutes(manifest))
 
 
 def _made(options: BuildOptions, target: Target, artifact: Path, scratch: Path, say: Say) -> dict[str, Any]:
@@ -258,6 +260,7 @@ def _prove(
     from saevit_tvm.models.recreate import oracle
     from saevit_tvm.proof import answers as proof
     from saevit_tvm.proof import parity
+    from saevit_tvm.proof.stand_in import can_stand_in
     from saevit_tvm.runtime.artifact import read_manifest, seal, seal_objects
 
     inputs = parity.random_inputs(source.library_inputs)
@@ -269,9 +272,10 @@ def _prove(
         manifest["batches"] = [*batches, source.input_shape[0]]
     how, why = _where_to_run(target, say)
     if how is None:
-        say(f"not verified: {target.name} {why}")
-        if compiled.code:
-            manifest["verification"] |= _arithmetic(manifest, compiled, inputs, expected, library, say)
+        if can_stand_in(target):
+            manifest["verification"] |= _stood_in(manifest, compiled, inputs, expected, library, oracle(source), say)
+        if not manifest["verification"]["passed"]:
+            say(f"not verified: {target.name} {why}")
         (seal_objects if target.output == "objects" else seal)(library, manifest, sealed)
         return json.loads(sealed.with_suffix(".json").read_bytes())
 
@@ -297,43 +301,35 @@ def _prove(
     return read_manifest(sealed)
 
 
-def _arithmetic(
-    manifest: dict[str, Any], compiled: Compiled, inputs: list[Any], expected: list[Any], library: Path, say: Say
+def _stood_in(
+    manifest: dict[str, Any],
+    compiled: Compiled,
+    inputs: list[Any],
+    expected: list[Any],
+    library: Path,
+    reference: str,
+    say: Say,
 ) -> dict[str, Any]:
     """What can be shown of a GPU's program without the GPU: its kernels, run by this CPU."""
-    from saevit_tvm.backends.cuda import beside_this_cpu
-    from saevit_tvm.emulators import cuda as stand_in
     from saevit_tvm.proof import answers as proof
-    from saevit_tvm.proof import parity
-    from saevit_tvm.runtime.artifact import seal
+    from saevit_tvm.proof import parity, stand_in
 
-    assert compiled.code is not None
-    # Besides the first ones, those for smaller batches.
-    inputs, expected = ([*each[: stand_in.INPUTS], *each[parity.INPUTS :]] for each in (inputs, expected))
-    work = len(inputs) * sum(row["calls"] * row["float_ops"] for row in manifest["launches"])
-    lacking = stand_in.missing()
-    if work > stand_in.WORK:
-        lacking = "they would take this CPU minutes, as a smaller batch does not"
-    if not lacking:
-        try:
-            gpu = stand_in.environment(compiled.code.source, compiled.code.report["architectures"][0], library.parent)
-        except TargetError as error:
-            lacking = str(error)
-    if lacking:
-        say(f"its kernels are not run by this CPU: {lacking}")
+    inputs, expected = map(stand_in.some, (inputs, expected))
+    try:
+        here = stand_in.made(manifest, compiled, library.parent, library)
+    except TargetError as error:
+        say(f"its kernels are not run by this CPU: {error}")
         return {}
-    say(f"computing {len(inputs)} random inputs with its kernels on this CPU")
-    if compiled.target.arch != platform.machine():
-        compiled, library = beside_this_cpu(compiled), library.with_name("beside.so")
-        compiled.export(library)
-        manifest = manifest | {"target": _described(compiled.target)}
-    trial = library.with_name("trial.so")
-    seal(library, manifest, trial)
-    answers = proof.answers(trial, inputs, library.parent, environment=gpu)
+    say(f"computing {len(inputs)} random inputs with its kernels on this CPU, by {here.entries['by']}")
+    answers = proof.answers(here.artifact, inputs, library.parent, environment=here.environment)
     deviation = parity.deviation(answers, expected)
     if not deviation.within(parity.allowed(manifest)):
-        raise _parity_miss("the kernels, run on this CPU, deviate", manifest, deviation, "PyTorch")
-    return {"arithmetic": deviation.entries | {"inputs": len(inputs)}}
+        raise _parity_miss("the kernels, run on this CPU, deviate", manifest, deviation, reference)
+    entries = deviation.entries | {"inputs": len(inputs), **here.entries}
+    if here.proof is None:
+        return {"arithmetic": entries}
+    del entries["by"]
+    return {"passed": True, **entries, "proof": here.proof, "machine": here.machine, "reference": reference}
 
 
 def _parity_miss(
@@ -358,11 +354,6 @@ def _where_to_run(target: Target, say: Say) -> tuple[str | None, str]:
     except TargetError as error:
         return None, f"cannot be emulated: {str(error).rstrip('.')}"
     return how, ""
-
-
-def _described(target: Target) -> dict[str, Any]:
-    entry = {"name": target.name, "tvm": target.tvm, "arch": target.arch, "features": list(target.features)}
-    return entry | ({"emulator": target.emulator} if target.emulator else {})
 
 
 def _manifest(
@@ -404,7 +395,7 @@ def _manifest(
             "outputs": [{"name": n, "shape": list(value.shape), "dtype": str(value.dtype)} for n, value in outputs],
             "preprocessing": source.preprocessing,
             "labels": list(source.labels) if source.labels else None,
-            "target": _described(target),
+            "target": target.entry,
             "dtype": dtype,
             "versions": installed_versions(),
             "records_digest": compiled.records_digest,

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from saevit_tvm.targets import Target
 
 
 def models() -> dict[str, Any]:
@@ -31,7 +34,7 @@ def targets() -> dict[str, Any]:
                 "arch": target.arch,
                 "features": list(target.features),
                 "dtypes": list(target.dtypes),
-                "proof": {"host": target.proof, None: "none"}.get(how, how),
+                "proof": {"host": target.proof, None: _instead(target)}.get(how, how),
                 "runs_here": how == "host",
                 "emulator": target.emulator,
                 "why": backends.why_not(target),
@@ -40,3 +43,12 @@ def targets() -> dict[str, Any]:
             }
         )
     return {"targets": rows}
+
+
+def _instead(target: Target) -> str:
+    """The proof of what cannot be run here."""
+    from saevit_tvm import backends
+    from saevit_tvm.proof.stand_in import can_stand_in
+
+    found = backends.get(target.kind).stand_in_proof() if can_stand_in(target) else None
+    return found or "none"

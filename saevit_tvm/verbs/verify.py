@@ -11,10 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from saevit_tvm import backends, targets
 from saevit_tvm.proof import answers as proof
 from saevit_tvm.proof import device as on_device
-from saevit_tvm.proof import parity
+from saevit_tvm.proof import parity, stand_in
 from saevit_tvm.proof.pictures import Pictures, find
+from saevit_tvm.proof.stand_in import StoodIn
 from saevit_tvm.runtime.artifact import check_runnable, read_manifest
 from saevit_tvm.runtime.manifest import batches
 from saevit_tvm.runtime.tensors import Inputs, specs_of
@@ -56,19 +58,25 @@ def verify(
         "data": None,
     }
     how, why = ("device", None) if device else _where_to_run(manifest, path)
-    if how is None:
-        return result | {"note": why}
-    inputs, expected, origin, note = reference(manifest, weights)
-    if origin != "recorded":
-        inputs, expected = parity.with_smaller(inputs, expected, batches(manifest)[:-1])
     with workspace.scratch() as scratch:
+        here = None
+        if how is None:
+            try:
+                here = _stood_in(manifest, path, weights, scratch)
+            except SaevitError as error:
+                return result | {"note": f"{why} Its kernels are not run by this CPU: {error}"}
+        if how is None and here is None:
+            return result | {"note": why}
+        inputs, expected, origin, note = reference(manifest, weights)
+        if origin != "recorded":
+            inputs, expected = parity.with_smaller(inputs, expected, batches(manifest)[:-1])
 
         def artifact(inputs: list[Inputs]) -> list[parity.Outputs]:
-            return (
-                on_device.answers(device, path, inputs, scratch)
-                if device
-                else proof.answers(path, inputs, scratch, how)
-            )
+            if device:
+                return on_device.answers(device, path, inputs, scratch)
+            if here:
+                return proof.answers(here.artifact, inputs, scratch, environment=here.environment)
+            return proof.answers(path, inputs, scratch, how)
 
         answers = artifact(inputs)
         compared = None if pictures is None else _accuracy(pictures, manifest, weights, artifact, say)
@@ -78,13 +86,42 @@ def verify(
     return result | {
         "passed": deviation.within(result["tolerance"]),
         **{name: _finite(value) for name, value in deviation.entries.items()},
-        "proof": proof.kind(manifest["target"], how),
-        "machine": f"the device {device}" if device else proof.machine(manifest["target"], how),
+        "proof": here.proof if here else proof.kind(manifest["target"], how),
+        "machine": _machine(manifest, device, how, here),
         "reference": origin,
         "inputs": len(inputs),
         "note": note,
         "data": compared,
     }
+
+
+def _machine(manifest: dict[str, Any], device: str | None, how: str | None, here: StoodIn | None) -> str:
+    if here:
+        return here.machine
+    return f"the device {device}" if device else proof.machine(manifest["target"], how)
+
+
+def _stood_in(manifest: dict[str, Any], path: Path, weights: str | None, scratch: Path) -> StoodIn | None:
+    """The same program for this CPU, made again from its recipe; None where a run of it would be no proof."""
+    backend = backends.described(manifest)
+    if not backend.has_stand_in or backend.stand_in_proof() is None:
+        return None
+    from saevit_tvm.models.recreate import one_thread, recreate
+    from saevit_tvm.tuning.records import open_records
+
+    target = targets.get(manifest["target"]["name"]).computing_in(manifest["recipe"]["dtype"])
+    with one_thread():
+        *smaller, source = (recreate(_at(manifest, batch), weights) for batch in batches(manifest))
+        records = open_records(None, target) if manifest["records"] else None
+        compiled = backends.compile_model(
+            source, target, records=records, dtype=manifest["recipe"]["dtype"], smaller=smaller
+        )
+    return stand_in.made(manifest, compiled, scratch, scratch / "none.so", path)
+
+
+def _at(manifest: dict[str, Any], batch: int) -> dict[str, Any]:
+    recipe = manifest["recipe"]
+    return manifest if recipe["batch"] == batch else manifest | {"recipe": recipe | {"batch": batch}}
 
 
 def _accuracy(

@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from saevit_tvm.backends import nvrtc
+from saevit_tvm.emulators import cuda as emulated
+from saevit_tvm.runtime import opencl
+
 MILLION = 10**6
 
 
@@ -51,13 +55,17 @@ def test_the_peak_is_more_than_a_scalar_core_has(script) -> None:
 
 def test_for_gpus_each_model_is_built_for_each_in_both_types(script) -> None:
     zoo = script("zoo")
-    jobs = list(zoo._jobs(argparse.Namespace(gpu=True, models=["mine.onnx"], draw=None)))
+    options = argparse.Namespace(gpu=True, models=["mine.onnx"], draw=None, in_turn=False)
+    jobs = list(zoo._jobs(options))
     assert len({job.key for job in jobs}) == len(jobs) == 8
     assert {(job.target, job.dtype) for job in jobs} == {
         (target, dtype)
         for target in ("generic-opencl", "mali", "adreno", "cuda-sm_90")
         for dtype in ("float32", "float16")
     }
+    options.models, options.in_turn = [f"{at}.onnx" for at in range(8)], True
+    in_turn = [(job.target, job.dtype) for job in zoo._jobs(options)]
+    assert sorted(in_turn) == sorted((job.target, job.dtype) for job in jobs)
     facts = {"model": "mine.onnx", "proof": "none", "max_rel_error": None, "left_multiply_adds": 0.013, "seconds": 5.2}
     manifest = {"launches": [{"calls": 2, "bytes": 10**6}, {"calls": 1, "bytes": 10**5}]}
     manifest["verification"] = {"tolerance": 0.005, "arithmetic": {"max_rel_error": 0.002}}
@@ -86,3 +94,21 @@ def test_a_drawn_model_is_tuned_and_timed(script, run, tmp_path: Path) -> None:
     assert (row["model"], row["variant"]) == (drawn, "tuned for 0.1 min") and row["trials"]["1"] > 0
     assert {each["name"] for each in row["speed"]} == {"saevit-tvm", "onnxruntime"}
     assert f"| {drawn.removeprefix('timm:')} | tuned for 0.1 min |" in (tmp_path / "zoo-tuned.md").read_text()
+
+
+# Small, and of many kinds: one for each GPU and type, in that order.
+SMALL = ("resnet", "efficientnet_gn", "vit", "convnext", "byobnet", "efficientnet", "maxvit", "vit_relpos")
+
+
+@pytest.mark.slow
+def test_models_build_for_gpus(run, tmp_path: Path) -> None:
+    """Each is compared with PyTorch where this machine can."""
+    models = ",".join(f"timm:test_{name}" for name in SMALL)
+    done = run("zoo.py", "--gpu", "--in-turn", "--models", models)
+    assert done.returncode == 0, done.stderr
+    rows = {row["variant"]: row for row in json.loads((tmp_path / "zoo-gpu.json").read_text())}
+    assert len(rows) == len(SMALL) and all(row["left_multiply_adds"] < 0.02 for row in rows.values())
+    for variant, row in rows.items():
+        with_opencl = opencl.available()[0] and opencl.devices()[0].proof == "pocl"
+        lacking = (nvrtc.missing() or emulated.missing()) if variant.startswith("cuda") else not with_opencl
+        assert lacking or 0 < row["max_rel_error"] < row["tolerance"], row

@@ -24,6 +24,7 @@ from saevit_tvm.models.opening import open_model
 from saevit_tvm.models.recreate import recreate
 from saevit_tvm.proof import answers as proof
 from saevit_tvm.proof import parity
+from saevit_tvm.proof.stand_in import STOOD_IN_FOR
 from saevit_tvm.runtime import artifact, cuda
 from saevit_tvm.runtime.cuda import errors
 from saevit_tvm.runtime.tensors import specs_of
@@ -181,7 +182,7 @@ def test_an_artifact_holds_machine_code_and_no_source(cuda_artifact: Path) -> No
 
 
 def on_this_cpu(manifest: dict[str, Any]) -> float:
-    assert manifest["verification"]["arithmetic"]["inputs"] == emulated.INPUTS
+    assert manifest["verification"]["arithmetic"]["inputs"] == STOOD_IN_FOR
     return manifest["verification"]["arithmetic"]["max_rel_error"]
 
 
@@ -252,9 +253,9 @@ def test_kernels_that_compute_something_else_are_no_artifact(cuda_artifact: Path
     (source,) = (cuda_artifact.parent / "ir").glob("*-kernels.cu")
     inputs = parity.random_inputs(specs_of(manifest["inputs"]), 1)
     model = recreate(manifest, None)
-    given = (inputs, [model.reference(*each) for each in inputs], library, lambda _line: None)
-    with pytest.raises(ParityError, match="the kernels, run on this CPU, deviate from PyTorch by"):
-        build_verb._arithmetic(manifest, compiled_from(source.read_text().replace("erff(", "sinf("), manifest), *given)
+    given = (inputs, [model.reference(*each) for each in inputs], library, "pytorch", lambda _line: None)
+    with pytest.raises(ParityError, match="the kernels, run on this CPU, deviate from pytorch by"):
+        build_verb._stood_in(manifest, compiled_from(source.read_text().replace("erff(", "sinf("), manifest), *given)
 
 
 @needs_emulation
@@ -262,7 +263,7 @@ def test_a_compiler_that_cannot_costs_only_the_proof(cuda_artifact: Path, tmp_pa
     said: list[str] = []
     manifest = artifact.read_manifest(cuda_artifact)
     compiled = compiled_from('#error "too old"\n', manifest)
-    assert build_verb._arithmetic(manifest, compiled, [], [], tmp_path / "library.so", said.append) == {}
+    assert build_verb._stood_in(manifest, compiled, [], [], tmp_path / "library.so", "pytorch", said.append) == {}
     (line,) = said
     assert line.startswith("its kernels are not run by this CPU: 'g++' cannot compile") and "too old" in line
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import platform
+import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,8 +17,10 @@ import pytest
 
 import saevit_tvm
 from saevit_tvm import backends, targets
+from saevit_tvm.backends import opencl as opencl_backend
+from saevit_tvm.compiler.street import Compiled
 from saevit_tvm.runtime import artifact, opencl
-from saevit_tvm.support.errors import ArtifactError, TargetError
+from saevit_tvm.support.errors import ArtifactError, ParityError, TargetError
 from schedules.machines.gpus import GPU, GPUS
 
 TARGET = "generic-opencl"
@@ -43,11 +47,12 @@ def test_every_gpu_is_a_target(gpu: GPU) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "dtype"), [("mali", "float32"), ("adreno-740", "float16")])
-def test_mobile_gpus_get_an_arm_library(name: str, dtype: str, tmp_path: Path) -> None:
-    """Not run here, and the manifest says so; only that it is what the device would load."""
+def test_mobile_gpus_get_an_arm_library(name: str, dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the device would load is not run here, but its kernels are, by the driver here."""
     from saevit_tvm.runtime import elf
     from saevit_tvm.support import toolchain
     from saevit_tvm.verbs.build import BuildOptions, build
+    from saevit_tvm.verbs.verify import verify
 
     target = targets.get(name)
     try:
@@ -60,7 +65,46 @@ def test_mobile_gpus_get_an_arm_library(name: str, dtype: str, tmp_path: Path) -
     assert elf.machine(data[: elf.HEADER_SIZE]) == "aarch64"
     assert data.count(b"// Function: ") == result.manifest["kernels"]["total"]
     proof = result.manifest["verification"]
-    assert not proof["passed"] and proof["proof"] == "none"
+    assert proof["passed"] and proof["proof"] == "pocl" and "a host part for this CPU" in proof["machine"]
+    assert 0 < proof["max_rel_error"] < (2e-5 if dtype == "float32" else proof["tolerance"])
+    assert proof.get("widened", False) == (dtype == "float16")
+    again = verify(result.artifact)
+    assert again["passed"] and (again["proof"], again["machine"]) == ("pocl", proof["machine"])
+    assert again["max_abs_error"] >= proof["max_abs_error"]  # of more inputs
+    adapted = opencl_backend._adapted
+    monkeypatch.setattr(opencl_backend, "_adapted", lambda *given: adapted(*given).replace("acc_ptr", "sum_ptr"))
+    other = verify(result.artifact)
+    assert other["proof"] == "none" and "not run by this CPU: they are others than this version makes" in other["note"]
+
+
+@pytest.mark.slow
+def test_what_stands_in_has_the_same_kernels(tmp_path: Path) -> None:
+    """Byte for byte, and kernels that compute something else are no artifact."""
+    from saevit_tvm.models.opening import open_model
+    from saevit_tvm.verbs.build import BuildOptions, build
+
+    source, target, backend = open_model("saevit_micro", image_size=32), targets.get("mali"), backends.get("opencl")
+    for dtype in ("float32", "float16"):
+        compiled = backends.compile_model(source, target, dtype=dtype)
+        beside = backend.stand_in(compiled, tmp_path).compiled
+        assert beside.target.arch == platform.machine() and beside.target.features == ()
+        theirs, ours = sources_of(compiled, tmp_path / "theirs.so"), sources_of(beside, tmp_path / "ours.so")
+        assert len(ours) == compiled.kernels["total"]
+        if dtype == "float32":
+            assert ours == theirs
+        else:
+            assert "half4" in "".join(theirs) and not re.search(r"\bhalf\d*\b(?! ?\*)", "".join(ours))
+
+    adapted = opencl_backend._adapted
+    with pytest.MonkeyPatch.context() as patched, pytest.raises(ParityError, match="run on this CPU, deviate from"):
+        patched.setattr(opencl_backend, "_adapted", lambda *given: adapted(*given).replace("erf(", "sin("))
+        build(BuildOptions("saevit_micro", "mali", image_size=32, out=tmp_path), say=lambda _line: None)
+
+
+def sources_of(compiled: Compiled, file: Path) -> list[str]:
+    """Every kernel of a program as its driver gets it."""
+    compiled.export(file)
+    return sorted(opencl_backend.kernels_in(file))
 
 
 def test_it_computes_what_pytorch_computes(opencl_artifact: Path) -> None:

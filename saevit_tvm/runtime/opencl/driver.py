@@ -9,17 +9,18 @@ from typing import Any, NamedTuple
 LIBRARIES = ("libOpenCL.so.1", "libOpenCL.so", "libmali.so.1", "libmali.so")
 POCL = "Portable Computing Language"
 
-_PLATFORM_NAME, _DEVICE_TYPE, _DEVICE_NAME, _DRIVER_VERSION = 0x0902, 0x1000, 0x102B, 0x102D
+_PLATFORM_NAME, _DEVICE_TYPE, _DEVICE_NAME, _DRIVER_VERSION, _EXTENSIONS = 0x0902, 0x1000, 0x102B, 0x102D, 0x1030
 _ANY_DEVICE, _GPU = 0xFFFFFFFF, 1 << 2
 
 
 class Device(NamedTuple):
-    """One device and who drives it."""
+    """One device and who drives it; `half` where it computes in float16."""
 
     name: str
     platform: str
     driver: str
     gpu: bool
+    half: bool
 
     @property
     def proof(self) -> str:
@@ -75,6 +76,7 @@ def _device(library: ctypes.CDLL, platform: ctypes.c_void_p, device: ctypes.c_vo
         platform=_text(library.clGetPlatformInfo, platform, _PLATFORM_NAME),
         driver=_text(library.clGetDeviceInfo, device, _DRIVER_VERSION),
         gpu=bool(kind.value & _GPU),
+        half="cl_khr_fp16" in _text(library.clGetDeviceInfo, device, _EXTENSIONS).split(),
     )
 
 
