@@ -49,6 +49,8 @@ FLOAT, FRAMES = "float32", "uint8"  # what a library may take for a picture
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 Size = tuple[int, int]
 
+NARROW = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+
 
 @dataclass(frozen=True)
 class ModelSource:
@@ -150,6 +152,21 @@ class ModelSource:
             moved.append(near.astype(each.dtype) if each.dtype.kind == "f" else each)
         answers = zip(self.original(*moved), self.original(*inputs), strict=True)
         found = max(_apart(a, e) if e.dtype.kind == "f" else float(np.mean(a != e)) for a, e in answers)
+        return found if found <= MOST_MOVES else 0.0
+
+    def rounds(self, dtype: str, inputs: Inputs) -> float:
+        """By which share PyTorch's own answer is off in a type of 16 bits; 0 where that says nothing."""
+        if self.onnx is not None or dtype not in NARROW:
+            return 0.0
+        given = map(torch.from_numpy, inputs)
+        try:
+            narrow = copy.deepcopy(self.module).to(NARROW[dtype])
+            with torch.no_grad():
+                answers = tree_leaves(narrow(*(x.to(NARROW[dtype]) if x.is_floating_point() else x for x in given)))
+        except (RuntimeError, TypeError, NotImplementedError):  # operators that PyTorch has for float32 alone
+            return 0.0
+        pairs = zip(answers, self.original(*inputs), strict=True)
+        found = max((_apart(a.float().numpy(), e) for a, e in pairs if e.dtype.kind == "f"), default=0.0)
         return found if found <= MOST_MOVES else 0.0
 
     @property

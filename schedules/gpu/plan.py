@@ -93,9 +93,10 @@ def _conv(spec: KernelSpec, limits: Limits, dtype: str, given: str) -> list[Laun
     n, h, w, c = spec.x.axes("NHWC")
     high, wide, within, k = spec.weight("w").shape
     finish = _finish(spec, planes=True)
-    if within != c or finish is None:
+    groups = spec["groups"]
+    if within * groups != c or k % groups or finish is None:
         return None
-    fields = {"n": n, "h": h, "w": w, "c": c, "k": k, "kernel": (high, wide), **_window(spec)}
+    fields = {"n": n, "h": h, "w": w, "c": c, "k": k, "groups": groups, "kernel": (high, wide), **_window(spec)}
     kernel = convolution(limits, **fields, epilogue=finish.epilogue, dtype=dtype, given=given)
     return [Launch(kernel, ("x", "w", *finish.reads), "out")]
 

@@ -412,6 +412,10 @@ POINT = Window((1, 1), padding=(0, 0, 0, 0))
 @pytest.mark.parametrize(
     ("x", "k", "window", "steps", "limits", "dtype"),
     [
+        # With groups: as in ResNeXt, of few channels through local memory, and of an odd number.
+        (((1, 24, 7, 9), 3), 48, Window(strides=(2, 2)), "bias, relu", GENERIC, "float32"),
+        (((2, 32, 6, 6), 4), 32, Window(), "bias, add residual", LOCAL, "float16"),
+        (((1, 15, 5, 8), 5), 10, POINT, "bias", NVIDIA, "float32"),
         ((1, 3, 33, 18), 10, Window(strides=(2, 2)), "bias, gelu", GENERIC, "float32"),
         ((2, 8, 12, 12), 16, Window(padding=(0, 0, 0, 0)), "bias", LOCAL, "float32"),
         ((1, 6, 8, 8), 7, dataclasses.replace(POINT, strides=(2, 2)), "bias", GENERIC, "float32"),
@@ -429,10 +433,11 @@ POINT = Window((1, 1), padding=(0, 0, 0, 0))
         ((1, 4, 12, 10), 8, Window((3, 2), (2, 1), (0, 1, 3, 0), (3, 2)), "bias, sigmoid", LOCAL, "float32"),
     ],
 )
-def test_conv(x: tuple[int, ...], k: int, window: Window, steps: str, limits: Limits, dtype: str, folder: Path) -> None:
-    given = weights(w=(*window.kernel, x[1], k), **by_channel(steps, k))
+def test_conv(x: Any, k: int, window: Window, steps: str, limits: Limits, dtype: str, folder: Path) -> None:
+    x, groups = x if isinstance(x[0], tuple) else (x, 1)
+    given = weights(w=(*window.kernel, x[1] // groups, k), **by_channel(steps, k))
     out = window.over(image(*x), torch.from_numpy(given["w"]).double().permute(3, 2, 0, 1))
-    spec = logical("conv", x, given, tuple(out.shape), steps, **window.attrs())
+    spec = logical("conv", x, given, tuple(out.shape), steps, **window.attrs(), groups=groups)
     operands = others(spec)
     agree(spec, given, image(*x), finished(spec, out, given, **operands), folder, limits, dtype, **operands)
 
@@ -518,7 +523,7 @@ def test_what_there_are_no_kernels_for_is_declined() -> None:
     fine = conv("bias, add residual, relu")
     assert accepts(fine, GENERIC)
     small = dataclasses.replace(fine.inputs[1], shape=(1, 1, 6, 6))
-    grouped = dataclasses.replace(conv(groups=2), weights=(Tensor("w", (3, 3, 4, 16)), Tensor("b", (16,))))
+    grouped = dataclasses.replace(conv(groups=2), weights=(Tensor("w", (3, 3, 2, 16)), Tensor("b", (16,))))
     for spec in (
         conv("bias, softplus"),  # an activation that nobody knows
         conv("bias, divide residual"),

@@ -253,7 +253,7 @@ def test_kernels_that_compute_something_else_are_no_artifact(cuda_artifact: Path
     (source,) = (cuda_artifact.parent / "ir").glob("*-kernels.cu")
     inputs = parity.random_inputs(specs_of(manifest["inputs"]), 1)
     model = recreate(manifest, None)
-    given = (inputs, [model.reference(*each) for each in inputs], library, "pytorch", lambda _line: None)
+    given = (inputs, [model.reference(*each) for each in inputs], library, model, lambda _line: None)
     with pytest.raises(ParityError, match="the kernels, run on this CPU, deviate from pytorch by"):
         build_verb._stood_in(manifest, compiled_from(source.read_text().replace("erff(", "sinf("), manifest), *given)
 
@@ -263,7 +263,10 @@ def test_a_compiler_that_cannot_costs_only_the_proof(cuda_artifact: Path, tmp_pa
     said: list[str] = []
     manifest = artifact.read_manifest(cuda_artifact)
     compiled = compiled_from('#error "too old"\n', manifest)
-    assert build_verb._stood_in(manifest, compiled, [], [], tmp_path / "library.so", "pytorch", said.append) == {}
+    assert (
+        build_verb._stood_in(manifest, compiled, [], [], tmp_path / "library.so", recreate(manifest, None), said.append)
+        == {}
+    )
     (line,) = said
     assert line.startswith("its kernels are not run by this CPU: 'g++' cannot compile") and "too old" in line
 

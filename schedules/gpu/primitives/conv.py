@@ -57,6 +57,12 @@ class Convolution(Spans, Kernel):
     dtype: str = "float32"  # of the arithmetic
     given: str = "float32"  # how x is stored
     common: bool = False
+    groups: int = 1
+
+    @property
+    def within(self) -> int:
+        """Input channels of a group."""
+        return self.c // self.groups
 
     @property
     def positions(self) -> int:
@@ -70,7 +76,7 @@ class Convolution(Spans, Kernel):
     def reads(self) -> dict[str, Buffer]:
         found = {
             "x": Buffer((self.n, self.c, self.h, self.w), self.given),
-            "w": Buffer((*(self.kernel if self.taps > 1 else ()), self.c, self.k), stored_as(self.dtype)),
+            "w": Buffer((*(self.kernel if self.taps > 1 else ()), self.within, self.k), stored_as(self.dtype)),
         }
         finish = epilogue_reads(self.epilogue, self.out, self.k, self.n)
         if "b" in finish:
@@ -98,9 +104,10 @@ class Conv(Convolution):
     def offered(self, limits: Limits) -> list[Tiling]:
         # Loads of four numbers are the widest everywhere.
         lanes = [size for size in (4, 2, 1) if size == 1 or (self.pointwise and self.positions % size == 0)]
-        channels = [size for size in (8, 4, 2, 1) if self.k % size == 0]
+        # A work-item's are of one group.
+        channels = [size for size in (8, 4, 2, 1) if self.k // self.groups % size == 0]
         # Through local memory only where that is not main memory by another name, as on Mali.
-        staged = [size for size in (8, 4) if self.c % size == 0] if limits.local_is_fast else []
+        staged = [size for size in (8, 4) if self.within % size == 0] if limits.local_is_fast else []
         # Tiles of 8 channels are half the loads of tiles of 4, but with them a Mali's 64 registers are full.
         preferred = 8 if limits.registers_per_item > 64 else 4
         channel = next(size for size in channels if size <= preferred)
@@ -210,7 +217,7 @@ class _Body:
         at = f"{into}[j * {lanes} + v]"
         terms = [
             *self.inputs(channel),
-            self.matrix.load(f"({tap} * {self.conv.c} + {channel})", "ii"),
+            self.matrix.load(f"({tap} * {self.conv.within} + {channel})", "ii"),
             self.each_channel(self.each_lane(f"{at} = {at} + ws[j] * xs[v]")),
         ]
         if self.conv.common:
@@ -223,17 +230,18 @@ class _Body:
         if self.tiling.staged:
             # All work-items of a group bring weights, also those that have nothing to compute. The barrier before the
             # next ones stands here: where a loop ends with a branch, PoCL (3.1) loses what was written before it.
-            staging = self.matrix.staging(f"{tap} * {self.conv.c} + io * {chunk}")
+            staging = self.matrix.staging(f"{tap} * {self.conv.within} + io * {chunk}")
             steps = [staging, nest(f"if {inside}:", *steps), BARRIER]
-        return nest(f"for io in range({self.conv.c // chunk}):", *steps)
+        return nest(f"for io in range({self.conv.within // chunk}):", *steps)
 
     @property
     def chunk(self) -> int:
-        return next(size for size in range(HALF_TERMS, 0, -1) if self.conv.c % size == 0)
+        return next(size for size in range(HALF_TERMS, 0, -1) if self.conv.within % size == 0)
 
     def inputs(self, channel: str) -> list[str]:
         conv = self.conv
-        plane = f"(bz * {conv.c} + {channel}) * {conv.h * conv.w}"
+        group = f"({self.matrix.channel}) // {conv.k // conv.groups} * {conv.within} + " if conv.groups > 1 else ""
+        plane = f"(bz * {conv.c} + {group}{channel}) * {conv.h * conv.w}"
         if conv.pointwise:
             index = f"{plane} + {self.position}"
             return [self.memory.load_lanes("xs", "0", "x", index, self.tiling.lanes, self.factor)]

@@ -70,7 +70,8 @@ class Layer(Kernel):
 
     @property
     def out(self) -> Buffer:
-        return Buffer((*self.tokens, self.k), stored_as(self.dtype))
+        """Products of two values stay wide: without a softmax they grow with the tokens, and are divided."""
+        return Buffer((*self.tokens, self.k), "float32" if self.own else stored_as(self.dtype))
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,10 @@ class TensorConv(OnTensorCores, Convolution):
     def all_columns(self) -> int:
         return self.n * self.positions
 
+    def pays(self, limits: Limits) -> bool:
+        """Of groups, each would be a product of its own."""
+        return self.groups == 1 and super().pays(limits)
+
     def body(self, tiling: Tiling, memory: Memory) -> _Body:
         return _Body(self, tiling, memory)
 
