@@ -27,6 +27,8 @@ from schedules.machines.gpus import Limits, limits_of
 
 _SOURCE_HOOK = "tvm_callback_opencl_postproc"  # what TVM calls with every kernel's source
 PROOF = "pocl"
+# PoCL takes twice as long to compile a kernel when it optimises, and a proof runs it a few times only.
+IN_A_HURRY = {"POCL_EXTRA_BUILD_FLAGS": "-cl-opt-disable"}
 _KERNEL = b"// Function: "  # how a kernel begins
 _READ_OF_IMAGE = re.compile(r"\bread_image[fh]\((\w+),")
 _HALVES = re.compile(r"\b__global half\* restrict (\w+)")
@@ -85,7 +87,7 @@ class OpenCL(Gpu):
         self.prepare()
         widened = limits_of(compiled.target.tvm).half and not device.half
         by = Widened() if widened else self
-        return StandIn(by.beside_this_cpu(compiled), self.machine(), proof=proof, widened=widened)
+        return StandIn(by.beside_this_cpu(compiled), self.machine(), proof, IN_A_HURRY, widened)
 
     def stand_in_proof(self) -> str | None:
         """Of a driver for CPUs; what another one does with kernels for this device nobody knows."""
