@@ -26,6 +26,7 @@ from saevit_tvm.compiler import library, street
 from saevit_tvm.compiler.street import Compiled, Dump
 from saevit_tvm.emulators import cuda as emulated
 from saevit_tvm.runtime import cuda
+from saevit_tvm.runtime.artifact import read_manifest
 from saevit_tvm.support.errors import TargetError
 from saevit_tvm.targets import Target
 from saevit_tvm.targets.cuda import CUDATarget
@@ -106,8 +107,10 @@ class Cuda(Gpu):
         return StandIn(program, "a stand-in for NVIDIA's driver", environment=gpu)
 
     def has_kernels_of(self, artifact: Path, library: Path, stand_in: StandIn) -> bool:
+        """By the source: its compiler makes other names each time."""
         assert isinstance(stand_in.compiled.code, DeviceCode)
-        return stand_in.compiled.code.fat_binary in artifact.read_bytes()
+        found = read_manifest(artifact)["device_code"].get("source")
+        return bool(found == stand_in.compiled.code.report["source"])
 
     def runtime_libraries(self) -> dict[str, Path]:
         return nvrtc.cuda_runtime()

@@ -5,6 +5,7 @@ TVM itself would ship the source, to be compiled where the library is loaded.
 
 from __future__ import annotations
 
+import hashlib
 import re
 import struct
 from collections.abc import Callable, Iterator
@@ -57,6 +58,7 @@ def compile_kernels(source: str, architectures: tuple[str, ...], with_ptx: bool 
         "architectures": list(architectures),
         "ptx": architectures[-1] if with_ptx else None,
         "compiler": nvrtc.version(),
+        "source": f"sha256:{hashlib.sha256(source.encode()).hexdigest()}",
         "bytes": len(packed),
         "kernels": dict(sorted(kernels.items())),
     }

@@ -31,6 +31,7 @@ from saevit_tvm.runtime.tensors import specs_of
 from saevit_tvm.support.errors import ArtifactError, CompileError, ParityError, TargetError, UsageError
 from saevit_tvm.verbs import build as build_verb
 from saevit_tvm.verbs.build import BuildOptions, build
+from saevit_tvm.verbs.verify import verify
 from schedules.gpu.launch import OVERLAPPING
 from schedules.machines.gpus import limits_of
 from schedules.machines.nvidia import ARCHITECTURES, CHIPS
@@ -256,6 +257,15 @@ def test_kernels_that_compute_something_else_are_no_artifact(cuda_artifact: Path
     given = (inputs, [model.reference(*each) for each in inputs], library, model, lambda _line: None)
     with pytest.raises(ParityError, match="the kernels, run on this CPU, deviate from pytorch by"):
         build_verb._stood_in(manifest, compiled_from(source.read_text().replace("erff(", "sinf("), manifest), *given)
+
+
+@pytest.mark.slow
+@needs_emulation
+@without_gpu
+def test_verify_runs_its_kernels_again(cuda_artifact: Path) -> None:
+    found = verify(cuda_artifact)
+    assert not found["passed"] and found["proof"] == "none" and 0 < found["arithmetic"]["max_rel_error"] < 2e-5
+    assert "needs an NVIDIA GPU" in found["note"] and "run by this CPU, deviate from pytorch by" in found["note"]
 
 
 @needs_emulation
