@@ -37,11 +37,12 @@ from schedules.gpu.primitives.depthwise import Depthwise
 from schedules.gpu.primitives.fragments import ARITHMETICS
 from schedules.gpu.primitives.head import Head
 from schedules.gpu.primitives.linear import Linear
-from schedules.gpu.primitives.norm import LayerNorm
+from schedules.gpu.primitives.norm import GroupNorm, LayerNorm
 from schedules.gpu.primitives.pool import Mean, Pool
 from schedules.gpu.primitives.reduce import CommonPart
 from schedules.gpu.primitives.softmax import Softmax
 from schedules.gpu.primitives.tensor_conv import TensorConv
+from schedules.gpu.primitives.tensor_linear import TensorLinear
 from schedules.gpu.registry import KERNELS, chosen_tiling, declare, expand, kernel_of, tilings
 from schedules.kernels import declare as declare_spec
 from schedules.kernels import tiled
@@ -872,6 +873,8 @@ def test_families_promise_what_all_of_them_have() -> None:
 def test_a_declaration_says_what_it_declares() -> None:
     more = [
         TensorConv(2, 7, 7, 48, 40, epilogue=BIAS_RESIDUAL, dtype="tf32"),
+        TensorLinear((2, 3, 49), 32, 48, epilogue=Epilogue(), dtype="float16", own=True),
+        GroupNorm((2, 4), 2 * 6 * 5, eps=1e-6, positions=30, height=6),
         CommonPart(1, 64, 7, 7),
         Head(1, 7, 7, 64, 10),
         Cast((1, 3, 8, 8), "float32", "float16"),
