@@ -4,7 +4,7 @@
     python benchmarks/zoo.py [--resume]             build all and write the table
     python benchmarks/zoo.py --speed [--resume]     and time each at one and at two threads
     python benchmarks/zoo.py --speed --tune 10 --draw 6 --threads 2    six of them, tuned for ten minutes each
-    python benchmarks/zoo.py --gpu [--resume]       for GPUs, at 64 pixels, in float32 and float16
+    python benchmarks/zoo.py --gpu [--resume]       for GPUs, at 64 pixels or a few more, in float32 and float16
     python benchmarks/zoo.py --models timm:resnet18,mine.onnx --variants plain,features
 
 With --speed, the floor of a model is the time of its multiply-adds at the peak that a loop of nothing else reached just
@@ -80,6 +80,7 @@ SHORT = (
     "--image-size 64 --variants plain --models timm:resnet18,timm:mobilenetv3_small_100,timm:mobilenetv4_conv_small,"
     "timm:convnext_atto,timm:starnet_s1,timm:efficientvit_b0,timm:shvit_s1,timm:pvt_v2_b0"
 )
+SIZES = (64, 128, 256)
 GPUS = ("generic-opencl", "mali", "adreno", "cuda-sm_90")
 OURS = "saevit-tvm"
 NEAR_FLOOR = 1.25  # times a model's floor: nobody has much to gain there
@@ -125,7 +126,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--image-size", help="in place of each model's own")
     parser.add_argument("--speed", action="store_true", help="also time each beside other runtimes")
-    parser.add_argument("--gpu", action="store_true", help=f"for {', '.join(GPUS)}, plain, at --image-size or 64")
+    parser.add_argument(
+        "--gpu", action="store_true", help=f"for {', '.join(GPUS)}, plain, at --image-size or 64, 128 or 256"
+    )
     parser.add_argument(
         "--in-turn", action="store_true", help="with --gpu: each model for one of them only, in one type"
     )
@@ -188,9 +191,9 @@ def row_of(job: Job, options: argparse.Namespace) -> Row:
         try:
             model = _exported(job, Path(scratch), options) if job.variant.startswith("onnx") else job.model
             line = ["--target", job.target, "--dtype", job.dtype, *BUILT_WITH.get(job.variant, [])]
-            size = options.image_size or ("64" if options.gpu else None)
-            line += ["--image-size", size] if size else []
             line += ["--model", model]
+            if size := options.image_size or (_small(model) if options.gpu else None):
+                line += ["--image-size", size]
             if options.tune:
                 row["trials"] = {count: _tuned(line, count, Path(scratch), options) for count in options.threads}
                 line += ["--store", scratch]
@@ -218,6 +221,19 @@ def row_of(job: Job, options: argparse.Namespace) -> Row:
         except _Failed as failed:
             row["error"] = str(failed)
     return row
+
+
+def _small(model: str) -> str:
+    """The smallest of some sizes that a model takes."""
+    from saevit_tvm.models.opening import open_model
+    from saevit_tvm.support.errors import SaevitError
+
+    _import_for_all()
+    for size in SIZES:
+        with contextlib.suppress(SaevitError):
+            open_model(model, image_size=size)
+            return str(size)
+    raise _Failed(f"it takes none of {SIZES}")
 
 
 def _launched(manifest: Row) -> Row:

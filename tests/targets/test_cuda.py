@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import re
 from collections.abc import Callable
@@ -359,3 +360,47 @@ def test_all_between_input_and_output_is_captured(cuda_artifact: Path) -> None:
     assert kernels["main"] == [launches[0]["kernel"].removesuffix("_kernel"), "head"]
     assert functions["main"].count("cuda_graph.run_or_capture") == 1
     assert re.search(r"cls\.conv\(x, ", functions["main"]) and "(x, " not in functions["main_cuda_graph_capture"]
+
+
+WARPS = """
+extern "C" __global__ void __launch_bounds__(80) work_kernel(float* out) {
+  __shared__ float partial[3];
+  int i = threadIdx.x;
+  unsigned mask = __activemask();
+  float mine = i;
+  out[i] = __shfl_down_sync(mask, mine, 3, 8);
+  out[80 + i] = __shfl_up_sync(mask, mine, 1, 16);
+  out[160 + i] = __shfl_xor_sync(mask, -mine, 5);
+  out[240 + i] = __shfl_sync(mask, mine, 2, 4);
+  for (int apart = 8; apart > 0; apart /= 2) mine += __shfl_down_sync(mask, mine, apart, 16);
+  if (i % 16 == 0) out[320 + i / 16] = mine;
+  if (i % 32 == 0) partial[i / 32] = mine;
+  __syncthreads();
+  float sum = 0;
+  if (i < 32) {  // only the first warp meets here
+    sum = i < 3 ? partial[i] : 0;
+    for (int apart = 2; apart > 0; apart /= 2) sum += __shfl_down_sync(__activemask(), sum, apart);
+    if (i == 0) partial[0] = sum;
+  }
+  __syncthreads();
+  if (i == 79) out[325] = partial[0];
+}
+"""
+
+
+@needs_emulation
+def test_threads_of_a_warp_hand_numbers_to_each_other(tmp_path: Path) -> None:
+    """As TVM's sums over many threads do, the last warp of a block being short."""
+    library = ctypes.CDLL(str(emulated.kernels(WARPS, tmp_path / "warps.so")))
+    out = np.full(326, np.nan, "float32")
+    place = ctypes.c_void_p(out.ctypes.data)
+    sizes = ((ctypes.c_uint * 3)(*size) for size in ((1, 1, 1), (80, 1, 1)))
+    library.run_work_kernel(*sizes, (ctypes.c_void_p * 1)(ctypes.addressof(place)))
+    i = np.arange(80)
+    np.testing.assert_array_equal(out[:80], np.where(i % 8 + 3 < 8, i + 3, i))
+    np.testing.assert_array_equal(out[80:160], np.where(i % 16 < 1, i, i - 1))
+    np.testing.assert_array_equal(out[160:240], -(i ^ 5))
+    np.testing.assert_array_equal(out[240:320], i // 4 * 4 + 2)
+    sums = i.reshape(5, 16).sum(1)
+    np.testing.assert_array_equal(out[320:325], sums)
+    assert out[325] == sums[0] + sums[2] + sums[4]

@@ -1,6 +1,7 @@
 // What comes before and after generated CUDA C++ so that this machine's compiler makes it a library of kernels that
-// driver.c can launch: block by block, the threads of one as coroutines that meet at __syncthreads. Products on
-// tensor cores are emulated: a thread has eight neighbours of one row of the sums, and what they are computed from.
+// driver.c can launch: block by block, the threads of one as coroutines that meet at __syncthreads, and those of a warp
+// where they hand each other numbers. Products on tensor cores are emulated: a thread has eight neighbours of one row of
+// the sums, and what they are computed from.
 #ifndef HOST_KERNELS
 #define HOST_KERNELS
 #include <cuda_bf16.h>
@@ -42,10 +43,15 @@ static uint3 threadIdx, blockIdx;
 
 namespace host {
 
+constexpr unsigned WARP = 32;
+
 struct Thread {
     ucontext_t context;
     uint3 index;
+    unsigned number;
     bool done;
+    bool for_warp;  // it waits for the others of its warp, and not for all of its block
+    char given[8];  // what it hands to others
     std::vector<char> stack;
 };
 
@@ -53,6 +59,7 @@ static ucontext_t scheduler;
 static Thread *current;
 static const std::function<void()> *work;
 static bool met;  // some thread waited for others
+static std::vector<Thread> threads;  // of a block
 
 static void begin() {
     (*work)();
@@ -61,7 +68,7 @@ static void begin() {
 
 static void start(Thread &thread) {
     thread.stack.resize(1 << 16);
-    thread.done = false;
+    thread.done = thread.for_warp = false;
     getcontext(&thread.context);
     thread.context.uc_stack.ss_sp = thread.stack.data();
     thread.context.uc_stack.ss_size = thread.stack.size();
@@ -76,7 +83,43 @@ static void go_on(Thread &thread) {
     swapcontext(&scheduler, &thread.context);
 }
 
-static void one_block(std::vector<Thread> &threads) {
+static void wait(bool for_warp) {
+    met = true;
+    current->for_warp = for_warp;
+    swapcontext(&current->context, &scheduler);
+}
+
+// All threads wait or are done. Those go on first that wait for their warp; whether any thread was left.
+static bool step() {
+    bool left = false, for_warp = false;
+    for (Thread &thread : threads) {
+        left |= !thread.done;
+        for_warp |= !thread.done && thread.for_warp;
+    }
+    for (Thread &thread : threads)
+        if (thread.for_warp == for_warp) {
+            thread.for_warp = false;
+            go_on(thread);
+        }
+    return left;
+}
+
+// The number that a lane of the warp gives; one's own where there is no such thread.
+template <class T>
+T from_lane(T value, unsigned lane) {
+    static_assert(sizeof(T) <= sizeof(Thread::given), "a number");
+    Thread &mine = *current;
+    unsigned other = mine.number / WARP * WARP + lane;
+    memcpy(mine.given, &value, sizeof value);
+    wait(true);
+    if (other < threads.size() && !threads[other].done) memcpy(&value, threads[other].given, sizeof value);
+    wait(true);  // until all have read
+    return value;
+}
+
+static unsigned lane() { return current->number % WARP; }
+
+static void one_block() {
     for (Thread &thread : threads) thread.done = false;
     met = false;
     start(threads[0]);
@@ -90,21 +133,22 @@ static void one_block(std::vector<Thread> &threads) {
         start(threads[i]);
         go_on(threads[i]);
     }
-    while (met && !threads[0].done)
-        for (Thread &thread : threads) go_on(thread);
+    while (met && step()) {
+    }
 }
 
 static void every_block(const unsigned *grid, const unsigned *block, const std::function<void()> &f) {
-    static std::vector<Thread> threads;
     threads.resize(block[0] * block[1] * block[2]);
-    for (unsigned i = 0; i < threads.size(); ++i)
+    for (unsigned i = 0; i < threads.size(); ++i) {
         threads[i].index = make_uint3(i % block[0], i / block[0] % block[1], i / block[0] / block[1]);
+        threads[i].number = i;
+    }
     work = &f;
     for (unsigned z = 0; z < grid[2]; ++z)
         for (unsigned y = 0; y < grid[1]; ++y)
             for (unsigned x = 0; x < grid[0]; ++x) {
                 blockIdx = make_uint3(x, y, z);
-                one_block(threads);
+                one_block();
             }
 }
 
@@ -125,9 +169,50 @@ constexpr int count(void (*)(A...)) {
 
 }  // namespace host
 
-static inline void __syncthreads() {
-    host::met = true;
-    swapcontext(&host::current->context, &host::scheduler);
+static inline void __syncthreads() { host::wait(false); }
+
+static inline unsigned __activemask() {
+    unsigned found = 0, first = host::current->number / host::WARP * host::WARP;
+    for (unsigned i = 0; i < host::WARP && first + i < host::threads.size(); ++i)
+        if (!host::threads[first + i].done) found |= 1u << i;
+    return found;
+}
+
+// Between lanes of a warp, or of parts of it of a width.
+template <class T>
+T __shfl(T value, int lane, int width = 32) {
+    return host::from_lane(value, host::lane() / width * width + lane % width);
+}
+template <class T>
+T __shfl_down(T value, unsigned delta, int width = 32) {
+    unsigned mine = host::lane(), inside = mine % width + delta;
+    return host::from_lane(value, inside < unsigned(width) ? mine + delta : mine);
+}
+template <class T>
+T __shfl_up(T value, unsigned delta, int width = 32) {
+    unsigned mine = host::lane();
+    return host::from_lane(value, mine % width < delta ? mine : mine - delta);
+}
+template <class T>
+T __shfl_xor(T value, int mask, int width = 32) {
+    unsigned mine = host::lane(), other = mine ^ mask;
+    return host::from_lane(value, other / width == mine / width ? other : mine);
+}
+template <class T>
+T __shfl_sync(unsigned, T value, int lane, int width = 32) {
+    return __shfl(value, lane, width);
+}
+template <class T>
+T __shfl_down_sync(unsigned, T value, unsigned delta, int width = 32) {
+    return __shfl_down(value, delta, width);
+}
+template <class T>
+T __shfl_up_sync(unsigned, T value, unsigned delta, int width = 32) {
+    return __shfl_up(value, delta, width);
+}
+template <class T>
+T __shfl_xor_sync(unsigned, T value, int mask, int width = 32) {
+    return __shfl_xor(value, mask, width);
 }
 
 namespace nvcuda {
