@@ -56,17 +56,22 @@ def some(inputs: list[Any]) -> list[Any]:
 
 
 def made(
-    manifest: Mapping[str, Any], compiled: Compiled, folder: Path, library: Path, artifact: Path | None = None
+    manifest: Mapping[str, Any],
+    compiled: Compiled,
+    folder: Path,
+    linked: Path | None = None,
+    artifact: Path | None = None,
 ) -> StoodIn:
     """TargetError where something is lacking, or where the `artifact` has other kernels than were compiled.
 
-    `library` is a file that holds the program, or will, if it is not for this machine.
+    `linked` is the program as a library, which serves if it is for this machine.
     """
     if takes_minutes(manifest):
         raise TargetError("they would take this CPU minutes, as a smaller batch does not")
     backend = backends.get(compiled.target.kind)
     stand_in = backend.stand_in(compiled, folder)
-    if stand_in.compiled is not compiled or not library.exists():
+    library = linked if stand_in.compiled is compiled else None
+    if library is None:
         library = folder / "beside.so"
         stand_in.compiled.export(library)
     if artifact and not backend.has_kernels_of(artifact, library, stand_in):

@@ -119,7 +119,7 @@ def _stood_in(manifest: dict[str, Any], path: Path, weights: str | None, scratch
         compiled = backends.compile_model(
             source, target, records=records, dtype=manifest["recipe"]["dtype"], smaller=smaller
         )
-    return stand_in.made(manifest, compiled, scratch, scratch / "none.so", path)
+    return stand_in.made(manifest, compiled, scratch, artifact=path)
 
 
 def _at(manifest: dict[str, Any], batch: int) -> dict[str, Any]:
