@@ -97,7 +97,7 @@ def test_a_drawn_model_is_tuned_and_timed(script, run, tmp_path: Path) -> None:
 
 
 # Small, and of many kinds: one for each GPU and type, in that order.
-SMALL = ("resnet", "efficientnet_gn", "vit", "convnext", "byobnet", "efficientnet", "maxvit", "vit_relpos")
+SMALL = ("resnet", "vit", "byobnet", "convnext", "resnet", "efficientnet", "efficientnet_gn", "vit2")
 
 
 @pytest.mark.slow
