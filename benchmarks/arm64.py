@@ -84,7 +84,10 @@ def counted(model: str, options: argparse.Namespace, scratch: Path) -> Iterator[
     answer, counts = _static(artifact, manifest, x, scratch)
     yield head | _row(f"{OURS}, static program", library["version"], _error([answer], expected), counts)
     if "float16" in targets.get(options.target).dtypes:
-        yield head | _library(_built(model, options, "float16", scratch), f"{OURS}, float16")
+        try:
+            yield head | _library(_built(model, options, "float16", scratch), f"{OURS}, float16")
+        except ParityError as error:  # some models make too much of roundings
+            say(f"{model} in float16 is left out: {error}")
 
     if not options.against:
         return
