@@ -18,7 +18,7 @@ import tvm
 from saevit_tvm.compiler import library
 from saevit_tvm.compiler.street import Compiled, Phases
 from saevit_tvm.support import cpu
-from saevit_tvm.support.errors import ArtifactError
+from saevit_tvm.support.errors import ArtifactError, TargetError
 from saevit_tvm.targets import Target
 
 Description = Mapping[str, Any]  # TVM's target JSON
@@ -126,7 +126,7 @@ class Backend(Phases):
 
     def stand_in(self, compiled: Compiled, folder: Path) -> StandIn:
         """The same program for this CPU; TargetError where something is lacking for it. Files go into the folder."""
-        raise NotImplementedError
+        raise TargetError(f"nothing on this machine stands in for target '{compiled.target.name}'")
 
     def stand_in_proof(self) -> str | None:
         """What a run of what stands in would prove here."""
@@ -134,7 +134,7 @@ class Backend(Phases):
 
     def has_kernels_of(self, artifact: Path, library: Path, stand_in: StandIn) -> bool:
         """Whether an artifact has the very kernels of the library of what stands in for it."""
-        raise NotImplementedError
+        return False
 
     def own_libraries(self) -> dict[str, Path]:
         """The same files for this machine, by name."""
